@@ -53,7 +53,7 @@ check: setup ## Lint, types, import directions, protos, fresh stubs
 format: setup ## Rewrite Python and protos in the house format
 	@$(BIN)/ruff check --fix-only --quiet
 	@$(BIN)/ruff format
-	@$(BIN)/buf format --write
+	@$(BIN)/buf format protos --write
 
 proto: setup ## Generate ordermesh/ from protos/
 	@$(BIN)/python scripts/proto.py generate
