@@ -7,3 +7,7 @@ machine.
 
 class OpsError(Exception):
     """Something about this machine or this state directory stands in the way; the message says what to do."""
+
+
+class PortBusy(OpsError):
+    """Something else listens on a port of ours."""

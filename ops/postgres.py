@@ -28,7 +28,8 @@ from typing import Any, Final, Self
 import asyncpg
 
 from ops import places
-from ops.errors import OpsError
+from ops.errors import OpsError, PortBusy
+from ops.files import write_private
 
 USER: Final = "ordermesh"
 HOST: Final = "127.0.0.1"
@@ -55,10 +56,6 @@ _DATABASE_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 class PostgresError(OpsError):
     """A Postgres server could not do what was asked."""
-
-
-class PortBusy(PostgresError):
-    """Something else listens on the server's port."""
 
 
 class NoSpace(PostgresError):
@@ -236,11 +233,11 @@ class PostgresServer:
     def _initdb(self, partial: Path) -> None:
         password_file = self._password_path()
         if not password_file.exists():
-            _write_private(password_file, secrets.token_urlsafe(24))
+            write_private(password_file, secrets.token_urlsafe(24))
         partial.mkdir(mode=0o700)
         # A copy, because the original is ours and not the server's.
         readable = partial.with_name(f"{self.data_dir.name}.initdb-password")
-        _write_private(readable, self._password())
+        write_private(readable, self._password())
         for path in (partial, readable):
             os.chown(path, places.server_uid(), -1)
         command: list[str | Path] = [
@@ -361,7 +358,7 @@ def _as_server() -> dict[str, Any]:
     return options
 
 
-def _diagnosed(output: str, server: PostgresServer) -> PostgresError:
+def _diagnosed(output: str, server: PostgresServer) -> OpsError:
     """Turn what Postgres wrote before it gave up into the error whose sentence helps."""
     if "Address already in use" in output or "could not create any TCP/IP sockets" in output:
         return PortBusy(f"Port {server.port} is busy; stop what listens there, or use --port-base 0.")
@@ -393,16 +390,6 @@ def _named(database: str) -> str:
     if not _DATABASE_NAME.fullmatch(database):
         raise PostgresError(f"{database!r} is no name for a database: use a-z, 0-9 and _, at most 63.")
     return f'"{database}"'
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    partial.replace(path)
 
 
 def _runs_in(pid: int, directory: Path) -> bool:
