@@ -183,23 +183,25 @@ class PostgresServer:
         self, name: str, *, template: str = "template0", search_path: str = "ordermesh, public"
     ) -> bool:
         """Create a database unless it exists, with its search path; return whether it was created here."""
+        database, source = _named(name), _named(template)
         connection = await asyncpg.connect(self.dsn(), timeout=10, command_timeout=60)
         try:
-            await connection.execute(f"CREATE DATABASE {_named(name)} TEMPLATE {_named(template)}")
+            await connection.execute(f"CREATE DATABASE {database} TEMPLATE {source}")
         except asyncpg.DuplicateDatabaseError:
             return False
         else:
             # Kept with the database in the catalog of the server, so a template does not bring it along.
-            await connection.execute(f"ALTER DATABASE {_named(name)} SET search_path = {search_path}")
+            await connection.execute(f"ALTER DATABASE {database} SET search_path = {search_path}")
             return True
         finally:
             await connection.close(timeout=5)
 
     async def drop_database(self, name: str) -> None:
         """Drop a database with everything in it, cutting its connections. Idempotent."""
+        database = _named(name)
         connection = await asyncpg.connect(self.dsn(), timeout=10, command_timeout=60)
         try:
-            await connection.execute(f"DROP DATABASE IF EXISTS {_named(name)} WITH (FORCE)")
+            await connection.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
         finally:
             await connection.close(timeout=5)
 

@@ -1,0 +1,93 @@
+"""What every test may ask for: one real Postgres server per run, and databases of its own on it.
+
+    async def test_something(shard_database): ...
+        database = await shard_database()      # .name, .dsn; dropped when the test ends
+
+The server's directory lies where the server's user may enter even when the tests run as root.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from ops import places, ports
+from ops.postgres import PostgresServer
+from tests.databases import Database, Databases, Kind
+
+DatabaseFactory = Callable[[], Awaitable[Database]]
+
+
+@pytest.fixture(scope="session")
+def server_dir() -> Iterator[Path]:
+    """A directory that a Postgres server started by the tests may enter, also when they run as root."""
+    directory = Path(tempfile.mkdtemp(prefix=f"test-{os.getpid()}-", dir=places.user_root()))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def remove_what_killed_runs_left() -> None:
+    """Stop the servers of test runs that were killed, and remove their directories."""
+    for directory in places.user_root().glob("test-*-*"):
+        if is_alive(int(directory.name.split("-")[1])):
+            continue
+        for pid_file in directory.rglob("postmaster.pid"):
+            await PostgresServer(pid_file.parent, ports.free_port()).stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+async def postgres(server_dir: Path) -> AsyncIterator[PostgresServer]:
+    """The run's Postgres server: real, but without fsync, as the machine is not what dies in tests."""
+    await remove_what_killed_runs_left()
+    server = PostgresServer(
+        places.data_directory(server_dir, "tests"),
+        ports.free_port(),
+        durable=False,
+        settings={"max_connections": "300"},
+    )
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(scope="session")
+def databases(postgres: PostgresServer) -> Databases:
+    """Makes databases; a test that wants one for itself asks for shard_database or control_database."""
+    return Databases(postgres)
+
+
+@pytest.fixture
+async def shard_database(databases: Databases) -> AsyncIterator[DatabaseFactory]:
+    """Makes shard databases that live as long as the test."""
+    async with AsyncExitStack() as stack:
+        yield _factory(databases, "shard", stack)
+
+
+@pytest.fixture
+async def control_database(databases: Databases) -> AsyncIterator[DatabaseFactory]:
+    """Makes control databases that live as long as the test."""
+    async with AsyncExitStack() as stack:
+        yield _factory(databases, "control", stack)
+
+
+def _factory(databases: Databases, kind: Kind, stack: AsyncExitStack) -> DatabaseFactory:
+    async def create() -> Database:
+        database = await databases.create(kind)
+        stack.push_async_callback(databases.drop, database)
+        return database
+
+    return create
