@@ -1,7 +1,9 @@
-"""Typed errors: each class carries its gRPC code, its reason and its facts; one edge turns them into a status.
+"""Typed errors: each class carries its gRPC code, its reason and its facts; one edge turns them into a
+status.
 
-A class's docstring is the sentence a caller reads. Facts become the metadata of `google.rpc.ErrorInfo`; nothing else of an
-exception ever leaves the process. Reasons mirror the proto enum `ordermesh.errors.v1.Reason` (a tidy test compares them).
+A class's docstring is the sentence a caller reads. Facts become the metadata of `google.rpc.ErrorInfo`;
+nothing else of an exception ever leaves the process. Reasons mirror the proto enum
+`ordermesh.errors.v1.Reason` (a tidy test compares them).
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Violation:
 class OrdermeshError(Exception):
     """Something was refused for a reason the caller can act on.
 
-    Subclasses say `code` and `reason`; their docstring is the message. `retry_after_s` asks the caller to come back then.
+    Subclasses say `code` and `reason`; their docstring is the message. `retry_after_s` asks the caller to
+    come back then.
     """
 
     code: ClassVar[StatusCode]

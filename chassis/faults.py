@@ -1,8 +1,10 @@
-"""Named points where a process can be told to die, pause or raise: always compiled in, free while nothing is armed.
+"""Named points where a process can be told to die, pause or raise: always compiled in, free while nothing
+is armed.
 
-Armed by the environment (`ORDERMESH_FAULTS="create.after_commit=kill;probe.before_report=pause:2:1.5"`) or by a call on the loopback
-admin port. A specification is `point=action[:nth[:seconds]]`: the action happens at the nth pass (default 1), once. Every firing is
-appended to the file `ORDERMESH_FAULTS_FIRED` before it takes effect, so that a test can assert that its fault did happen.
+Armed by the environment (`ORDERMESH_FAULTS="create.after_commit=kill;probe.before_report=pause:2:1.5"`) or
+by a call on the loopback admin port. A specification is `point=action[:nth[:seconds]]`: the action happens
+at the nth pass (default 1), once. Every firing is appended to the file `ORDERMESH_FAULTS_FIRED` before it
+takes effect, so that a test can assert that its fault did happen.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ _armed: dict[str, _Armed] = {}
 
 
 def declare(name: str, truth: str) -> str:
-    """Declare a point once, at import. `truth` says what is on disk when the process dies there. Returns the name."""
+    """Declare a point once, at import. `truth` says what is on disk when the process dies there. Returns
+    the name.
+    """
     _declared[name] = truth
     return name
 

@@ -1,7 +1,9 @@
-"""Order ids: a valid UUIDv7 that carries its bucket, so that an id alone tells the shard and the month, for ever.
+"""Order ids: a valid UUIDv7 that carries its bucket, so that an id alone tells the shard and the month, for
+ever.
 
-Layout: 48 bit unix ms | version 7 | 12 bit counter | variant 2 | 16 bit bucket | 46 bit random. The same functions exist in
-SQL (`ordermesh.id_time`, `ordermesh.id_bucket`, `ordermesh.user_bucket`); tests compare them on published vectors.
+Layout: 48 bit unix ms | version 7 | 12 bit counter | variant 2 | 16 bit bucket | 46 bit random. The same
+functions exist in SQL (`ordermesh.id_time`, `ordermesh.id_bucket`, `ordermesh.user_bucket`); tests compare
+them on published vectors.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ USER_ID_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COUNTER_MAX = 0xFFF
 _COUNTER_START_BITS = 11
-"""A millisecond's counter starts in its lower half, so that at least 2,048 ids fit before it borrows the next millisecond."""
+"""A millisecond's counter starts in its lower half, so that at least 2,048 ids fit before it borrows the
+next millisecond.
+"""
 
 
 def user_bucket(user_id: str) -> int:
@@ -100,9 +104,7 @@ class OrderIds:
             raise ValueError(f"bucket {bucket} is not in 0..{BUCKETS - 1}")
         self._advance()
         random = secrets.randbits(46)
-        return UUID(
-            int=self._last_ms << 80 | 7 << 76 | self._counter << 64 | 2 << 62 | bucket << 46 | random
-        )
+        return UUID(int=self._last_ms << 80 | 7 << 76 | self._counter << 64 | 2 << 62 | bucket << 46 | random)
 
     def _advance(self) -> None:
         now = self.now_ms()

@@ -1,7 +1,7 @@
 """A limiter with a short queue in front of everything that has slots.
 
-Without a bound, ten times the load left 4 % of the capacity as goodput, since only calls about to expire were served; with a queue of
-two to three times the slots it was 98 %.
+Without a bound, ten times the load left 4 % of the capacity as goodput, since only calls about to expire
+were served; with a queue of two to three times the slots it was 98 %.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class Limiter:
-    """At most `slots` at work and `queue` waiting, first come first served; everybody else is refused at once.
+    """At most `slots` at work and `queue` waiting, first come first served; everybody else is refused at
+    once.
 
     Cancellation-safe: a waiter that is cancelled, or whose time runs out, takes no slot with it.
     """

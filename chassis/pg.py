@@ -1,7 +1,8 @@
-"""Postgres over asyncpg: one bounded pool per database, named statements from queries.sql, errors by SQLSTATE.
+"""Postgres over asyncpg: one bounded pool per database, named statements from queries.sql, errors by
+SQLSTATE.
 
-A limiter stands before the pool, so that overload is refused at once with a typed error; every statement has a deadline. What a driver
-says never leaves this module as text.
+A limiter stands before the pool, so that overload is refused at once with a typed error; every statement
+has a deadline. What a driver says never leaves this module as text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ import asyncpg
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from chassis.errors import Contended, DeadlineExceeded, InternalError, OrdermeshError, ShardUnavailable, StaleRoute
+from chassis.errors import (
+    Contended,
+    DeadlineExceeded,
+    InternalError,
+    OrdermeshError,
+    ShardUnavailable,
+    StaleRoute,
+)
 from chassis.limits import Limiter
 
 if TYPE_CHECKING:
@@ -49,7 +57,12 @@ class PgSettings(BaseModel):
 
     dsn: str = Field(repr=False, description="postgresql:// address of the database.")
     pool_size: int = Field(8, ge=1, le=64, description="Connections, and so statements at once.")
-    queue: int = Field(24, ge=0, le=256, description="Statements that may wait for a connection; three times the pool at most.")
+    queue: int = Field(
+        24,
+        ge=0,
+        le=256,
+        description="Statements that may wait for a connection; three times the pool at most.",
+    )
     connect_timeout_s: float = Field(3.0, gt=0, le=30, description="How long opening a connection may take.")
     read_only: bool = Field(False, description="Whether the sessions refuse to write.")
 
@@ -65,17 +78,23 @@ def queries(package: str, filename: str = "queries.sql") -> Queries:
     """Read the statements of a package, each below a line `-- name: some_name`."""
     text = resources.files(package).joinpath(filename).read_text(encoding="utf-8")
     parts = _NAME.split(text)[1:]
-    return Queries(**{name: body.strip().rstrip(";") for name, body in zip(parts[::2], parts[1::2], strict=True)})
+    return Queries(
+        **{name: body.strip().rstrip(";") for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    )
 
 
 class Database:
-    """A bounded pool of connections to one database. Each method is one round trip and one implicit transaction."""
+    """A bounded pool of connections to one database. Each method is one round trip and one implicit
+    transaction.
+    """
 
     def __init__(self, pool: asyncpg.Pool[Any], limiter: Limiter) -> None:
         self._pool = pool
         self.limiter = limiter
 
-    async def fetch(self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S) -> list[asyncpg.Record]:
+    async def fetch(
+        self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S
+    ) -> list[asyncpg.Record]:
         """All rows."""
         async with self.connection(timeout_s) as connection:
             return cast("list[asyncpg.Record]", await connection.fetch(sql, *args, timeout=timeout_s))
@@ -114,7 +133,9 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(settings: PgSettings, *, name: str = "pg", eager: bool = False) -> AsyncIterator[Database]:
+async def open_database(
+    settings: PgSettings, *, name: str = "pg", eager: bool = False
+) -> AsyncIterator[Database]:
     """A pool that lives as long as the context; connections are made when first needed unless `eager`.
 
     Raises: ShardUnavailable when `eager` and the database cannot be reached.
@@ -141,7 +162,9 @@ async def open_database(settings: PgSettings, *, name: str = "pg", eager: bool =
 
 
 async def _close(pool: asyncpg.Pool[Any]) -> None:
-    """Close politely, then firmly: `close` waits for busy connections, of which a frozen server's would last for ever."""
+    """Close politely, then firmly: `close` waits for busy connections, of which a frozen server's would
+    last for ever.
+    """
     try:
         await asyncio.wait_for(pool.close(), timeout=5.0)
     except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -149,8 +172,12 @@ async def _close(pool: asyncpg.Pool[Any]) -> None:
 
 
 async def _prepare_connection(connection: Any) -> None:
-    await connection.set_type_codec("jsonb", encoder=_dumps, decoder=json.loads, schema="pg_catalog", format="text")
-    await connection.set_type_codec("json", encoder=_dumps, decoder=json.loads, schema="pg_catalog", format="text")
+    await connection.set_type_codec(
+        "jsonb", encoder=_dumps, decoder=json.loads, schema="pg_catalog", format="text"
+    )
+    await connection.set_type_codec(
+        "json", encoder=_dumps, decoder=json.loads, schema="pg_catalog", format="text"
+    )
     await connection.set_type_codec("xid8", encoder=str, decoder=int, schema="pg_catalog", format="text")
 
 
@@ -168,7 +195,8 @@ def _typed_errors() -> Iterator[None]:
     except TimeoutError as late:
         raise DeadlineExceeded(limiter="statement") from late
     except (OSError, asyncpg.InterfaceError) as broken:
-        # After a server restart the first calls fail with odd classes; all of them mean that nothing answered.
+        # After a server restart the first calls fail with odd classes; all of them mean that nothing
+        # answered.
         log.warning("database_unreachable", error=type(broken).__name__)
         raise ShardUnavailable from broken
 

@@ -1,12 +1,14 @@
-"""Settings come from the environment once, at start, into frozen models; a bad one stops the process with every error named.
+"""Settings come from the environment once, at start, into frozen models; a bad one stops the process with
+every error named.
 
-Each field says its unit in its name, its bound in its type and its purpose in its description; docs/SETTINGS.md is generated from them.
+Each field says its unit in its name, its bound in its type and its purpose in its description;
+docs/SETTINGS.md is generated from them.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path  # noqa: TC003 - pydantic reads the annotation at run time
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
@@ -23,7 +25,11 @@ class Settings(BaseSettings):
     """The base of every settings model: frozen, read from `ORDERMESH_*`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ORDERMESH_", env_nested_delimiter="__", frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="ORDERMESH_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
     )
 
 
@@ -32,17 +38,24 @@ class ProcessSettings(Settings):
 
     listen: Address = Field("127.0.0.1:0", description="Where the gRPC server listens.")
     admin_listen: Address = Field(
-        "127.0.0.1:0", description="Where /metrics, /healthz and /readyz are served; loopback or a cluster-internal address."
+        "127.0.0.1:0",
+        description="Where /metrics, /healthz and /readyz are served; loopback or a cluster-internal address.",
     )
-    tls_dir: Path = Field(description="Directory with ca.pem and one folder per identity, each with cert.pem and key.pem.")
+    tls_dir: Path = Field(
+        description="Directory with ca.pem and one folder per identity, each with cert.pem and key.pem."
+    )
     subject_dir: Path = Field(description="Directory with the Ed25519 keys of those who sign subjects.")
     profile: Literal["local", "production"] = Field(
-        "production", description="`local` makes waits short, for a laptop; nothing else differs."
+        "production", description="`local` makes waits short, for a laptop."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severity that is logged.")
-    drain_s: float = Field(10.0, ge=0, le=300, description="How long running calls may take to end at stop.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least severity that is logged."
+    )
+    drain_s: float = Field(10.0, ge=0, le=300, description="How long calls may take to end at stop.")
     otlp_endpoint: str = Field("", description="OTLP/HTTP endpoint for traces; empty exports none.")
-    trace_ratio: float = Field(0.05, ge=0, le=1, description="Share of traces that is sampled where no caller decided.")
+    trace_ratio: float = Field(
+        0.05, ge=0, le=1, description="Share of traces that is sampled where no caller decided."
+    )
     faults: str = Field("", description="Fault points to arm, `point=action[:nth[:seconds]];...`; for tests.")
 
 

@@ -1,6 +1,8 @@
-"""Life and death of a process: loops that may not die quietly, writes that outlive their callers, an orderly stop.
+"""Life and death of a process: loops that may not die quietly, writes that outlive their callers, an
+orderly stop.
 
-A loop that ends, for whatever reason, ends the process within a second: crash is a normal event here, a half-alive service is not.
+A loop that ends, for whatever reason, ends the process within a second: crash is a normal event here, a
+half-alive service is not.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ class LoopDied(Exception):
 class OwnedTasks:
     """Writes that belong to the process and not to the call that began them.
 
-    The caller's cancellation does not reach them: of 167 cancelled one-row transactions 144 had committed, so a cancelled write is an
-    unknown one. At stop they are finished before the pools close.
+    The caller's cancellation does not reach them: of 167 cancelled one-row transactions 144 had committed,
+    so a cancelled write is an unknown one. At stop they are finished before the pools close.
     """
 
     def __init__(self, limit: int = OWNED_TASKS_MAX) -> None:

@@ -1,6 +1,7 @@
 """Page tokens: opaque to callers, bound to the query they came from, signed with one of two live keys.
 
-A token carries no authority; the signature only keeps people from making up positions and from mixing queries.
+A token carries no authority; the signature only keeps people from making up positions and from mixing
+queries.
 """
 
 from __future__ import annotations

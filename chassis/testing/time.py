@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def eventually(ask: Callable[[], Awaitable[T | None]], *, within_s: float = 10.0, every_s: float = 0.02) -> T:
+async def eventually(
+    ask: Callable[[], Awaitable[T | None]], *, within_s: float = 10.0, every_s: float = 0.02
+) -> T:
     """Ask until the answer is truthy, and return it.
 
     Raises: AssertionError with the last answer when it does not come in time.

@@ -1,0 +1,158 @@
+"""The way into every handler: deadline, identity, matrix, limiter, telemetry, in this order, with errors
+mapped around all of it.
+
+A handler gets raw bytes here, so that decoding is inside too; typed services and the proxy's pass-through
+go through the same gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from grpc import StatusCode
+from prometheus_client import Counter, Histogram
+
+from chassis import auth, telemetry
+from chassis.errors import DeadlineExceeded, DeadlineRequired, InternalError, OrdermeshError
+from chassis.rpc.call import Call
+from chassis.rpc.status import RelayedStatus, to_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    import grpc
+
+    from chassis.limits import Limiter
+    from chassis.rpc.methods import Method
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+log = structlog.get_logger("rpc")
+DEADLINE_S_MIN = 0.005
+"""Less than this is not worth beginning: the answer would come too late."""
+DEADLINE_S_MAX = 600.0
+"""Longer deadlines are cut to this; no call waits for ever."""
+STARTED = Counter("grpc_server_started_total", "Calls begun.", ["grpc_service", "grpc_method", "grpc_type"])
+HANDLED = Counter(
+    "grpc_server_handled_total", "Calls ended.", ["grpc_service", "grpc_method", "grpc_type", "grpc_code"]
+)
+SECONDS = Histogram(
+    "grpc_server_handling_seconds",
+    "Time from the first byte to the status.",
+    ["grpc_service", "grpc_method", "grpc_type"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """How one listener lets calls in.
+
+    identify: who is asking. limiter: how many at once, or none where handlers have limiters of their own.
+    inject_deadline: give calls without a deadline the method's default instead of refusing them; only the
+    mesh's entrance does.
+    """
+
+    identify: auth.Identify
+    limiter: Limiter | None = None
+    inject_deadline: bool = False
+
+    @asynccontextmanager
+    async def admit(self, method: Method, context: Context) -> AsyncIterator[Call]:
+        """Let one call in.
+
+        Raises: DeadlineRequired, DeadlineExceeded, Unauthenticated, CallerNotAllowed, RoleRequired,
+        Overloaded.
+        """
+        metadata = ascii_metadata(context)
+        deadline = self._deadline(method, context)
+        asking = self.identify(context.auth_context(), metadata)
+        auth.permit(method.path, asking.caller, asking.subject)
+        call = Call(method, asking.caller, asking.subject, asking.token, metadata, deadline)
+        if self.limiter is None or method.server_streaming:
+            # A stream lives long and waits most of the time; its handler takes slots for each look it takes.
+            yield call
+            return
+        async with self.limiter.slot(call.time_remaining()):
+            yield call
+
+    def _deadline(self, method: Method, context: Context) -> float:
+        remaining: float | None = context.time_remaining()
+        if remaining is None:
+            if not self.inject_deadline:
+                raise DeadlineRequired
+            remaining = method.timeout_s
+        if remaining < DEADLINE_S_MIN:
+            raise DeadlineExceeded(limiter="caller")
+        return time.monotonic() + min(remaining, DEADLINE_S_MAX)
+
+
+def ascii_metadata(context: Context) -> Mapping[str, str]:
+    """Request metadata that is text; of a repeated key the last one."""
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
+async def serve_call(
+    gate: Gate, method: Method, context: Context, handle: Callable[[Call], Awaitable[bytes | None]]
+) -> bytes | None:
+    """Serve one call through a gate; whatever goes wrong leaves as a typed status and never as an
+    exception's text.
+
+    handle: does the work and returns the serialized answer, or None when it wrote a stream itself.
+    """
+    labels = (method.service, method.name, method.arity)
+    STARTED.labels(*labels).inc()
+    started = time.perf_counter()
+    code = StatusCode.OK
+    structlog.contextvars.clear_contextvars()
+    with telemetry.server_span(method.path, ascii_metadata(context)) as span:
+        call: Call | None = None
+        try:
+            async with gate.admit(method, context) as call:
+                call.traceparent, call.trace_id = telemetry.traceparent(), telemetry.trace_id()
+                answer = await handle(call)
+                _set_trailers(context, call, ())
+                return answer
+        except asyncio.CancelledError:
+            code = StatusCode.CANCELLED
+            raise
+        except RelayedStatus as relayed:
+            code = relayed.code
+            await _abort(context, call, relayed.code, relayed.message, relayed.trailers)
+        except OrdermeshError as refused:
+            code = refused.code
+            if code is StatusCode.INTERNAL:
+                log.error("call_failed", method=method.path, facts=refused.facts, exc_info=refused)
+            await _abort(context, call, *to_status(refused, telemetry.trace_id()))
+        except Exception as unexpected:
+            code = StatusCode.INTERNAL
+            log.error("call_failed", method=method.path, exc_info=unexpected)
+            await _abort(context, call, *to_status(InternalError(), telemetry.trace_id()))
+        finally:
+            if code is not StatusCode.OK:
+                telemetry.failed(span, code.name)
+            HANDLED.labels(*labels, code.name).inc()
+            SECONDS.labels(*labels).observe(time.perf_counter() - started)
+    return None
+
+
+async def _abort(
+    context: Context,
+    call: Call | None,
+    code: StatusCode,
+    message: str,
+    trailers: tuple[tuple[str, str | bytes], ...],
+) -> None:
+    """End the call. `abort` raises on its own account, outside of every `try` that maps errors."""
+    extra = tuple(call.trailers.items()) if call is not None else ()
+    await context.abort(code, message, trailers + extra)
+
+
+def _set_trailers(context: Context, call: Call, more: tuple[tuple[str, str | bytes], ...]) -> None:
+    if call.trailers or more:
+        context.set_trailing_metadata(tuple(call.trailers.items()) + more)
