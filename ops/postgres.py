@@ -371,6 +371,8 @@ def _diagnosed(output: str, server: PostgresServer) -> OpsError:
         return WrongPermissions(
             f"Postgres (uid {owner}) may not use {server.data_dir}; see its owner and mode."
         )
+    if "could not look up effective user ID" in output:
+        return PostgresError(f"uid {places.server_uid()} has no name on this machine; Postgres asks for one.")
     fatal = [line for line in output.splitlines() if re.search(r"FATAL|PANIC|error:", line)]
     last = (fatal or output.strip().splitlines() or ["it said nothing"])[-1].strip()
     return PostgresError(f"Postgres in {server.data_dir} did not start: {last} (log: {server.log_path})")
