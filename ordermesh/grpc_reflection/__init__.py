@@ -1,0 +1,2 @@
+"""Server reflection, whose v1 the grpcio packages do not carry.
+"""
