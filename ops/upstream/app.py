@@ -1,0 +1,65 @@
+"""Wiring and life of one simulated upstream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from chassis import admin, faults, rpc, supervise, telemetry
+from chassis.auth import Direct
+from chassis.clock import SYSTEM_CLOCK
+from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
+from ops.upstream.clerk import Clerk, LateExecutions
+from ops.upstream.service import SimulatorService, UpstreamService
+from ops.upstream.settings import UpstreamSettings
+
+PEERS = frozenset({"order_svc", "recovery_svc", "ops"})
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A simulated upstream that serves."""
+
+    port: int
+    server: rpc.RunningServer
+    readiness: admin.Readiness
+    loops: tuple[supervise.Loop, ...]
+
+
+@asynccontextmanager
+async def running(settings: UpstreamSettings) -> AsyncIterator[Upstream]:
+    """Serve while the context lives. Whoever enters it runs the loops."""
+    async with AsyncExitStack() as stack:
+        clerk = await stack.enter_async_context(
+            Clerk.open(settings.ledger, name=settings.upstream_name, idempotent=settings.idempotent)
+        )
+        identity = ServerIdentity(TlsFiles(settings.tls_dir, "upstream"))
+        mounts = [
+            rpc.Mount("ordermesh.upstream.v1.UpstreamService", UpstreamService(clerk, SYSTEM_CLOCK)),
+            rpc.Mount("ordermesh.upstream.v1.SimulatorService", SimulatorService(clerk)),
+        ]
+        # No limiter: a slow fault would take its slots; the clerk's queue bounds the work.
+        gate = rpc.Gate(Direct(PEERS))
+        server = await stack.enter_async_context(rpc.serve(settings.listen, mounts, gate=gate, tls=identity))
+        readiness = admin.Readiness(ledger=partial(clerk.do, lambda ledger: ledger.pending_count()))
+        await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
+        loops = (LateExecutions(clerk, SYSTEM_CLOCK), CertificateWatcher(identity, SYSTEM_CLOCK))
+        yield Upstream(server.port, server, readiness, loops)
+
+
+async def serve(settings: UpstreamSettings) -> None:
+    """Run a simulated upstream until SIGTERM or until one of its loops dies."""
+    telemetry.configure(
+        "upstream",
+        log_level=settings.log_level,
+        otlp_endpoint=settings.otlp_endpoint,
+        trace_ratio=settings.trace_ratio,
+        facts={"upstream": settings.upstream_name},
+    )
+    faults.arm(settings.faults)
+    async with running(settings) as upstream:
+        drain = (upstream.readiness.drain, partial(upstream.server.stop, settings.drain_s))
+        await supervise.until_stopped(*upstream.loops, drain=drain)
+    telemetry.flush()
