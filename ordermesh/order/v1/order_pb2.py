@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from ordermesh.money.v1 import money_pb2 as ordermesh_dot_money_dot_v1_dot_money__pb2
 from ordermesh.upstream.v1 import upstream_service_pb2 as ordermesh_dot_upstream_dot_v1_dot_upstream__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eordermesh/order/v1/order.proto\x12\x12ordermesh.order.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eordermesh/money/v1/money.proto\x1a,ordermesh/upstream/v1/upstream_service.proto\"\x9c\x07\n\x05Order\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x30\n\x06status\x18\x03 \x01(\x0e\x32 .ordermesh.order.v1.Order.Status\x12.\n\x05stage\x18\x04 \x01(\x0e\x32\x1f.ordermesh.order.v1.Order.Stage\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0c\n\x04legs\x18\x06 \x03(\t\x12\x0b\n\x03leg\x18\x07 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\x05\x12)\n\x06\x61mount\x18\t \x01(\x0b\x32\x19.ordermesh.money.v1.Money\x12\x13\n\x0b\x64\x65scription\x18\n \x01(\t\x12\x35\n\x06labels\x18\x0b \x03(\x0b\x32%.ordermesh.order.v1.Order.LabelsEntry\x12\x0f\n\x07version\x18\x0c \x01(\x03\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bsettle_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x66\x61ilure_reason\x18\x10 \x01(\t\x12.\n\x05\x62\x61sis\x18\x11 \x01(\x0e\x32\x1f.ordermesh.order.v1.Order.Basis\x12\x14\n\x0cupstream_ref\x18\x12 \x01(\t\x12\x12\n\nrequest_id\x18\x13 \x01(\t\x12\x13\n\x0btraceparent\x18\x14 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0b\n\x07PENDING\x10\x01\x12\x0b\n\x07SUCCESS\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\"j\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0e\n\nSUBMITTING\x10\x01\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x02\x12\x0b\n\x07UNKNOWN\x10\x03\x12\t\n\x05READY\x10\x04\x12\n\n\x06PARKED\x10\x05\x12\x08\n\x04\x44ONE\x10\x06\"O\n\x05\x42\x61sis\x12\x15\n\x11\x42\x41SIS_UNSPECIFIED\x10\x00\x12\x0c\n\x08UPSTREAM\x10\x01\x12\x13\n\x0fNOT_FOUND_FINAL\x10\x02\x12\x0c\n\x08OPERATOR\x10\x03\"\xa9\x03\n\nOrderEvent\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x35\n\x0b\x66rom_status\x18\x04 \x01(\x0e\x32 .ordermesh.order.v1.Order.Status\x12\x33\n\tto_status\x18\x05 \x01(\x0e\x32 .ordermesh.order.v1.Order.Status\x12\x33\n\nfrom_stage\x18\x06 \x01(\x0e\x32\x1f.ordermesh.order.v1.Order.Stage\x12\x31\n\x08to_stage\x18\x07 \x01(\x0e\x32\x1f.ordermesh.order.v1.Order.Stage\x12\x0b\n\x03leg\x18\x08 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05\x12\r\n\x05\x61\x63tor\x18\n \x01(\t\x12\r\n\x05proof\x18\x0b \x01(\t\x12\x15\n\revidence_json\x18\x0c \x01(\t\x12.\n\nevent_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0e \x01(\t\"\xc4\x02\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08severity\x18\x05 \x01(\x05\x12\x15\n\revidence_json\x18\x06 \x01(\t\x12-\n\topen_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eopened_version\x18\x08 \x01(\x03\x12.\n\nclose_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\n \x01(\t\x12\x0f\n\x07outcome\x18\x0b \x01(\t\x12\x14\n\x0c\x63lose_reason\x18\x0c \x01(\t\x12\x15\n\rredrive_count\x18\r \x01(\x05\"\xcc\x01\n\x08\x44ueOrder\x12(\n\x05order\x18\x01 \x01(\x0b\x32\x19.ordermesh.order.v1.Order\x12,\n\x08\x64ue_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btimer_class\x18\x03 \x01(\t\x12\x13\n\x0bprobe_count\x18\x04 \x01(\x05\x12\x14\n\x0csilent_count\x18\x05 \x01(\x05\x12\x13\n\x0b\x63laim_count\x18\x06 \x01(\x05\x12\x13\n\x0bhold_reason\x18\x07 \x01(\t\"\x95\x01\n\x04Hold\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12.\n\nuntil_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd4\x01\n\x05\x43laim\x12(\n\x05order\x18\x01 \x01(\x0b\x32\x19.ordermesh.order.v1.Order\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x35\n\x11lease_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08upstream\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x06 \x01(\t\x12\x18\n\x10unfinished_count\x18\x07 \x01(\x05\"\x81\x01\n\x0bProbeReport\x12\x33\n\x0bprobe_class\x18\x01 \x01(\x0e\x32\x1e.ordermesh.order.v1.ProbeClass\x12-\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1d.ordermesh.upstream.v1.Answer\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*\x94\x01\n\nProbeClass\x12\x1b\n\x17PROBE_CLASS_UNSPECIFIED\x10\x00\x12\x18\n\x14PROBE_CLASS_ANSWERED\x10\x01\x12\x19\n\x15PROBE_CLASS_NO_ANSWER\x10\x02\x12\x19\n\x15PROBE_CLASS_OUR_FAULT\x10\x03\x12\x19\n\x15PROBE_CLASS_MALFORMED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eordermesh/order/v1/order.proto\x12\x12ordermesh.order.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eordermesh/money/v1/money.proto\x1a,ordermesh/upstream/v1/upstream_service.proto\"\x9c\x07\n\x05Order\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x30\n\x06status\x18\x03 \x01(\x0e\x32 .ordermesh.order.v1.Order.Status\x12.\n\x05stage\x18\x04 \x01(\x0e\x32\x1f.ordermesh.order.v1.Order.Stage\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0c\n\x04legs\x18\x06 \x03(\t\x12\x0b\n\x03leg\x18\x07 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\x05\x12)\n\x06\x61mount\x18\t \x01(\x0b\x32\x19.ordermesh.money.v1.Money\x12\x13\n\x0b\x64\x65scription\x18\n \x01(\t\x12\x35\n\x06labels\x18\x0b \x03(\x0b\x32%.ordermesh.order.v1.Order.LabelsEntry\x12\x0f\n\x07version\x18\x0c \x01(\x03\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bsettle_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x66\x61ilure_reason\x18\x10 \x01(\t\x12.\n\x05\x62\x61sis\x18\x11 \x01(\x0e\x32\x1f.ordermesh.order.v1.Order.Basis\x12\x14\n\x0cupstream_ref\x18\x12 \x01(\t\x12\x12\n\nrequest_id\x18\x13 \x01(\t\x12\x13\n\x0btraceparent\x18\x14 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x0b\n\x07PENDING\x10\x01\x12\x0b\n\x07SUCCESS\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\"j\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0e\n\nSUBMITTING\x10\x01\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x02\x12\x0b\n\x07UNKNOWN\x10\x03\x12\t\n\x05READY\x10\x04\x12\n\n\x06PARKED\x10\x05\x12\x08\n\x04\x44ONE\x10\x06\"O\n\x05\x42\x61sis\x12\x15\n\x11\x42\x41SIS_UNSPECIFIED\x10\x00\x12\x0c\n\x08UPSTREAM\x10\x01\x12\x13\n\x0fNOT_FOUND_FINAL\x10\x02\x12\x0c\n\x08OPERATOR\x10\x03\"\xa9\x03\n\nOrderEvent\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x35\n\x0b\x66rom_status\x18\x04 \x01(\x0e\x32 .ordermesh.order.v1.Order.Status\x12\x33\n\tto_status\x18\x05 \x01(\x0e\x32 .ordermesh.order.v1.Order.Status\x12\x33\n\nfrom_stage\x18\x06 \x01(\x0e\x32\x1f.ordermesh.order.v1.Order.Stage\x12\x31\n\x08to_stage\x18\x07 \x01(\x0e\x32\x1f.ordermesh.order.v1.Order.Stage\x12\x0b\n\x03leg\x18\x08 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05\x12\r\n\x05\x61\x63tor\x18\n \x01(\t\x12\r\n\x05proof\x18\x0b \x01(\t\x12\x15\n\revidence_json\x18\x0c \x01(\t\x12.\n\nevent_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0e \x01(\t\"\xc4\x02\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x10\n\x08order_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x10\n\x08severity\x18\x05 \x01(\x05\x12\x15\n\revidence_json\x18\x06 \x01(\t\x12-\n\topen_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eopened_version\x18\x08 \x01(\x03\x12.\n\nclose_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\n \x01(\t\x12\x0f\n\x07outcome\x18\x0b \x01(\t\x12\x14\n\x0c\x63lose_reason\x18\x0c \x01(\t\x12\x15\n\rredrive_count\x18\r \x01(\x05\"\xcc\x01\n\x08\x44ueOrder\x12(\n\x05order\x18\x01 \x01(\x0b\x32\x19.ordermesh.order.v1.Order\x12,\n\x08\x64ue_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btimer_class\x18\x03 \x01(\t\x12\x13\n\x0bprobe_count\x18\x04 \x01(\x05\x12\x14\n\x0csilent_count\x18\x05 \x01(\x05\x12\x13\n\x0b\x63laim_count\x18\x06 \x01(\x05\x12\x13\n\x0bhold_reason\x18\x07 \x01(\t\"\x95\x01\n\x04Hold\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12.\n\nuntil_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd4\x01\n\x05\x43laim\x12(\n\x05order\x18\x01 \x01(\x0b\x32\x19.ordermesh.order.v1.Order\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x35\n\x11lease_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08upstream\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x06 \x01(\t\x12\x18\n\x10unfinished_count\x18\x07 \x01(\x05\"\xae\x01\n\x0bProbeReport\x12\x33\n\x0bprobe_class\x18\x01 \x01(\x0e\x32\x1e.ordermesh.order.v1.ProbeClass\x12-\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1d.ordermesh.upstream.v1.Answer\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12+\n\x08pushback\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\x94\x01\n\nProbeClass\x12\x1b\n\x17PROBE_CLASS_UNSPECIFIED\x10\x00\x12\x18\n\x14PROBE_CLASS_ANSWERED\x10\x01\x12\x19\n\x15PROBE_CLASS_NO_ANSWER\x10\x02\x12\x19\n\x15PROBE_CLASS_OUR_FAULT\x10\x03\x12\x19\n\x15PROBE_CLASS_MALFORMED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,28 +37,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ORDER_LABELSENTRY']._loaded_options = None
   _globals['_ORDER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_PROBECLASS']._serialized_start=2554
-  _globals['_PROBECLASS']._serialized_end=2702
-  _globals['_ORDER']._serialized_start=166
-  _globals['_ORDER']._serialized_end=1090
-  _globals['_ORDER_LABELSENTRY']._serialized_start=784
-  _globals['_ORDER_LABELSENTRY']._serialized_end=829
-  _globals['_ORDER_STATUS']._serialized_start=831
-  _globals['_ORDER_STATUS']._serialized_end=901
-  _globals['_ORDER_STAGE']._serialized_start=903
-  _globals['_ORDER_STAGE']._serialized_end=1009
-  _globals['_ORDER_BASIS']._serialized_start=1011
-  _globals['_ORDER_BASIS']._serialized_end=1090
-  _globals['_ORDEREVENT']._serialized_start=1093
-  _globals['_ORDEREVENT']._serialized_end=1518
-  _globals['_DEADLETTER']._serialized_start=1521
-  _globals['_DEADLETTER']._serialized_end=1845
-  _globals['_DUEORDER']._serialized_start=1848
-  _globals['_DUEORDER']._serialized_end=2052
-  _globals['_HOLD']._serialized_start=2055
-  _globals['_HOLD']._serialized_end=2204
-  _globals['_CLAIM']._serialized_start=2207
-  _globals['_CLAIM']._serialized_end=2419
-  _globals['_PROBEREPORT']._serialized_start=2422
-  _globals['_PROBEREPORT']._serialized_end=2551
+  _globals['_PROBECLASS']._serialized_start=2631
+  _globals['_PROBECLASS']._serialized_end=2779
+  _globals['_ORDER']._serialized_start=198
+  _globals['_ORDER']._serialized_end=1122
+  _globals['_ORDER_LABELSENTRY']._serialized_start=816
+  _globals['_ORDER_LABELSENTRY']._serialized_end=861
+  _globals['_ORDER_STATUS']._serialized_start=863
+  _globals['_ORDER_STATUS']._serialized_end=933
+  _globals['_ORDER_STAGE']._serialized_start=935
+  _globals['_ORDER_STAGE']._serialized_end=1041
+  _globals['_ORDER_BASIS']._serialized_start=1043
+  _globals['_ORDER_BASIS']._serialized_end=1122
+  _globals['_ORDEREVENT']._serialized_start=1125
+  _globals['_ORDEREVENT']._serialized_end=1550
+  _globals['_DEADLETTER']._serialized_start=1553
+  _globals['_DEADLETTER']._serialized_end=1877
+  _globals['_DUEORDER']._serialized_start=1880
+  _globals['_DUEORDER']._serialized_end=2084
+  _globals['_HOLD']._serialized_start=2087
+  _globals['_HOLD']._serialized_end=2236
+  _globals['_CLAIM']._serialized_start=2239
+  _globals['_CLAIM']._serialized_end=2451
+  _globals['_PROBEREPORT']._serialized_start=2454
+  _globals['_PROBEREPORT']._serialized_end=2628
 # @@protoc_insertion_point(module_scope)

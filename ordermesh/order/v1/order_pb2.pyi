@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -578,6 +579,7 @@ class ProbeReport(_message.Message):
     PROBE_CLASS_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    PUSHBACK_FIELD_NUMBER: _builtins.int
     probe_class: Global___ProbeClass.ValueType
     """What it was worth."""
     detail: _builtins.str
@@ -586,16 +588,21 @@ class ProbeReport(_message.Message):
     def answer(self) -> _upstream_service_pb2.Answer:
         """The upstream's word; only with ANSWERED."""
 
+    @_builtins.property
+    def pushback(self) -> _duration_pb2.Duration:
+        """The upstream gave no verdict but asked to be left alone so long; an answer has a pushback of its own."""
+
     def __init__(
         self,
         *,
         probe_class: Global___ProbeClass.ValueType = ...,
         answer: _upstream_service_pb2.Answer | None = ...,
         detail: _builtins.str = ...,
+        pushback: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "pushback", b"pushback"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "detail", b"detail", "probe_class", b"probe_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "detail", b"detail", "probe_class", b"probe_class", "pushback", b"pushback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,7 +32,7 @@ class ListHangingOrdersRequest(_message.Message):
     shard: _builtins.str
     """One shard; empty for all."""
     page_size: _builtins.int
-    """At most so many of each shard, 1 to 100; 0 means 50."""
+    """At most so many, 1 to 100; 0 means 50."""
     def __init__(
         self,
         *,

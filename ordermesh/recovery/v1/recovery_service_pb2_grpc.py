@@ -78,7 +78,8 @@ class RecoveryServiceServicer:
     def ProbeOrder(self, request, context):
         """Probes one unsettled order now, due or not, and applies what is found.
 
-        Refuses with ORDER_NOT_FOUND. A settled order is returned as it is.
+        A settled order, and one that waits for a submission or is being probed already, is returned as it is.
+        Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

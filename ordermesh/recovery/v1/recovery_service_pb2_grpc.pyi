@@ -41,7 +41,8 @@ class RecoveryServiceStub:
     ProbeOrder: _grpc.UnaryUnaryMultiCallable[_recovery_service_pb2.ProbeOrderRequest, _recovery_service_pb2.ProbeOrderResponse]
     """Probes one unsettled order now, due or not, and applies what is found.
 
-    Refuses with ORDER_NOT_FOUND. A settled order is returned as it is.
+    A settled order, and one that waits for a submission or is being probed already, is returned as it is.
+    Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
     """
     PauseRecovery: _grpc.UnaryUnaryMultiCallable[_recovery_service_pb2.PauseRecoveryRequest, _recovery_service_pb2.PauseRecoveryResponse]
     """Stops the recovery of all shards, or of one, or at one upstream; survives restarts."""
@@ -63,7 +64,8 @@ class RecoveryServiceAsyncStub(RecoveryServiceStub):
     ProbeOrder: _aio.UnaryUnaryMultiCallable[_recovery_service_pb2.ProbeOrderRequest, _recovery_service_pb2.ProbeOrderResponse]  # type: ignore[assignment]
     """Probes one unsettled order now, due or not, and applies what is found.
 
-    Refuses with ORDER_NOT_FOUND. A settled order is returned as it is.
+    A settled order, and one that waits for a submission or is being probed already, is returned as it is.
+    Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
     """
     PauseRecovery: _aio.UnaryUnaryMultiCallable[_recovery_service_pb2.PauseRecoveryRequest, _recovery_service_pb2.PauseRecoveryResponse]  # type: ignore[assignment]
     """Stops the recovery of all shards, or of one, or at one upstream; survives restarts."""
@@ -94,7 +96,8 @@ class RecoveryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_recovery_service_pb2.ProbeOrderResponse, _abc.Awaitable[_recovery_service_pb2.ProbeOrderResponse]]:
         """Probes one unsettled order now, due or not, and applies what is found.
 
-        Refuses with ORDER_NOT_FOUND. A settled order is returned as it is.
+        A settled order, and one that waits for a submission or is being probed already, is returned as it is.
+        Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
         """
 
     @_abc_1.abstractmethod
