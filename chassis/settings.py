@@ -39,7 +39,7 @@ class ProcessSettings(Settings):
     listen: Address = Field("127.0.0.1:0", description="Where the gRPC server listens.")
     admin_listen: Address = Field(
         "127.0.0.1:0",
-        description="Where /metrics, /healthz and /readyz are served; loopback or a cluster-internal address.",
+        description="Where /metrics, /healthz and /readyz are served; loopback or cluster-internal.",
     )
     tls_dir: Path = Field(
         description="Directory with ca.pem and one folder per identity, each with cert.pem and key.pem."
@@ -49,7 +49,7 @@ class ProcessSettings(Settings):
         "production", description="`local` makes waits short, for a laptop."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least severity that is logged."
+        "info", description="Least severity logged."
     )
     drain_s: float = Field(10.0, ge=0, le=300, description="How long calls may take to end at stop.")
     otlp_endpoint: str = Field("", description="OTLP/HTTP endpoint for traces; empty exports none.")

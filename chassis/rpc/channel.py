@@ -58,7 +58,7 @@ def _with_trace(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:
     return (*given, ("traceparent", here))
 
 
-class Channel:
+class Channel(grpc.aio.Channel):
     """A channel to one service, as an async context manager; generated stubs take it as they take a
     grpc.aio.Channel.
 
@@ -92,35 +92,47 @@ class Channel:
         return self._current
 
     def unary_unary(
-        self, path: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
     ) -> Any:
         """As of grpc.aio.Channel."""
-        return self._multicallable("unary_unary", path, request_serializer, response_deserializer)
+        return self._multicallable("unary_unary", method, request_serializer, response_deserializer)
 
     def unary_stream(
-        self, path: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
     ) -> Any:
         """As of grpc.aio.Channel."""
-        return self._multicallable("unary_stream", path, request_serializer, response_deserializer)
+        return self._multicallable("unary_stream", method, request_serializer, response_deserializer)
 
     def stream_unary(
-        self, path: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
     ) -> Any:
         """As of grpc.aio.Channel."""
-        return self._multicallable("stream_unary", path, request_serializer, response_deserializer)
+        return self._multicallable("stream_unary", method, request_serializer, response_deserializer)
 
     def stream_stream(
-        self, path: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
     ) -> Any:
         """As of grpc.aio.Channel."""
-        return self._multicallable("stream_stream", path, request_serializer, response_deserializer)
+        return self._multicallable("stream_stream", method, request_serializer, response_deserializer)
 
-    async def close(self) -> None:
-        """Cut off what runs and close."""
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """As of grpc.aio.Channel."""
+        return self.current().get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """As of grpc.aio.Channel."""
+        await self.current().wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """As of grpc.aio.Channel."""
+        await self.current().channel_ready()
+
+    async def close(self, grace: float | None = 0.5) -> None:
+        """Cut off what runs after `grace` seconds, and close."""
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
-        await self._current.close(0.5)
+        await self._current.close(grace)
 
     def _multicallable(self, arity: str, path: str, serializer: Any, deserializer: Any) -> _Rotating:
         arguments = {"request_serializer": serializer, "response_deserializer": deserializer}

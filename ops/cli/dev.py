@@ -1,0 +1,187 @@
+"""`ordermesh dev`, `down`, `stop` and `start`: the local stack as a person runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ops import places
+from ops.errors import OpsError
+from ops.ports import DEFAULT_PORT_BASE
+from ops.stack import layout, local, seed
+from ops.stack.endpoints import Endpoints
+
+DETACHED_TIMEOUT_S = 120.0
+DOWN_TIMEOUT_S = 15.0
+
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", envvar="ORDERMESH_STATE_DIR", help="Where the stack keeps everything.")
+]
+
+
+def dev(
+    state_dir: StateDir = places.default_state_dir(),  # noqa: B008 - pure but for the environment
+    port_base: Annotated[
+        int, typer.Option(min=0, max=60000, help="gRPC plain N, mTLS N+43, REST N+1000; 0 takes free ports.")
+    ] = DEFAULT_PORT_BASE,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when ready and leave it running.")] = False,
+) -> None:
+    """Run everything on this machine until Ctrl-C.
+
+    Example: ordermesh dev --port-base 0
+    """
+    if detach:
+        _detach(state_dir, port_base)
+        return
+    asyncio.run(_run(state_dir, port_base))
+
+
+def down(state_dir: StateDir = places.default_state_dir()) -> None:  # noqa: B008
+    """Stop the stack; its data stays.
+
+    Example: ordermesh down
+    """
+    found = Endpoints.read(state_dir)
+    os.kill(found.stack_pid, signal.SIGTERM)
+    end = time.monotonic() + DOWN_TIMEOUT_S
+    while _runs(found.stack_pid):
+        if time.monotonic() > end:
+            raise OpsError(f"the stack (pid {found.stack_pid}) did not stop within {DOWN_TIMEOUT_S:.0f} s")
+        time.sleep(0.05)
+    typer.echo(f"stopped; the data stays in {state_dir}")
+
+
+def stop(
+    name: Annotated[str, typer.Argument(help="A process, such as `order_svc.s1` or `postgres.control`.")],
+    state_dir: StateDir = places.default_state_dir(),  # noqa: B008
+) -> None:
+    """Stop one process and keep it down until `ordermesh start`.
+
+    Example: ordermesh stop postgres.control
+    """
+    _known(state_dir, name)
+    (layout.Places(state_dir).hold / name).touch()
+    typer.echo(f"{name} is held down; `ordermesh start {name}` lets it go")
+
+
+def start(
+    name: Annotated[str, typer.Argument(help="A process that was stopped.")],
+    state_dir: StateDir = places.default_state_dir(),  # noqa: B008
+) -> None:
+    """Start a process again that `ordermesh stop` keeps down.
+
+    Example: ordermesh start postgres.control
+    """
+    _known(state_dir, name)
+    (layout.Places(state_dir).hold / name).unlink(missing_ok=True)
+    typer.echo(f"{name} comes up again within two seconds")
+
+
+async def _run(state_dir: Path, port_base: int) -> None:
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked.set)
+    stopping = asyncio.create_task(asked.wait(), name="stop-signal")
+    serving = asyncio.create_task(_serve(state_dir, port_base), name="stack")
+    await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if serving.done():
+        serving.result()
+        return
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def _serve(state_dir: Path, port_base: int) -> None:
+    async with local.running(state_dir, port_base=port_base) as stack:
+        await seed.first_orders(stack.endpoints)
+        sys.stdout.write(banner(stack.endpoints, state_dir))
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+def banner(endpoints: Endpoints, state_dir: Path) -> str:
+    """What is printed when the stack is ready: at most twelve lines."""
+    users = ", ".join(f"{user} (VIP)" if user == layout.VIP_USER else user for user in layout.USERS)
+    lines = (
+        f"ordermesh {version('ordermesh')} is ready; everything is kept in {state_dir}",
+        f"  REST     {endpoints.gateway}/docs",
+        f"  gRPC     {endpoints.grpc.plain} plain text, {endpoints.grpc.mtls} mTLS (shard_proxy)",
+        f"  users    {users}; a token for curl: ordermesh token --user alice",
+        "  try      ordermesh order create --user alice --kind payment --amount 12.50EUR --wait 5s",
+        "  look     ordermesh order journal ID | dlq list | recovery status | audit",
+        f"  logs     {state_dir}/logs/*.log, by trace.id and order_id",
+        "  stop     Ctrl-C, or ordermesh down",
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _detach(state_dir: Path, port_base: int) -> None:
+    """Run `dev` as a process of its own and wait until it is ready."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    log_path = layout.Places(state_dir).log("dev")
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("wb") as log:
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "ops",
+                "dev",
+                "--state-dir",
+                str(state_dir),
+                "--port-base",
+                str(port_base),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    end = time.monotonic() + DETACHED_TIMEOUT_S
+    while True:
+        if child.poll() is not None:
+            raise OpsError(
+                log_path.read_text(encoding="utf-8", errors="replace").strip().removeprefix("error: ")
+            )
+        found = Endpoints.peek(state_dir)
+        if found is not None and found.stack_pid == child.pid and found.state == "ready":
+            break
+        if time.monotonic() > end:
+            child.terminate()
+            raise OpsError(f"the stack is not ready after {DETACHED_TIMEOUT_S:.0f} s; see {log_path}")
+        time.sleep(0.1)
+    typer.echo(banner(found, state_dir).replace("Ctrl-C, or ordermesh down", "ordermesh down"), nl=False)
+
+
+def _known(state_dir: Path, name: str) -> None:
+    service, _, shard = name.partition(".")
+    found = Endpoints.read(state_dir)
+    if not any(
+        each.name == name or (each.name == service and each.shard == shard) for each in found.services
+    ):
+        raise OpsError(f"the stack has no process {name!r}; there are: {', '.join(sorted(_names(found)))}")
+
+
+def _names(found: Endpoints) -> list[str]:
+    return [f"{each.name}.{each.shard}" if each.shard else each.name for each in found.services]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A child that was not waited for is gone all the same.
+    status = Path(f"/proc/{pid}/stat")
+    return not (status.exists() and status.read_text().rsplit(")", 1)[-1].split()[0] == "Z")

@@ -1,0 +1,62 @@
+"""The mesh as the tools see it: typed stubs over mTLS through shard_proxy, under the identity `ops`.
+
+Commands, the load generator and tests call the same RPCs as everybody; nothing here reaches around the proxy.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chassis import rpc
+from chassis.tls import TlsFiles
+from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceAsyncStub, HistoryServiceStub
+from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceAsyncStub, OrderServiceStub
+from ordermesh.recovery.v1.recovery_service_pb2_grpc import RecoveryServiceAsyncStub, RecoveryServiceStub
+from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceAsyncStub, RoutingServiceStub
+from ordermesh.upstream.v1.simulator_service_pb2_grpc import SimulatorServiceAsyncStub, SimulatorServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ops.stack.endpoints import Endpoints
+
+TIMEOUT_S = 10.0
+"""What a tool gives one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Stubs of every service behind the proxy. Every call needs `timeout=`."""
+
+    orders: OrderServiceAsyncStub
+    history: HistoryServiceAsyncStub
+    recovery: RecoveryServiceAsyncStub
+    routing: RoutingServiceAsyncStub
+
+
+def tls_files(endpoints: Endpoints) -> TlsFiles:
+    """The files of the identity `ops`."""
+    return TlsFiles(Path(endpoints.tls.ca).parent, "ops")
+
+
+@asynccontextmanager
+async def connect(endpoints: Endpoints) -> AsyncIterator[Mesh]:
+    """Open one channel to the proxy's mTLS door; calls fail typed when it is not there."""
+    async with rpc.Channel(endpoints.grpc.mtls, service="shard_proxy", tls=tls_files(endpoints)) as channel:
+        yield Mesh(
+            OrderServiceStub(channel),
+            HistoryServiceStub(channel),
+            RecoveryServiceStub(channel),
+            RoutingServiceStub(channel),
+        )
+
+
+@asynccontextmanager
+async def simulator(endpoints: Endpoints, upstream: str) -> AsyncIterator[SimulatorServiceAsyncStub]:
+    """The control interface of one simulated upstream."""
+    target = next(each.target for each in endpoints.upstreams if each.name == upstream)
+    async with rpc.Channel(target, service="upstream", tls=tls_files(endpoints)) as channel:
+        yield SimulatorServiceStub(channel)

@@ -1,0 +1,91 @@
+"""Makes the databases of the stack and fills the map; everything may be repeated, so a second start works
+on kept data.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from ops.errors import OpsError
+from ops.stack import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ops.postgres import PostgresServer
+
+CONNECT_TIMEOUT_S = 5.0
+_HAS_SCHEMA = "SELECT to_regnamespace('ordermesh') IS NOT NULL"
+
+
+async def prepare_control(server: PostgresServer) -> None:
+    """Make the control database."""
+    await _create(server, "control", _schema("control"))
+
+
+async def prepare_shard(server: PostgresServer, shard: str) -> None:
+    """Make one shard's database, name it, and give it the fence rows of the buckets it owns."""
+    await _create(server, shard, _schema("shard"))
+    connection = await _connect(server.dsn(shard))
+    try:
+        await connection.execute("SELECT ordermesh.identify_shard($1)", shard)
+        for first, last in _owned_ranges(shard):
+            await connection.execute("SELECT ordermesh.own_buckets($1, $2, $3)", first, last, shard)
+        await connection.execute("SELECT ordermesh.ensure_partitions()")
+    finally:
+        await connection.close()
+
+
+async def fill_map(
+    server: PostgresServer, *, lanes: Mapping[str, str], history: str, services: Mapping[str, str]
+) -> None:
+    """Tell the control database where everything is. lanes: address of each shard's order_svc."""
+    connection = await _connect(server.dsn("control"))
+    try:
+        for shard, lane in lanes.items():
+            is_vip = shard == layout.VIP_SHARD
+            await connection.execute(
+                "SELECT ordermesh.put_shard($1, $2, $3, $4)", shard, is_vip, lane, history
+            )
+        for service, target in services.items():
+            await connection.execute("SELECT ordermesh.put_service($1, $2)", service, target)
+        await connection.execute("SELECT ordermesh.deal_buckets(VARIADIC $1::text[])", list(layout.SHARDS))
+        await connection.execute(
+            "SELECT ordermesh.place_vip($1, $2, $3)", layout.VIP_USER, layout.VIP_BUCKET, layout.VIP_SHARD
+        )
+    finally:
+        await connection.close()
+
+
+def _owned_ranges(shard: str) -> tuple[tuple[int, int], ...]:
+    """First and last bucket of each run a shard owns; `deal_buckets` deals in the same equal runs."""
+    if shard == layout.VIP_SHARD:
+        return ((layout.VIP_BUCKET, layout.VIP_BUCKET),)
+    share = 4096 // len(layout.SHARDS)
+    first = layout.SHARDS.index(shard) * share
+    return ((first, first + share - 1),)
+
+
+def _schema(kind: str) -> str:
+    return resources.files("db").joinpath(kind, "schema.sql").read_text(encoding="utf-8")
+
+
+async def _create(server: PostgresServer, name: str, schema: str) -> None:
+    await server.create_database(name)
+    connection = await _connect(server.dsn(name))
+    try:
+        if not await connection.fetchval(_HAS_SCHEMA):
+            async with connection.transaction():
+                await connection.execute(schema)
+    finally:
+        await connection.close()
+
+
+async def _connect(dsn: str) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, command_timeout=30.0)
+    except (OSError, asyncpg.PostgresError) as failed:
+        raise OpsError(f"a Postgres server that was just started does not answer: {failed}") from failed

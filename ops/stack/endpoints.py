@@ -1,0 +1,143 @@
+"""`endpoints.json`: what runs, where, and under which pid. Written by the stack alone, read by every
+command and test.
+
+It holds the databases' passwords, so it is readable by its owner only. A reader that finds no file, or one
+of a stack that is gone, gets a StackDown with the command that helps.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ops.errors import OpsError
+from ops.files import write_private
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = "endpoints.json"
+State = Literal["starting", "ready", "stopping", "stopped"]
+
+
+class StackDown(OpsError):
+    """No stack runs in the state directory."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Grpc(_Model):
+    """The two doors of shard_proxy: plain text on loopback, and mTLS."""
+
+    plain: str
+    mtls: str
+
+
+class Tls(_Model):
+    """Files of the identity `ops`, for clients."""
+
+    ca: str
+    cert: str
+    key: str
+
+
+class Service(_Model):
+    """One supervised process. target: where it serves; pid: 0 while it is being started again."""
+
+    name: str
+    shard: str | None = None
+    target: str
+    metrics_url: str | None = None
+    pid: int
+
+
+class DatabaseEndpoint(_Model):
+    """One database; a shard's name only with role `shard`."""
+
+    role: Literal["control", "shard", "replica"]
+    shard: str | None = None
+    dsn: str
+
+
+class Upstream(_Model):
+    """One simulated upstream and the SQLite file of its ledger."""
+
+    name: str
+    target: str
+    ledger: str
+
+
+class Endpoints(_Model):
+    """Everything that runs."""
+
+    state: State
+    stack_pid: int
+    gateway: str
+    grpc: Grpc
+    tls: Tls
+    services: tuple[Service, ...]
+    databases: tuple[DatabaseEndpoint, ...]
+    upstreams: tuple[Upstream, ...]
+    issuer: str
+    s3: str | None = None
+    kafka: str | None = None
+    elasticsearch: str | None = None
+    mailbox: str | None = None
+
+    @classmethod
+    def read(cls, state_dir: Path) -> Endpoints:
+        """The endpoints of a running stack.
+
+        Raises: StackDown when there is none.
+        """
+        found = cls.peek(state_dir)
+        if found is None or found.state == "stopped" or not _is_alive(found.stack_pid):
+            raise StackDown(
+                f"no stack runs in {state_dir}; start one with `ordermesh dev` (or name another --state-dir)"
+            )
+        return found
+
+    @classmethod
+    def peek(cls, state_dir: Path) -> Endpoints | None:
+        """What the file says, whether or not anything runs; none without a readable file."""
+        try:
+            return cls.model_validate_json((state_dir / FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def write(self, state_dir: Path) -> None:
+        """Replace the file in one step."""
+        write_private(state_dir / FILE, self.model_dump_json(indent=2) + "\n")
+
+    def service(self, name: str, shard: str | None = None) -> Service:
+        """One process by name.
+
+        Raises: OpsError when the stack has no such process.
+        """
+        for service in self.services:
+            if service.name == name and (shard is None or service.shard == shard):
+                return service
+        raise OpsError(f"the stack has no process {name!r}{f' of shard {shard!r}' if shard else ''}")
+
+    def shard_dsns(self) -> dict[str, str]:
+        """Databases of the shards by name."""
+        return {db.shard: db.dsn for db in self.databases if db.role == "shard" and db.shard is not None}
+
+    @property
+    def control_dsn(self) -> str:
+        """The control database."""
+        return next(db.dsn for db in self.databases if db.role == "control")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

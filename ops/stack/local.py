@@ -1,0 +1,210 @@
+"""The local stack from start to stop: databases, certificates, processes, the seeded users, and
+`endpoints.json` throughout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+
+from ops import ca, places
+from ops.errors import OpsError
+from ops.ports import PortBook
+from ops.postgres import PostgresServer
+from ops.stack import databases, layout
+from ops.stack.endpoints import Endpoints
+from ops.stack.plan import PORT_NAMES, Plan
+from ops.stack.supervisor import Supervisor
+from ops.stack.units import Postgres, Process
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from pathlib import Path
+
+    from ops.stack.endpoints import State
+
+READY_TIMEOUT_S = 60.0
+RENEW_EVERY_S = 1800.0
+"""Leaves live a day and are renewed eight hours before their end."""
+_RESTARTS_MAX = 4
+"""A process that died this often before it was ever ready will not come up by itself."""
+_LOG_TAIL_BYTES = 2000
+
+
+class LocalStack:
+    """One running stack. Made by `running`."""
+
+    def __init__(self, plan: Plan, supervisor: Supervisor) -> None:
+        self._plan = plan
+        self._supervisor = supervisor
+        self._units: list[Process | Postgres] = []
+        self._state: State = "starting"
+        self._http = httpx.AsyncClient(timeout=2.0)
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """What runs now."""
+        return self._plan.endpoints(self._state, os.getpid(), self._units)
+
+    def publish(self) -> None:
+        """Write endpoints.json."""
+        self.endpoints.write(self._plan.places.state)
+
+    def say(self, state: State) -> None:
+        """Enter another state and publish it."""
+        self._state = state
+        self.publish()
+
+    async def start(self, *units: Process | Postgres) -> None:
+        """Bring units up and keep them alive."""
+        self._units.extend(units)
+        await self._supervisor.start(*units)
+
+    async def until_ready(self) -> None:
+        """Wait until every process says that it can be given work.
+
+        Raises: OpsError with the end of its log when one does not come up.
+        """
+        end = time.monotonic() + READY_TIMEOUT_S
+        waiting = [unit for unit in self._units if isinstance(unit, Process) and unit.admin_url]
+        while waiting:
+            self._supervisor.check()
+            answers = await asyncio.gather(*(self._is_ready(process) for process in waiting))
+            waiting = [process for process, ready in zip(waiting, answers, strict=True) if not ready]
+            for process in waiting:
+                if self._supervisor.restarts[process.name] >= _RESTARTS_MAX or time.monotonic() > end:
+                    raise OpsError(
+                        f"{process.name} does not come up; its log ends with:\n{_tail(process.log_path)}"
+                    )
+            await asyncio.sleep(0.1)
+
+    async def _is_ready(self, process: Process) -> bool:
+        try:
+            answer = await self._http.get(f"{process.admin_url}/readyz")
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == httpx.codes.OK
+
+    async def close(self) -> None:
+        """Stop everything, those who take work in first."""
+        self.say("stopping")
+        await self._http.aclose()
+        await self._supervisor.close(*layout.STOP_ORDER)
+        self.say("stopped")
+
+
+@asynccontextmanager
+async def running(
+    state_dir: Path,
+    *,
+    port_base: int,
+    extra: Mapping[str, Mapping[str, str]] | None = None,
+    durable: bool = True,
+) -> AsyncIterator[LocalStack]:
+    """A ready stack while the context lives.
+
+    extra:   settings of single processes without their prefix, such as `{"order_svc.s1": {"FAULTS": "..."}}`.
+    durable: False switches fsync off, for tests.
+    Raises: OpsError in one sentence: a port is busy, the disk full, another stack runs here, a process does
+    not come up.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    where = layout.Places(state_dir)
+    with _only_one(state_dir):
+        book = PortBook.open(state_dir)
+        book.renew_busy()
+        edge = book.edge(port_base)
+        for name in PORT_NAMES:
+            book.port_of(name)
+        _make_identities(where)
+        servers = {
+            name: PostgresServer(
+                places.data_directory(state_dir, name), book.port_of(f"postgres.{name}"), durable=durable
+            )
+            for name in ("control", "shards")
+        }
+        supervisor = Supervisor(where.hold, lambda: stack.publish())
+        stack = LocalStack(Plan(where, edge, book, {}), supervisor)
+        try:
+            await _bring_up(stack, where, servers, extra or {})
+            async with _renewing(where):
+                yield stack
+        finally:
+            await stack.close()
+
+
+async def _bring_up(
+    stack: LocalStack,
+    where: layout.Places,
+    servers: Mapping[str, PostgresServer],
+    extra: Mapping[str, Mapping[str, str]],
+) -> None:
+    plan = stack._plan  # noqa: SLF001 - the two halves of one start
+    await stack.start(*(Postgres(f"postgres.{name}", server) for name, server in servers.items()))
+    plan.dsns = {"control": servers["control"].dsn("control")} | {
+        shard: servers["shards"].dsn(shard) for shard in layout.ALL_SHARDS
+    }
+    plan.extra = extra
+    await databases.prepare_control(servers["control"])
+    for shard in layout.ALL_SHARDS:
+        await databases.prepare_shard(servers["shards"], shard)
+    await databases.fill_map(
+        servers["control"],
+        lanes=plan.lanes(),
+        history=plan.address("history_svc"),
+        services={"recovery_svc": plan.address("recovery_svc")},
+    )
+    for directory in ("ledgers", "shard_proxy", "gateway"):
+        (where.state / directory).mkdir(exist_ok=True)
+    await stack.start(*plan.processes())
+    await stack.until_ready()
+    stack.say("ready")
+
+
+def _make_identities(where: layout.Places) -> None:
+    ca.renew_due(where.tls)
+    ca.ensure_subject_keys(where.subject)
+    ca.ensure_issuer(where.issuer)
+
+
+@asynccontextmanager
+async def _renewing(where: layout.Places) -> AsyncIterator[None]:
+    """Renew leaves in the background; services notice by themselves."""
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            ca.renew_due(where.tls)
+
+    task = asyncio.create_task(renew(), name="renew-certificates")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Hold the lock of the state directory; the kernel lets it go when we die."""
+    with (state_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OpsError(
+                f"a stack runs in {state_dir}; stop it with `ordermesh down`, or name another --state-dir"
+            ) from None
+        yield
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+    except OSError:
+        return "(no log)"

@@ -1,0 +1,187 @@
+"""Which processes the local stack has and what each is told: ports, settings, places. Pure but for the port
+book.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ops.ports import HOST
+from ops.stack import layout
+from ops.stack.endpoints import DatabaseEndpoint, Endpoints, Grpc, Service, State, Tls, Upstream
+from ops.stack.units import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ops.ports import EdgePorts, PortBook
+    from ops.stack.units import Unit
+
+PORT_NAMES = (
+    *("postgres.control", "postgres.shards", "issuer", "shard_proxy.admin", "gateway.admin"),
+    *(f"{name}{suffix}" for name in ("history_svc", "recovery_svc") for suffix in ("", ".admin")),
+    *(f"order_svc.{shard}{suffix}" for shard in layout.ALL_SHARDS for suffix in ("", ".admin")),
+    *(f"upstream.{name}{suffix}" for name in layout.UPSTREAMS for suffix in ("", ".admin")),
+)
+
+
+@dataclass(slots=True)
+class Plan:
+    """The processes of one stack.
+
+    dsns: addresses of the databases `control`, `s1`, `s2`, `v1`. extra: environment of single processes,
+    for tests.
+    """
+
+    places: layout.Places
+    edge: EdgePorts
+    book: PortBook
+    dsns: Mapping[str, str]
+    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def address(self, name: str) -> str:
+        """Where a process listens."""
+        return f"{HOST}:{self.book.port_of(name)}"
+
+    def processes(self) -> list[Process]:
+        """Every service, in no particular order."""
+        return [
+            self._issuer(),
+            *(self._upstream(name) for name in layout.UPSTREAMS),
+            *(self._order_svc(shard) for shard in layout.ALL_SHARDS),
+            self._history_svc(),
+            self._recovery_svc(),
+            self._shard_proxy(),
+            self._gateway(),
+        ]
+
+    def lanes(self) -> dict[str, str]:
+        """Address of each shard's order_svc."""
+        return {shard: self.address(f"order_svc.{shard}") for shard in layout.ALL_SHARDS}
+
+    def endpoints(self, state: State, stack_pid: int, units: Sequence[Unit]) -> Endpoints:
+        """What endpoints.json says now."""
+        tls = self.places.tls
+        return Endpoints(
+            state=state,
+            stack_pid=stack_pid,
+            gateway=f"http://{HOST}:{self.edge.rest}",
+            grpc=Grpc(plain=f"{HOST}:{self.edge.plain}", mtls=f"{HOST}:{self.edge.mtls}"),
+            tls=Tls(ca=str(tls / "ca.pem"), cert=str(tls / "ops/cert.pem"), key=str(tls / "ops/key.pem")),
+            services=tuple(self._service(unit) for unit in units),
+            databases=tuple(
+                DatabaseEndpoint(
+                    role="control" if name == "control" else "shard",
+                    shard=None if name == "control" else name,
+                    dsn=dsn,
+                )
+                for name, dsn in self.dsns.items()
+            ),
+            upstreams=tuple(
+                Upstream(
+                    name=name, target=self.address(f"upstream.{name}"), ledger=str(self.places.ledger(name))
+                )
+                for name in layout.UPSTREAMS
+            ),
+            issuer=f"http://{self.address('issuer')}",
+        )
+
+    def _service(self, unit: Unit) -> Service:
+        if isinstance(unit, Process):
+            return Service(
+                name=unit.service if unit.shard else unit.name,
+                shard=unit.shard,
+                target=unit.target,
+                metrics_url=f"{unit.admin_url}/metrics" if unit.admin_url else None,
+                pid=unit.pid,
+            )
+        return Service(name=unit.name, target=self.address(unit.name), pid=unit.pid)
+
+    def _process(
+        self,
+        name: str,
+        module: str,
+        environment: Mapping[str, str],
+        *,
+        listen: str | None = None,
+        shard: str | None = None,
+    ) -> Process:
+        target = listen or self.address(name)
+        admin = self.address(f"{name}.admin")
+        settings = {
+            "LISTEN": target,
+            "ADMIN_LISTEN": admin,
+            "TLS_DIR": str(self.places.tls),
+            "SUBJECT_DIR": str(self.places.subject),
+            "PROFILE": "local",
+            "DRAIN_S": "2",
+            "TRACE_RATIO": "0",
+            "FAULTS_FIRED": str(self.places.faults_fired),
+            **environment,
+            **self.extra.get(name, {}),
+        }
+        return Process(
+            name=name,
+            module=module,
+            environment={f"ORDERMESH_{key}": value for key, value in settings.items()},
+            log_path=self.places.log(name),
+            target=target,
+            admin_url=f"http://{admin}",
+            shard=shard,
+        )
+
+    def _issuer(self) -> Process:
+        environment = {
+            "ORDERMESH_LISTEN": self.address("issuer"),
+            "ORDERMESH_ISSUER_DIR": str(self.places.issuer),
+        }
+        return Process("issuer", "ops.issuer", environment, self.places.log("issuer"), self.address("issuer"))
+
+    def _upstream(self, name: str) -> Process:
+        environment = {
+            "UPSTREAM_NAME": name,
+            "LEDGER": str(self.places.ledger(name)),
+            "IDEMPOTENT": str(layout.IDEMPOTENT[name]).lower(),
+        }
+        return self._process(f"upstream.{name}", "ops.upstream", environment)
+
+    def _upstream_targets(self) -> str:
+        return json.dumps({name: self.address(f"upstream.{name}") for name in layout.UPSTREAMS})
+
+    def _order_svc(self, shard: str) -> Process:
+        environment = {
+            "SHARD": shard,
+            "DSN": self.dsns[shard],
+            "UPSTREAM_TARGETS": self._upstream_targets(),
+        }
+        return self._process(f"order_svc.{shard}", "order_svc", environment, shard=shard)
+
+    def _history_svc(self) -> Process:
+        shards = json.dumps({shard: self.dsns[shard] for shard in layout.ALL_SHARDS})
+        return self._process("history_svc", "history_svc", {"SHARDS": shards})
+
+    def _recovery_svc(self) -> Process:
+        environment = {
+            "MESH_TARGET": f"{HOST}:{self.edge.mtls}",
+            "UPSTREAM_TARGETS": self._upstream_targets(),
+        }
+        return self._process("recovery_svc", "recovery_svc", environment)
+
+    def _shard_proxy(self) -> Process:
+        environment = {
+            "CONTROL_DSN": self.dsns["control"],
+            "PLAIN_LISTEN": f"{HOST}:{self.edge.plain}",
+            "MAP_FILE": str(self.places.map_copy()),
+            "JWKS_URL": f"http://{self.address('issuer')}/.well-known/jwks.json",
+        }
+        return self._process("shard_proxy", "shard_proxy", environment, listen=f"{HOST}:{self.edge.mtls}")
+
+    def _gateway(self) -> Process:
+        environment = {
+            "MESH_TARGET": f"{HOST}:{self.edge.mtls}",
+            "JWKS_URL": f"http://{self.address('issuer')}/.well-known/jwks.json",
+            "JWKS_FILE": str(self.places.state / "gateway" / "jwks.json"),
+        }
+        return self._process("gateway", "gateway", environment, listen=f"{HOST}:{self.edge.rest}")
