@@ -1,0 +1,90 @@
+"""Wiring and life of recovery_svc."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from uuid import uuid4
+
+from chassis import admin, faults, rpc, supervise, telemetry
+from chassis.auth import BehindProxy, SubjectVerifier
+from chassis.clock import SYSTEM_CLOCK
+from chassis.limits import Limiter
+from chassis.supervise import OwnedTasks
+from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
+from recovery_svc.clients import Mesh, Upstreams
+from recovery_svc.probe import Prober
+from recovery_svc.service import RecoveryService
+from recovery_svc.settings import RecoverySettings
+from recovery_svc.sweep import ShardSweep, Sweeps
+
+SHARDS_MAX = 256
+"""Far more than one process sweeps in time; only here to bound what is in flight."""
+CALLS_AT_ONCE = 32
+CALLS_WAITING = 64
+"""Operators ask seldom; a script that asks in a loop must not starve the sweep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """A recovery_svc that serves; whoever entered it runs the loops."""
+
+    port: int
+    server: rpc.RunningServer
+    readiness: admin.Readiness
+    sweeps: Sweeps
+    owned: OwnedTasks
+    certificates: CertificateWatcher
+
+
+@asynccontextmanager
+async def running(settings: RecoverySettings) -> AsyncIterator[Recovery]:
+    """Serve while the context lives. Opened top to bottom, closed bottom to top."""
+    clock, draw = SYSTEM_CLOCK, random.SystemRandom().random
+    tls = TlsFiles(settings.tls_dir, "recovery_svc")
+    async with AsyncExitStack() as stack:
+        mesh = await stack.enter_async_context(
+            Mesh.open(settings.proxy_target, tls, claimed_by=f"recovery_svc/{uuid4()}")
+        )
+        upstreams = await stack.enter_async_context(Upstreams.open(settings.upstreams, tls))
+        owned = OwnedTasks(limit=settings.slots_per_shard * SHARDS_MAX + CALLS_AT_ONCE)
+        prober = Prober(mesh, upstreams, settings, clock=clock, draw=draw)
+        begin = partial(
+            ShardSweep, mesh=mesh, prober=prober, owned=owned, settings=settings, clock=clock, draw=draw
+        )
+        sweeps = Sweeps(mesh, settings, clock=clock, begin=begin)
+        service = RecoveryService(mesh, prober, sweeps, owned, settings, clock)
+        identity = ServerIdentity(tls)
+        gate = rpc.Gate(
+            BehindProxy(SubjectVerifier(settings.subject_dir)),
+            Limiter(CALLS_AT_ONCE, CALLS_WAITING, name="recovery_calls"),
+        )
+        mounts = [rpc.Mount("ordermesh.recovery.v1.RecoveryService", service)]
+        server = await stack.enter_async_context(rpc.serve(settings.listen, mounts, gate=gate, tls=identity))
+        readiness = admin.Readiness(proxy=mesh.shards)
+        await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
+        certificates = CertificateWatcher(identity, clock)
+        yield Recovery(server.port, server, readiness, sweeps, owned, certificates)
+
+
+async def serve(settings: RecoverySettings) -> None:
+    """Run recovery_svc until SIGTERM or until one of its loops dies; claims in work are finished first."""
+    telemetry.configure(
+        "recovery_svc",
+        log_level=settings.log_level,
+        otlp_endpoint=settings.otlp_endpoint,
+        trace_ratio=settings.trace_ratio,
+    )
+    faults.arm(settings.faults)
+    async with running(settings) as recovery:
+        drain = (
+            recovery.readiness.drain,
+            recovery.sweeps.stop,
+            partial(recovery.server.stop, settings.drain_s),
+            partial(recovery.owned.drain, settings.drain_s),
+        )
+        await supervise.until_stopped(recovery.sweeps, recovery.certificates, drain=drain)
+    telemetry.flush()
