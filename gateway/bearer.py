@@ -1,0 +1,149 @@
+"""Who is asking: a bearer token becomes a principal, or is refused with a coarse cause.
+
+One safe path: algorithm allow-list by key, required claims, exact issuer and audience, a bounded life. Header
+fields that bring keys along (`jku`, `jwk`, `x5u`, `x5c`) are never looked at; `crit` is refused. A checked
+token is remembered until it expires or the keys change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jwt
+
+from chassis.auth import TRUST_DOMAIN, Role, Subject
+from chassis.ids import USER_ID_PATTERN
+from gateway.errors import TokenRefused
+from gateway.metrics import TOKENS_REFUSED
+
+if TYPE_CHECKING:
+    from chassis.clock import Clock
+    from gateway.jwks import Key, Keys
+
+TOKEN_CHARS_MAX = 4096
+LIFE_S_MAX = 86_400
+LEEWAY_S = 10
+TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
+REQUIRED_CLAIMS = ("exp", "iat", "sub", "aud", "iss")
+ACT = TRUST_DOMAIN + "gateway"
+_ROLES = {"operator": Role.OPERATOR}
+"""Roles a token may give beyond `user`; those of machines (`service`, `recovery`) come from certificates
+only.
+"""
+_CACHE_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Somebody whose token was checked."""
+
+    subject: Subject
+    expires_at: float
+    """Unix seconds; nothing is done for them after it."""
+
+    @property
+    def user_id(self) -> str:
+        """The user they are."""
+        return self.subject.name
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether they may look at everybody's orders."""
+        return Role.OPERATOR in self.subject.roles
+
+
+class Bearers:
+    """Checks bearer tokens of one issuer."""
+
+    def __init__(self, keys: Keys, *, issuer: str, audience: str, clock: Clock) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._audience = audience
+        self._clock = clock
+        self._checked: OrderedDict[str, tuple[Key, Principal]] = OrderedDict()
+
+    async def principal(self, authorization: str | None) -> Principal:
+        """Who sends this Authorization header.
+
+        Raises: TokenRefused; KeysUnavailable when there is nothing to check with.
+        """
+        try:
+            return await self._principal(authorization)
+        except TokenRefused as refused:
+            TOKENS_REFUSED.labels(refused.cause).inc()
+            raise
+
+    async def _principal(self, authorization: str | None) -> Principal:
+        token = _token_in(authorization)
+        key_id = _key_id(token)
+        key = await self._keys.get(key_id)
+        if key is None:
+            raise TokenRefused("UNKNOWN_KEY")
+        known = self._checked.get(token)
+        if known is not None and known[0] is key and known[1].expires_at > self._clock.now().timestamp():
+            return known[1]
+        principal = self._read(token, key)
+        self._checked[token] = (key, principal)
+        if len(self._checked) > _CACHE_MAX:
+            self._checked.popitem(last=False)
+        return principal
+
+    def _read(self, token: str, key: Key) -> Principal:
+        try:
+            claims = jwt.decode(
+                token,
+                key.public,
+                algorithms=[key.algorithm],
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=LEEWAY_S,
+                options={"require": list(REQUIRED_CLAIMS)},
+            )
+            return _principal_of(claims)
+        except jwt.ExpiredSignatureError:
+            raise TokenRefused("EXPIRED") from None
+        except jwt.InvalidSignatureError:
+            raise TokenRefused("BAD_SIGNATURE") from None
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+            raise TokenRefused("BAD_CLAIMS") from None
+
+
+def _token_in(authorization: str | None) -> str:
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise TokenRefused("MISSING")
+    if len(token) > TOKEN_CHARS_MAX:
+        raise TokenRefused("TOO_LONG")
+    return token
+
+
+def _key_id(token: str) -> str:
+    """The key id of a header that makes sense; nothing else in an unverified header is used."""
+    try:
+        header: dict[str, Any] = jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        raise TokenRefused("MALFORMED") from None
+    kind, key_id = header.get("typ"), header.get("kid")
+    if not isinstance(kind, str) or kind.lower() not in TYPES or "crit" in header:
+        raise TokenRefused("BAD_HEADER")
+    if not isinstance(key_id, str):
+        raise TokenRefused("UNKNOWN_KEY")
+    return key_id
+
+
+def _principal_of(claims: dict[str, Any]) -> Principal:
+    """Raises: TokenRefused when the claims are well signed and still not acceptable."""
+    expires_at, issued_at, user_id = int(claims["exp"]), int(claims["iat"]), claims["sub"]
+    if not 0 < expires_at - issued_at <= LIFE_S_MAX:
+        raise TokenRefused("LIVES_TOO_LONG")
+    if not isinstance(user_id, str) or not USER_ID_PATTERN.fullmatch(user_id):
+        raise TokenRefused("BAD_SUBJECT")
+    named = claims.get("roles", [])
+    if not isinstance(named, list):
+        raise TokenRefused("BAD_CLAIMS")
+    roles = frozenset(
+        {Role.USER, *(_ROLES[name] for name in named if isinstance(name, str) and name in _ROLES)}
+    )
+    return Principal(Subject(user_id, roles, ACT), float(expires_at))

@@ -1,0 +1,75 @@
+"""Calls into the mesh: one channel to shard_proxy, each call with a deadline and with the signed subject it
+is made for.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+
+from chassis import rpc
+from chassis.auth import SUBJECT_HEADER
+from gateway.errors import MeshRefused
+from ordermesh.history.v1 import history_service_pb2, history_service_pb2_grpc
+from ordermesh.order.v1 import order_service_pb2, order_service_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from chassis.auth import SubjectMinter
+    from gateway.asks import Ask
+
+HISTORY = history_service_pb2
+ORDERS = order_service_pb2
+
+
+class Mesh:
+    """The mesh as the gateway uses it."""
+
+    def __init__(self, channel: rpc.Channel, minter: SubjectMinter) -> None:
+        on = cast("grpc.aio.Channel", channel)
+        self._orders = order_service_pb2_grpc.OrderServiceStub(on)
+        self._history = history_service_pb2_grpc.HistoryServiceStub(on)
+        self._minter = minter
+
+    async def create_order(self, request: ORDERS.CreateOrderRequest, ask: Ask) -> ORDERS.CreateOrderResponse:
+        """Raises: MeshRefused, as all of these."""
+        answer: ORDERS.CreateOrderResponse = await self._call(self._orders.CreateOrder, request, ask)
+        return answer
+
+    async def get_order(self, order_id: str, ask: Ask) -> ORDERS.GetOrderResponse:
+        """One order."""
+        request = ORDERS.GetOrderRequest(order_id=order_id)
+        answer: ORDERS.GetOrderResponse = await self._call(self._orders.GetOrder, request, ask)
+        return answer
+
+    async def list_orders(self, request: HISTORY.ListOrdersRequest, ask: Ask) -> HISTORY.ListOrdersResponse:
+        """A page of a user's orders."""
+        answer: HISTORY.ListOrdersResponse = await self._call(self._history.ListOrders, request, ask)
+        return answer
+
+    async def list_events(
+        self, request: ORDERS.ListOrderEventsRequest, ask: Ask
+    ) -> ORDERS.ListOrderEventsResponse:
+        """A page of an order's journal."""
+        answer: ORDERS.ListOrderEventsResponse = await self._call(self._orders.ListOrderEvents, request, ask)
+        return answer
+
+    def watch_order(self, order_id: str, after_version: int, ask: Ask, *, timeout_s: float) -> Any:
+        """A running stream of an order's changes; the caller reads and cancels it."""
+        request = ORDERS.WatchOrderRequest(order_id=order_id, after_version=after_version)
+        return self._orders.WatchOrder(request, timeout=timeout_s, metadata=self._metadata(ask))
+
+    async def _call(self, method: Callable[..., Awaitable[Any]], request: Any, ask: Ask) -> Any:
+        started = time.perf_counter()
+        try:
+            return await method(request, timeout=ask.time_remaining(), metadata=self._metadata(ask))
+        except grpc.aio.AioRpcError as failed:
+            raise MeshRefused(rpc.error_of(failed)) from failed
+        finally:
+            ask.visit.mesh_s += time.perf_counter() - started
+
+    def _metadata(self, ask: Ask) -> tuple[tuple[str, str], ...]:
+        return ((SUBJECT_HEADER, self._minter.mint(ask.who.subject)),)

@@ -1,0 +1,116 @@
+"""The OpenAPI document: what FastAPI derives from the routes, with our problems, our security and the body of
+a new order. `/docs` (gateway/docs.py) shows it to people.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from gateway import wire
+from gateway.problems import MEDIA_TYPE, Problem
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+TITLE = "ordermesh"
+DESCRIPTION = """Orders that are never lost and never left hanging.
+
+Every request needs a bearer token. Users see only their own orders; somebody else's is 403 `NOT_YOUR_ORDER`,
+as it is PERMISSION_DENIED over gRPC. Every error is `application/problem+json` with a `reason` from the
+catalogue. Every answer carries `X-Request-Id`: yours, if you send one. `X-Request-Timeout` sets the deadline,
+such as `2.5` or `800ms`; it is 5 s otherwise, to which `Prefer: wait=N` adds, and at most 35 s. Lists are
+paged by `pageToken`, also given as `Link: rel=next`.
+"""
+PROBLEMS = {
+    400: "Something in the request is wrong; `fieldViolations` say what",
+    401: "No valid token",
+    403: "Not yours, or a role is missing",
+    404: "No such order",
+    405: "The path does not know this method",
+    408: "The request did not arrive in time",
+    409: "The order is changing; send the request again",
+    413: "The body is larger than the limit",
+    415: "The body is not JSON",
+    422: "The Idempotency-Key was used before with another body",
+    429: "Too many requests; see Retry-After",
+    500: "Something went wrong inside; `traceId` leads to it",
+    503: "A part of the mesh cannot be reached now; send the request again",
+    504: "The deadline passed; with an Idempotency-Key, sending the request again is safe",
+}
+_ANSWERS: dict[str, dict[int, tuple[type[BaseModel] | None, str]]] = {
+    "create_order": {
+        201: (wire.Order, "The new order"),
+        200: (wire.Order, "The order that the first try made"),
+    },
+    "get_order": {200: (wire.Order, "The order"), 304: (None, "It is still the version you have")},
+    "list_orders": {200: (wire.OrderPage, "A page of orders")},
+    "follow_order": {200: (None, "Events, each an order"), 204: (None, "Nothing more will come")},
+    "read_journal": {200: (wire.Journal, "A page of the journal")},
+}
+_ONLY_WITH_BODY = frozenset({413, 415, 422})
+
+
+def install(app: FastAPI) -> None:
+    """Give the application its document, made once."""
+
+    def document() -> dict[str, Any]:
+        if not app.openapi_schema:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    made = get_openapi(title=TITLE, version=app.version, description=DESCRIPTION, routes=app.routes)
+    components = made.setdefault("components", {})
+    components["schemas"] = _schemas()
+    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+    for path in made["paths"].values():
+        for operation in path.values():
+            if operation.get("tags"):
+                _complete(operation)
+    return made
+
+
+def _schemas() -> dict[str, Any]:
+    models: list[type[BaseModel]] = [wire.CreateOrder, wire.Order, wire.OrderPage, wire.Journal, Problem]
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in models],
+        by_alias=True,
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas: dict[str, Any] = definitions["$defs"]
+    return schemas
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    name = operation["operationId"].split("_v1_")[0]
+    operation["operationId"] = name
+    operation["security"] = [{"token": []}]
+    has_body = name == "create_order"
+    if has_body:
+        operation["requestBody"] = {"required": True, "content": {"application/json": _ref("CreateOrder")}}
+    answers = {str(status): _answer(name, model, text) for status, (model, text) in _ANSWERS[name].items()}
+    refusals = {
+        str(status): {"description": text, "content": {MEDIA_TYPE: _ref("Problem")}}
+        for status, text in PROBLEMS.items()
+        if has_body or status not in _ONLY_WITH_BODY
+    }
+    operation["responses"] = {**answers, **refusals}
+
+
+def _answer(name: str, model: type[BaseModel] | None, text: str) -> dict[str, Any]:
+    if model is not None:
+        return {"description": text, "content": {"application/json": _ref(model.__name__)}}
+    if name == "follow_order" and text.startswith("Events"):
+        return {"description": text, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    return {"description": text}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"schema": {"$ref": f"#/components/schemas/{name}"}}

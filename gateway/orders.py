@@ -1,0 +1,185 @@
+"""The routes of `/v1/orders`: read what is asked, call the mesh, say it in HTTP."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Header, Path, Query, Request
+from google.protobuf.timestamp_pb2 import Timestamp
+from starlette.responses import Response
+
+from chassis.errors import InvalidField, NotYourOrder
+from chassis.ids import parse_order_id, parse_user_id
+from gateway import asks, bodies, wire
+from gateway.clients import HISTORY, ORDERS
+from gateway.house import Entrance, Inside
+from gateway.streams import EventStream
+from ordermesh.order.v1 import order_pb2
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from gateway.asks import Ask
+
+router = APIRouter(prefix="/v1", tags=["orders"])
+PAGE_TOKEN_CHARS_MAX = 512
+
+OrderId = Annotated[str, Path(description="The order, a UUIDv7.", max_length=64)]
+PageSize = Annotated[int | None, Query(alias="pageSize", ge=1, le=100, description="At most so many.")]
+PageToken = Annotated[
+    str | None, Query(alias="pageToken", max_length=PAGE_TOKEN_CHARS_MAX, description="From the page before.")
+]
+Instant = datetime
+
+
+@router.post("/orders", status_code=201, summary="Create an order")
+async def create_order(
+    ask: Entrance,
+    house: Inside,
+    request: Request,
+    idempotency_key: Annotated[
+        str,
+        Header(alias="Idempotency-Key", description="A UUID, made before the first try, the same for each."),
+    ],
+    prefer: Annotated[
+        str | None, Header(description="`wait=N`: wait up to N seconds for the outcome.")
+    ] = None,
+) -> Response:
+    """Record an order and send it to its first upstream. A repeat with the same Idempotency-Key gives the
+    first order.
+    """
+    ask.visit.allowance = house.creates.admit(ask.who.user_id)
+    request_id = asks.idempotency_key(idempotency_key)
+    wait_s = asks.wait_s(prefer, house.settings.wait_s_max)
+    if "x-request-timeout" not in request.headers:
+        ask.deadline = min(ask.deadline + (wait_s or 0), time.monotonic() + house.settings.timeout_s_max)
+    body = bodies.read(wire.CreateOrder, await request.body(), request.headers.get("content-type"))
+    wanted = wire.create_request(body, user_id=ask.who.user_id, request_id=request_id, wait_s=wait_s or 0)
+    answer = await house.mesh.create_order(wanted, ask)
+    headers = {"location": f"/v1/orders/{answer.order.order_id}", "etag": f'"{answer.order.version}"'}
+    if wait_s is not None:
+        headers["preference-applied"] = f"wait={wait_s}"
+    if answer.replayed:
+        headers["idempotent-replayed"] = "true"
+    return _answer(wire.order(answer.order), status=200 if answer.replayed else 201, headers=headers)
+
+
+@router.get("/orders/{order_id}", summary="Get an order")
+async def get_order(
+    ask: Entrance,
+    house: Inside,
+    order_id: OrderId,
+    if_none_match: Annotated[str | None, Header(description="The ETag of the version you have.")] = None,
+) -> Response:
+    """Show one order as it is now; 304 when it is still the version you have."""
+    order = await _own_order(house, order_id, ask)
+    headers = {"etag": f'"{order.version}"', "cache-control": "private, no-cache"}
+    if asks.matches(if_none_match, order.version):
+        return Response(status_code=304, headers=headers)
+    return _answer(wire.order(order), headers=headers)
+
+
+@router.get("/orders", summary="List orders")
+async def list_orders(
+    ask: Entrance,
+    house: Inside,
+    request: Request,
+    page_size: PageSize = None,
+    page_token: PageToken = None,
+    status: Annotated[wire.StatusName | None, Query(description="Only orders of this status.")] = None,
+    from_time: Annotated[
+        Instant | None, Query(alias="fromTime", description="Created then or later.")
+    ] = None,
+    until_time: Annotated[Instant | None, Query(alias="untilTime", description="Created before.")] = None,
+    user_id: Annotated[str | None, Query(alias="userId", description="Whose; operators only.")] = None,
+) -> Response:
+    """List orders, newest first, each exactly once."""
+    wanted = HISTORY.ListOrdersRequest(
+        user_id=_listed_user(ask, user_id),
+        page_size=page_size or 0,
+        page_token=page_token or "",
+        status=order_pb2.Order.Status.Value(status) if status else order_pb2.Order.STATUS_UNSPECIFIED,
+        from_time=_stamp("fromTime", from_time),
+        until_time=_stamp("untilTime", until_time),
+    )
+    page = wire.page(await house.mesh.list_orders(wanted, ask))
+    return _answer(page, headers=_next_link(request, page.next_page_token))
+
+
+@router.get("/orders/{order_id}/events", summary="Follow an order")
+async def follow_order(
+    ask: Entrance,
+    house: Inside,
+    order_id: OrderId,
+    last_event_id: Annotated[str | None, Header(description="The version you saw last.")] = None,
+) -> Response:
+    """Send the order now and after every change, as server-sent events, until it is settled; 204 when nothing
+    more will come.
+    """
+    after = asks.last_event_id(last_event_id)
+    order = await _own_order(house, order_id, ask)
+    if wire.is_settled(order) and after >= order.version:
+        return Response(status_code=204)
+    timeout_s = min(house.settings.stream_s_max, ask.who.expires_at - time.time())
+    house.seats.take(ask.who.user_id)
+    call = house.mesh.watch_order(order.order_id, after, ask, timeout_s=timeout_s)
+    return EventStream(call, house.seats, ask.who.user_id, heartbeat_s=house.settings.heartbeat_s)
+
+
+@router.get("/orders/{order_id}/journal", summary="Read an order's journal")
+async def read_journal(
+    ask: Entrance,
+    house: Inside,
+    request: Request,
+    order_id: OrderId,
+    page_size: PageSize = None,
+    page_token: PageToken = None,
+) -> Response:
+    """Show everything that happened to an order, oldest first."""
+    wanted = ORDERS.ListOrderEventsRequest(
+        order_id=str(parse_order_id(order_id)), page_size=page_size or 0, page_token=page_token or ""
+    )
+    journal = wire.journal(await house.mesh.list_events(wanted, ask))
+    return _answer(journal, headers=_next_link(request, journal.next_page_token))
+
+
+async def _own_order(house: Inside, order_id: str, ask: Ask) -> order_pb2.Order:
+    """One order that the asker may see; the mesh checks it too."""
+    answer = await house.mesh.get_order(str(parse_order_id(order_id)), ask)
+    if not ask.who.is_operator and answer.order.user_id != ask.who.user_id:
+        raise NotYourOrder
+    return answer.order
+
+
+def _listed_user(ask: Ask, user_id: str | None) -> str:
+    if user_id is None:
+        return ask.who.user_id
+    parse_user_id(user_id, field_name="userId")
+    if user_id != ask.who.user_id and not ask.who.is_operator:
+        raise NotYourOrder
+    return user_id
+
+
+def _stamp(name: str, instant: datetime | None) -> Timestamp | None:
+    if instant is None:
+        return None
+    if instant.tzinfo is None:
+        raise InvalidField.of(name, "must say its offset, such as 2026-11-23T12:00:00Z")
+    stamp = Timestamp()
+    stamp.FromDatetime(instant)
+    return stamp
+
+
+def _next_link(request: Request, token: str | None) -> dict[str, str]:
+    if token is None:
+        return {}
+    query = [(name, value) for name, value in request.query_params.multi_items() if name != "pageToken"]
+    return {"link": f'<{request.url.path}?{urlencode([*query, ("pageToken", token)])}>; rel="next"'}
+
+
+def _answer(model: BaseModel, *, status: int = 200, headers: dict[str, str]) -> Response:
+    settled: dict[str, Any] = {"cache-control": "no-store", **headers}
+    return Response(model.model_dump_json(exclude_none=True), status, settled, "application/json")

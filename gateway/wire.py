@@ -1,0 +1,240 @@
+"""Between JSON and protos: the models of the REST API, and how they are made. Pure.
+
+JSON is camelCase, enums are names, times are RFC 3339 in UTC, money is an integer of minor units. What is not
+set is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from google.protobuf.duration_pb2 import Duration
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from chassis.money import AMOUNT_MINOR_MAX
+from ordermesh.history.v1 import history_service_pb2
+from ordermesh.money.v1 import money_pb2
+from ordermesh.order.v1 import order_pb2, order_service_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+DESCRIPTION_CHARS_MAX = 512
+LABELS_BYTES_MAX = 4096
+LABELS_MAX = 64
+LABEL_NAME_CHARS_MAX = 63
+
+
+def _clean(text: str) -> str:
+    """Text without control characters, composed, so that what looks the same is the same."""
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise ValueError("must not contain control characters")
+    return unicodedata.normalize("NFC", text)
+
+
+def _fits(labels: dict[str, str]) -> dict[str, str]:
+    if sum(len(name.encode()) + len(value.encode()) for name, value in labels.items()) > LABELS_BYTES_MAX:
+        raise ValueError(f"must be at most {LABELS_BYTES_MAX} bytes in all")
+    return labels
+
+
+Text = Annotated[str, AfterValidator(_clean)]
+LabelName = Annotated[Text, Field(min_length=1, max_length=LABEL_NAME_CHARS_MAX)]
+StatusName = Literal["PENDING", "SUCCESS", "FAILED"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        serialize_by_alias=True,
+    )
+
+
+class Money(_Model):
+    """An amount of money in the smallest unit of its currency."""
+
+    currency_code: str = Field(pattern="^[A-Z]{3}$", description="ISO 4217 code.", examples=["EUR"])
+    amount_minor: int = Field(
+        ge=1, le=AMOUNT_MINOR_MAX, description="Minor units: cents for EUR.", examples=[1250]
+    )
+
+
+class CreateOrder(_Model):
+    """What a user asks for."""
+
+    kind: str = Field(pattern="^[a-z][a-z0-9_.-]{0,63}$", description="Names the legs.", examples=["payment"])
+    amount: Money
+    description: Annotated[Text, Field(max_length=DESCRIPTION_CHARS_MAX)] = Field(
+        "", description="Free text."
+    )
+    labels: Annotated[dict[LabelName, Text], Field(max_length=LABELS_MAX), AfterValidator(_fits)] = Field(
+        default_factory=dict, description="Labels of the caller, at most 4 KiB in all."
+    )
+
+
+class Order(_Model):
+    """An order as it is now."""
+
+    order_id: str = Field(description="A UUIDv7.")
+    user_id: str
+    status: StatusName = Field(description="PENDING until it is settled.")
+    stage: str = Field(description="Where it stands inside PENDING; for operators.")
+    kind: str
+    legs: list[str]
+    leg: int
+    attempt: int
+    amount: Money
+    description: str | None = None
+    labels: dict[str, str] | None = None
+    version: int = Field(description="Grows by one with every change; also the ETag.")
+    create_time: datetime
+    update_time: datetime
+    settle_time: datetime | None = None
+    failure_reason: str | None = Field(None, description="Only with FAILED.")
+    basis: str | None = Field(None, description="On whose word it was settled.")
+    upstream_ref: str | None = None
+    request_id: str = Field(description="The Idempotency-Key that made it.")
+
+
+class OrderPage(_Model):
+    """A page of a user's orders, newest first."""
+
+    orders: list[Order]
+    next_page_token: str | None = Field(None, description="For the next page; absent on the last.")
+    sources: list[str] = Field(description="The stores that answered.")
+    unreachable: list[str] = Field(
+        description="Stores that could not be read; empty when the page is complete."
+    )
+
+
+class OrderEvent(_Model):
+    """Something that happened to an order."""
+
+    version: int
+    event_id: str
+    kind: str
+    from_status: str | None = None
+    to_status: str
+    from_stage: str | None = None
+    to_stage: str
+    leg: int
+    attempt: int
+    actor: str
+    proof: str | None = None
+    evidence: dict[str, Any] | None = None
+    event_time: datetime
+
+
+class Journal(_Model):
+    """A page of an order's journal, oldest first."""
+
+    events: list[OrderEvent]
+    next_page_token: str | None = None
+
+
+def create_request(
+    body: CreateOrder, *, user_id: str, request_id: str, wait_s: int
+) -> order_service_pb2.CreateOrderRequest:
+    """The call that creates an order for a user."""
+    return order_service_pb2.CreateOrderRequest(
+        user_id=user_id,
+        request_id=request_id,
+        kind=body.kind,
+        amount=money_pb2.Money(
+            currency_code=body.amount.currency_code, amount_minor=body.amount.amount_minor
+        ),
+        description=body.description,
+        labels=body.labels,
+        wait=Duration(seconds=wait_s) if wait_s else None,
+    )
+
+
+def order(message: order_pb2.Order) -> Order:
+    """An order as JSON shows it."""
+    return Order.model_construct(
+        order_id=message.order_id,
+        user_id=message.user_id,
+        status=cast("StatusName", order_pb2.Order.Status.Name(message.status)),
+        stage=order_pb2.Order.Stage.Name(message.stage),
+        kind=message.kind,
+        legs=list(message.legs),
+        leg=message.leg,
+        attempt=message.attempt,
+        amount=Money.model_construct(
+            currency_code=message.amount.currency_code, amount_minor=message.amount.amount_minor
+        ),
+        description=message.description or None,
+        labels=dict(message.labels) or None,
+        version=message.version,
+        create_time=_instant(message.create_time),
+        update_time=_instant(message.update_time),
+        settle_time=_instant(message.settle_time) if message.HasField("settle_time") else None,
+        failure_reason=message.failure_reason or None,
+        basis=order_pb2.Order.Basis.Name(message.basis) if message.basis else None,
+        upstream_ref=message.upstream_ref or None,
+        request_id=message.request_id,
+    )
+
+
+def page(message: history_service_pb2.ListOrdersResponse) -> OrderPage:
+    """A page as JSON shows it."""
+    return OrderPage.model_construct(
+        orders=[order(one) for one in message.orders],
+        next_page_token=message.next_page_token or None,
+        sources=list(message.read_info.sources),
+        unreachable=list(message.unreachable),
+    )
+
+
+def journal(message: order_service_pb2.ListOrderEventsResponse) -> Journal:
+    """A page of the journal as JSON shows it."""
+    return Journal.model_construct(
+        events=[_event(one) for one in message.events], next_page_token=message.next_page_token or None
+    )
+
+
+def _event(message: order_pb2.OrderEvent) -> OrderEvent:
+    status, stage = order_pb2.Order.Status.Name, order_pb2.Order.Stage.Name
+    return OrderEvent.model_construct(
+        version=message.version,
+        event_id=message.event_id,
+        kind=message.kind,
+        from_status=status(message.from_status) if message.from_status else None,
+        to_status=status(message.to_status),
+        from_stage=stage(message.from_stage) if message.from_stage else None,
+        to_stage=stage(message.to_stage),
+        leg=message.leg,
+        attempt=message.attempt,
+        actor=message.actor,
+        proof=message.proof or None,
+        evidence=_evidence(message.evidence_json),
+        event_time=_instant(message.event_time),
+    )
+
+
+def _evidence(text: str) -> dict[str, Any] | None:
+    """The facts of a journal row; what is no JSON object is shown as text, since a journal hides nothing."""
+    if not text:
+        return None
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return {"text": text}
+    return facts if isinstance(facts, dict) else {"value": facts}
+
+
+def _instant(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def is_settled(message: order_pb2.Order) -> bool:
+    """Whether nothing more is expected to happen to an order."""
+    return message.stage == order_pb2.Order.DONE
