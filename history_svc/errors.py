@@ -1,0 +1,13 @@
+"""What history_svc refuses beyond the errors every service has."""
+
+from __future__ import annotations
+
+from grpc import StatusCode
+
+from chassis.errors import OrdermeshError, Reason
+
+
+class PlacementMissing(OrdermeshError):
+    """The call does not say where the user's orders are; only the proxy may call, and it always says so."""
+
+    code, reason = StatusCode.INVALID_ARGUMENT, Reason.ROUTING_KEY_MISSING

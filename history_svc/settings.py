@@ -1,0 +1,44 @@
+"""Settings of history_svc; docs/SETTINGS.md is generated from the descriptions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from chassis.settings import ProcessSettings
+
+_LOCAL_PAGE_TOKEN_KEY = SecretStr("page tokens of a laptop carry no authority")
+PageTokenKey = Annotated[SecretStr, Field(min_length=16, max_length=256)]
+
+
+class HistorySettings(ProcessSettings):
+    """One history_svc process."""
+
+    shards: dict[str, SecretStr] = Field(
+        description="Name of each shard and the postgresql:// address to read it at."
+    )
+    pool_size: int = Field(4, ge=1, le=32, description="Connections to each shard, opened when first needed.")
+    pool_queue: int = Field(12, ge=0, le=96, description="Reads that may wait for a connection of one shard.")
+    calls_max: int = Field(64, ge=1, le=1024, description="Calls at once.")
+    calls_queue: int = Field(64, ge=0, le=1024, description="Calls that may wait for a slot.")
+    read_timeout_s: float = Field(
+        4.0, gt=0, le=30, description="How long the read of one shard may take at most."
+    )
+    page_token_keys: tuple[PageTokenKey, ...] = Field(
+        (),
+        max_length=2,
+        description="Keys that sign page tokens, newest first, same in every process. Needed in production.",
+    )
+
+    @model_validator(mode="after")
+    def _keys_in_production(self) -> Self:
+        if self.profile == "production" and not self.page_token_keys:
+            raise ValueError("page_token_keys: give one or two keys of at least 16 characters")
+        return self
+
+    def token_keys(self) -> tuple[bytes, ...]:
+        """The keys to sign page tokens with, newest first."""
+        return tuple(
+            key.get_secret_value().encode() for key in self.page_token_keys or (_LOCAL_PAGE_TOKEN_KEY,)
+        )
