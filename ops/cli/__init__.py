@@ -1,0 +1,75 @@
+"""The `ordermesh` command: the table of its commands, and the way from an error to an exit code.
+
+A command's module is imported when that command runs, never before: `ordermesh --help` must be quick, and
+gRPC alone takes a second to import. `ops.cli.edge` turns every expected error into one line; a traceback is
+a defect of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ops.cli.root import Entry, Root
+
+COMMANDS = (
+    Entry("Local stack", "dev", "ops.cli.dev:dev", "Run everything on this machine until Ctrl-C."),
+    Entry("Local stack", "demo", "ops.cli.demo:demo", "Watch an order survive a kill -9, in a minute."),
+    Entry("Local stack", "down", "ops.cli.dev:down", "Stop the stack; its data stays."),
+    Entry("Local stack", "stop", "ops.cli.dev:stop", "Stop one process and keep it down."),
+    Entry("Local stack", "start", "ops.cli.dev:start", "Start a process again that was stopped."),
+    Entry("Local stack", "doctor", "ops.cli.doctor:doctor", "Say what is wrong here, and what to do."),
+    Entry("Orders", "order", "ops.cli.order:app", "create, get, list, watch, journal."),
+    Entry("Orders", "where", "ops.cli.where:where", "Say where a user or an order lives, and why."),
+    Entry("Orders", "token", "ops.cli.token:token", "Print a user's JWT, for curl."),
+    Entry("Operations", "dlq", "ops.cli.dlq:app", "Dead letters: list, show, redrive, resolve."),
+    Entry("Operations", "recovery", "ops.cli.recovery:app", "status, hanging, probe, pause, resume."),
+    Entry("Operations", "load", "ops.cli.load:load", "Create orders under load and faults, then check them."),
+    Entry("Operations", "audit", "ops.cli.audit:audit", "Check the invariants of every shard."),
+)
+"""In the order in which they are shown. A test holds each line against the command's own help."""
+
+EPILOG = """\b
+Every command takes --help (with an example), --state-dir and -o json.
+Exit codes: 0 ok, 1 the answer is no, incomplete or a violation, 2 usage,
+3 the stack is not reachable, 4 the mesh refused with a typed error."""
+
+
+class OrdermeshCommand(Root):
+    """The root with our commands."""
+
+    entries = COMMANDS
+
+
+app = typer.Typer(
+    name="ordermesh",
+    cls=OrdermeshCommand,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    epilog=EPILOG,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ordermesh {version('ordermesh')}")
+        raise typer.Exit
+
+
+@app.callback()
+def ordermesh(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """An order platform that never loses an order and never leaves one hanging."""
+
+
+def main() -> None:
+    """Run the command line; ends the process."""
+    app(prog_name="ordermesh")
