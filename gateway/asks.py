@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 VERSION_MAX = 2**63 - 1
-_TIMEOUT = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s)?")
-_WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
-_ETAG = re.compile(r'(?:W/)?"(\d{1,19})"')
+_TIMEOUT = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s)?", re.ASCII)
+_WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE | re.ASCII)
+_ETAG = re.compile(r'(?:W/)?"(\d{1,19})"', re.ASCII)
 
 
 @dataclass(slots=True)

@@ -30,9 +30,9 @@ LABEL_NAME_CHARS_MAX = 63
 
 
 def _clean(text: str) -> str:
-    """Text without control characters, composed, so that what looks the same is the same."""
-    if any(unicodedata.category(character) == "Cc" for character in text):
-        raise ValueError("must not contain control characters")
+    """Text without control characters and halves of characters, composed: what looks the same is the same."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise ValueError("must not contain control characters or lone surrogates")
     return unicodedata.normalize("NFC", text)
 
 

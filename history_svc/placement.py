@@ -19,7 +19,7 @@ BUCKETS_MAX = 64
 """A user has a hashed bucket and, as a salted VIP, up to 16 dedicated ones; a few more were left behind by
 moves.
 """
-_ENTRY = re.compile(r"(\d{1,5}):([a-z][a-z0-9_-]{0,31}):(\d{1,18})")
+_ENTRY = re.compile(r"(\d{1,5}):([a-z][a-z0-9_-]{0,31}):(\d{1,18})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
