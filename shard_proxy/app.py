@@ -1,0 +1,135 @@
+"""Wiring and life of shard_proxy, top to bottom; closed bottom to top."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from chassis import admin, auth, faults, pg, rpc, supervise, telemetry
+from chassis.clock import SYSTEM_CLOCK
+from chassis.rpc.health import SERVICE as HEALTH
+from chassis.rpc.health import Health
+from chassis.rpc.reflection import Reflection
+from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
+from chassis.tokens import PageTokens
+from shard_proxy.book import RouteBook
+from shard_proxy.fairness import InFlight
+from shard_proxy.identity import BearerTokens, PlainEntrance
+from shard_proxy.lanes import LaneLimits, Lanes
+from shard_proxy.methods import BEHIND, OWN, passed_on
+from shard_proxy.passthrough import Passthrough, Relay, register_unknown
+from shard_proxy.service import RoutingService
+from shard_proxy.store import MapFile, MapStore
+from shard_proxy.vitals import Vitals
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from shard_proxy.methods import Passed
+    from shard_proxy.settings import ProxySettings
+
+    Listening = AbstractAsyncContextManager[rpc.RunningServer]
+
+CONTROL_CONNECTIONS = 2
+"""One for the poll, one for a healing read."""
+STREAMS_MAX = 1000
+"""Calls at once on one connection; a gateway brings all its users over one or two."""
+
+
+async def serve(settings: ProxySettings) -> None:
+    """Run shard_proxy until SIGTERM or until one of its loops dies; then drain and close."""
+    telemetry.configure(
+        "shard_proxy",
+        log_level=settings.log_level,
+        otlp_endpoint=settings.otlp_endpoint,
+        trace_ratio=settings.trace_ratio,
+    )
+    faults.arm(settings.faults)
+    async with AsyncExitStack() as stack:
+        stack.callback(telemetry.flush)
+        routes = await stack.enter_async_context(_routes(settings))
+        health = Health((*BEHIND, OWN))
+        vitals = Vitals(health, routes.book, routes.lanes, SYSTEM_CLOCK)
+        vitals.look()
+        identity = ServerIdentity(TlsFiles(settings.tls_dir, "shard_proxy"))
+        bearers = BearerTokens(settings.jwks_url, settings.issuer, settings.audience, SYSTEM_CLOCK)
+        door = _Door(settings, routes, health)
+        servers = [await stack.enter_async_context(door.mtls(identity))]
+        if settings.plain_listen is not None:
+            servers.append(await stack.enter_async_context(door.plain(settings.plain_listen, bearers)))
+        readiness = admin.Readiness(map=routes.book.check)
+        await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
+        await supervise.until_stopped(
+            *(routes.book, routes.lanes, vitals, CertificateWatcher(identity, SYSTEM_CLOCK), bearers),
+            drain=(readiness.drain, health.drain, partial(_stop, servers, settings.drain_s)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """What calls are routed with."""
+
+    book: RouteBook
+    lanes: Lanes
+    passed: dict[str, Passed]
+
+
+@asynccontextmanager
+async def _routes(settings: ProxySettings) -> AsyncIterator[Routes]:
+    """Open the control database, the lanes and the book; a dead control database is no reason not to start."""
+    control = pg.PgSettings(
+        dsn=settings.dsn.get_secret_value(),
+        pool_size=CONTROL_CONNECTIONS,
+        connect_timeout_s=1.0,
+        read_only=True,
+    )
+    limits = LaneLimits(settings.lane_slots, settings.lane_queue, settings.lane_streams, settings.bridge_s)
+    lanes = Lanes(TlsFiles(settings.tls_dir, "shard_proxy"), limits)
+    async with pg.open_database(control, name="control") as database, lanes.opened():
+        book = RouteBook(MapStore(database), MapFile(settings.map_file), SYSTEM_CLOCK, changed=lanes.follow)
+        await book.open()
+        yield Routes(book, lanes, passed_on(BEHIND))
+
+
+class _Door:
+    """What both listeners serve; they differ only in how they find out who is asking."""
+
+    def __init__(self, settings: ProxySettings, routes: Routes, health: Health) -> None:
+        self._settings = settings
+        self._passed = routes.passed
+        self._minter = auth.SubjectMinter(settings.subject_dir, "shard_proxy")
+        calls, streams = (InFlight(settings.user_calls, settings.vip_calls) for _ in range(2))
+        self._relay = Relay(routes.book, routes.lanes, calls, streams)
+        tokens = PageTokens(*settings.token_keys())
+        self._routing = rpc.Mount(OWN, RoutingService(routes.book, routes.lanes, routes.passed, tokens))
+        listed = Reflection((*BEHIND, OWN, HEALTH))
+        self._register = (health.register, listed.register, register_unknown)
+
+    def mtls(self, identity: ServerIdentity) -> Listening:
+        """The listener of the mesh."""
+        verifier = auth.SubjectVerifier(self._settings.subject_dir, ("gateway",))
+        return self._listen(self._settings.listen, auth.Entrance(verifier, self._minter), identity)
+
+    def plain(self, address: str, bearers: BearerTokens) -> Listening:
+        """The listener for people at this machine; the settings made sure that it is loopback."""
+        return self._listen(address, PlainEntrance(self._minter, bearers), None)
+
+    def _listen(self, address: str, identify: auth.Identify, tls: ServerIdentity | None) -> Listening:
+        gate = rpc.Gate(identify, inject_deadline=True)
+        return rpc.serve(
+            address,
+            [self._routing],
+            gate=gate,
+            tls=tls,
+            handlers=[Passthrough(self._passed, gate, self._relay)],
+            register=self._register,
+            streams_max=STREAMS_MAX,
+        )
+
+
+async def _stop(servers: list[rpc.RunningServer], grace_s: float) -> None:
+    await asyncio.gather(*(server.stop(grace_s) for server in servers))

@@ -1,0 +1,55 @@
+"""Refusals of the proxy itself; whatever a lane refuses is passed on as it came.
+
+The docstring is the sentence a caller reads (see chassis.errors).
+"""
+
+from __future__ import annotations
+
+from grpc import StatusCode
+
+from chassis.errors import OrdermeshError, Reason
+
+
+class RoutingKeyMissing(OrdermeshError):
+    """The request carries no routing key; there is no default shard."""
+
+    code, reason = StatusCode.INVALID_ARGUMENT, Reason.ROUTING_KEY_MISSING
+
+
+class RoutingKeyMismatch(OrdermeshError):
+    """The header x-ordermesh-user names another user than the request."""
+
+    code, reason = StatusCode.INVALID_ARGUMENT, Reason.ROUTING_KEY_MISMATCH
+
+
+class UnknownShard(OrdermeshError):
+    """The map has no shard of this name."""
+
+    code, reason = StatusCode.NOT_FOUND, Reason.UNKNOWN_SHARD
+
+
+class TooLarge(OrdermeshError):
+    """The message is larger than the limit."""
+
+    code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_LARGE
+
+
+class NoOwner(OrdermeshError):
+    """No shard owns this bucket in the map; sending the call again is safe."""
+
+    code, reason = StatusCode.UNAVAILABLE, Reason.SHARD_UNAVAILABLE
+    retry_after_s = 1.0
+
+
+class NoMap(OrdermeshError):
+    """This proxy has not seen a map of the shards yet; sending the call again is safe."""
+
+    code, reason = StatusCode.UNAVAILABLE, Reason.SHARD_UNAVAILABLE
+    retry_after_s = 1.0
+
+
+class RouteUnsettled(OrdermeshError):
+    """The bucket's owner could not be found out in time; sending the call again is safe."""
+
+    code, reason = StatusCode.UNAVAILABLE, Reason.SHARD_UNAVAILABLE
+    retry_after_s = 0.5
