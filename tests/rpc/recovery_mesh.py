@@ -71,6 +71,8 @@ class MeshScript(OrderServiceServicer, RoutingServiceServicer):
         self.report_codes: list[grpc.StatusCode | None] = []
         self.taken: dict[str, orders.ReportVerdictRequest] = {}
         self.listed = True
+        self.lends_again = False
+        """Hand out what was not reported again and again, as if each lease ran out at once."""
         self.settled: dict[str, order_pb2.Order] = {}
 
     def owe(self, shard: str, upstream: str = "payments", *, order_id: str = "", unfinished: int = 0) -> str:
@@ -101,7 +103,8 @@ class MeshScript(OrderServiceServicer, RoutingServiceServicer):
             shard.limits.append(request.limit)
         await shard.reached(context)
         wanted = [c for c in shard.due if request.order_id in ("", c.order.order_id)][: request.limit]
-        shard.due = [claim for claim in shard.due if claim not in wanted]
+        if not self.lends_again:
+            shard.due = [claim for claim in shard.due if claim not in wanted]
         return orders.ClaimDueOrdersResponse(claims=wanted)
 
     async def ReportVerdict(self, request: Any, context: Any) -> orders.ReportVerdictResponse:
@@ -110,6 +113,8 @@ class MeshScript(OrderServiceServicer, RoutingServiceServicer):
         if code is not None:
             await context.abort(code, "as told")
         self.taken[request.order_id] = request
+        for shard in self.shards.values():
+            shard.due = [claim for claim in shard.due if claim.order.order_id != request.order_id]
         return orders.ReportVerdictResponse(order=order_pb2.Order(order_id=request.order_id, version=2))
 
     async def GetOrder(self, request: Any, context: Any) -> orders.GetOrderResponse:
