@@ -15,10 +15,17 @@ from ops.cli.root import Entry, Root
 
 COMMANDS = (
     Entry("Local stack", "dev", "ops.cli.dev:dev", "Run everything on this machine until Ctrl-C."),
-    Entry("Local stack", "demo", "ops.cli.demo:demo", "Watch an order survive a kill -9, in a minute."),
+    Entry("Local stack", "demo", "ops.cli.demo:demo", "Show the whole platform in less than a minute."),
     Entry("Local stack", "down", "ops.cli.dev:down", "Stop the stack; its data stays."),
-    Entry("Local stack", "stop", "ops.cli.dev:stop", "Stop one process and keep it down."),
-    Entry("Local stack", "start", "ops.cli.dev:start", "Start a process again that was stopped."),
+    Entry(
+        "Local stack",
+        "stop",
+        "ops.cli.dev:stop",
+        "Stop one process and keep it down until `ordermesh start`.",
+    ),
+    Entry(
+        "Local stack", "start", "ops.cli.dev:start", "Start a process again that `ordermesh stop` keeps down."
+    ),
     Entry("Local stack", "doctor", "ops.cli.doctor:doctor", "Say what is wrong here, and what to do."),
     Entry("Orders", "order", "ops.cli.order:app", "create, get, list, watch, journal."),
     Entry("Orders", "where", "ops.cli.where:where", "Say where a user or an order lives, and why."),

@@ -37,10 +37,7 @@ class LazyCommands(dict[str, Any]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The command, imported now unless it was before; the default for a name that is not there."""
-        try:
-            return self[name]
-        except KeyError:
-            return default
+        return default if name not in self._entries else self[name]
 
     def __getitem__(self, name: str) -> Any:
         command = super().__getitem__(name)
