@@ -19,6 +19,8 @@ from ops import places, ports
 from ops.postgres import PostgresServer
 from tests.databases import Database, Databases, Kind
 
+pytest_plugins = ["tests.stack"]
+
 DatabaseFactory = Callable[[], Awaitable[Database]]
 
 

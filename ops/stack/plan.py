@@ -164,14 +164,14 @@ class Plan:
 
     def _recovery_svc(self) -> Process:
         environment = {
-            "MESH_TARGET": f"{HOST}:{self.edge.mtls}",
-            "UPSTREAM_TARGETS": self._upstream_targets(),
+            "PROXY_TARGET": f"{HOST}:{self.edge.mtls}",
+            "UPSTREAMS": self._upstream_targets(),
         }
         return self._process("recovery_svc", "recovery_svc", environment)
 
     def _shard_proxy(self) -> Process:
         environment = {
-            "CONTROL_DSN": self.dsns["control"],
+            "DSN": self.dsns["control"],
             "PLAIN_LISTEN": f"{HOST}:{self.edge.plain}",
             "MAP_FILE": str(self.places.map_copy()),
             "JWKS_URL": f"http://{self.address('issuer')}/.well-known/jwks.json",

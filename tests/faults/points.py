@@ -1,0 +1,50 @@
+"""Every fault point of the platform with the story that passes it; a tidy test compares the list with the
+code.
+
+SERVICE: whose process dies. STORY: what a test does so that the point is passed.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Story(Enum):
+    """What has to happen so that a point is passed."""
+
+    CREATE = "an order is created"
+    RECOVER = "a reply of the upstream is lost, and recovery finishes the order"
+    RESUBMIT = "the upstream never saw the order, and it is submitted again"
+    REDRIVE = "a parked order is redriven"
+    RESOLVE = "a parked order is resolved by a person"
+
+
+@dataclass(frozen=True)
+class Point:
+    name: str
+    service: str
+    story: Story
+
+
+ORDER_SVC = "order_svc"
+RECOVERY_SVC = "recovery_svc"
+
+POINTS = (
+    Point("sweep.after_claim", RECOVERY_SVC, Story.RECOVER),
+    Point("probe.before_call", RECOVERY_SVC, Story.RECOVER),
+    Point("probe.after_call", RECOVERY_SVC, Story.RECOVER),
+    Point("report.before_call", RECOVERY_SVC, Story.RECOVER),
+    Point("report.after_call", RECOVERY_SVC, Story.RECOVER),
+    Point("create.before_commit", ORDER_SVC, Story.CREATE),
+    Point("create.after_commit", ORDER_SVC, Story.CREATE),
+    Point("submit.before_call", ORDER_SVC, Story.CREATE),
+    Point("submit.after_call", ORDER_SVC, Story.CREATE),
+    Point("settle.before_commit", ORDER_SVC, Story.CREATE),
+    Point("settle.after_commit", ORDER_SVC, Story.CREATE),
+    Point("claim.after_commit", ORDER_SVC, Story.RECOVER),
+    Point("report.before_commit", ORDER_SVC, Story.RECOVER),
+    Point("report.after_commit", ORDER_SVC, Story.RECOVER),
+    Point("redrive.before_commit", ORDER_SVC, Story.REDRIVE),
+    Point("redrive.after_commit", ORDER_SVC, Story.REDRIVE),
+    Point("resolve.before_commit", ORDER_SVC, Story.RESOLVE),
+    Point("resolve.after_commit", ORDER_SVC, Story.RESOLVE),
+)
