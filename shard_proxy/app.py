@@ -57,7 +57,7 @@ async def serve(settings: ProxySettings) -> None:
         vitals.look()
         identity = ServerIdentity(TlsFiles(settings.tls_dir, "shard_proxy"))
         bearers = BearerTokens(settings.jwks_url, settings.issuer, settings.audience, SYSTEM_CLOCK)
-        door = _Door(settings, routes, health)
+        door = Door(settings, routes, health)
         servers = [await stack.enter_async_context(door.mtls(identity))]
         if settings.plain_listen is not None:
             servers.append(await stack.enter_async_context(door.plain(settings.plain_listen, bearers)))
@@ -95,7 +95,7 @@ async def _routes(settings: ProxySettings) -> AsyncIterator[Routes]:
         yield Routes(book, lanes, passed_on(BEHIND))
 
 
-class _Door:
+class Door:
     """What both listeners serve; they differ only in how they find out who is asking."""
 
     def __init__(self, settings: ProxySettings, routes: Routes, health: Health) -> None:
