@@ -134,11 +134,11 @@ def transition(seen: Seen, event: AnyEvent, rules: Rules, *, jitter: float) -> D
     if row is None:
         raise IllegalTransition(order_id=seen.order.order_id, at=where(seen.order), signal=signal)
     if row.kind is None:
-        return _rewait(seen, signal, rules, jitter)
+        return _rewait(seen, event, signal, rules, jitter)
     return _change(seen, event, signal, row, rules, jitter)
 
 
-def _rewait(seen: Seen, signal: Signal, rules: Rules, jitter: float) -> Rewait:
+def _rewait(seen: Seen, event: AnyEvent, signal: Signal, rules: Rules, jitter: float) -> Rewait:
     policy, tally = rules.policy, seen.tally
     if seen.order.stage.value == Where.PARKED:
         wake_in = _daily(rules, jitter)
@@ -146,7 +146,7 @@ def _rewait(seen: Seen, signal: Signal, rules: Rules, jitter: float) -> Rewait:
         wake_in = tally.last_sent_at - seen.at + timedelta(seconds=policy.submit_margin_s)
     else:
         count = tally.fault_count if signal is Signal.OUR_FAULT else tally.silent_count
-        wake_in = policy.backoff(count, jitter)
+        wake_in = max(policy.backoff(count, jitter), _pushback(event, rules))
     return Rewait(wake_in, silent=signal is Signal.SILENT, fault=signal is Signal.OUR_FAULT)
 
 
@@ -284,9 +284,19 @@ def _wake(
             return Wake(_daily(rules, jitter), TimerClass.PROBE, tally)
         case _:
             wait = _until_probe(seen, signal, row, tally, rules, jitter)
-    pushback = event.answer.pushback_s if isinstance(event, Told) else 0.0
-    wait = max(wait, timedelta(seconds=min(pushback, rules.policy.pushback_max_s)))
-    return Wake(wait, TimerClass.PROBE, tally)
+    return Wake(max(wait, _pushback(event, rules)), TimerClass.PROBE, tally)
+
+
+def _pushback(event: AnyEvent, rules: Rules) -> timedelta:
+    """How long the upstream asked to be left alone, within reason."""
+    match event:
+        case Told():
+            asked = event.answer.pushback_s
+        case ProbeFailed():
+            asked = event.pushback_s
+        case _:
+            asked = 0.0
+    return timedelta(seconds=min(asked, rules.policy.pushback_max_s))
 
 
 def _until_probe(

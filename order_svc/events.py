@@ -104,6 +104,7 @@ class ProbeFailed(Event):
     attempt: int
     fault: Fault
     detail: str
+    pushback_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
