@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
@@ -71,9 +72,13 @@ def print_json_line(message: Message) -> None:
 
 def show(what: Table | Text | str) -> None:
     """Print something for people; colours only on a terminal."""
-    on_terminal = sys.stdout.isatty()
-    console = Console(width=None if on_terminal else PIPE_WIDTH, highlight=False, markup=False)
-    console.print(what)
+    if sys.stdout.isatty():
+        Console(highlight=False, markup=False).print(what)
+        return
+    drawn = StringIO()
+    Console(file=drawn, width=PIPE_WIDTH, highlight=False, markup=False).print(what)
+    sys.stdout.writelines(line.rstrip() + "\n" for line in drawn.getvalue().splitlines())
+    sys.stdout.flush()
 
 
 def note(sentence: str) -> None:

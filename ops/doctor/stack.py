@@ -125,7 +125,7 @@ async def _database(database: DatabaseEndpoint) -> list[Finding]:
             ours = before + (datetime.now(UTC) - before) / 2
             ends = {row["name"]: row["ends_at"] for row in await opened.fetch(QUERIES.partitions_end)}
     except OrdermeshError as failed:
-        return [bad(name, failed.sentence(), "see postgres/*.log in the state directory")]
+        return [bad(name, f"does not answer: {failed.reason}", "see postgres/*.log in the state directory")]
     return [clock(name, theirs - ours), partitions(name, ends, theirs)]
 
 
@@ -162,7 +162,7 @@ async def map_version(endpoints: Endpoints) -> list[Finding]:
         wanted = await _control_version(endpoints)
         routed = await _proxy_version(endpoints, wanted)
     except OrdermeshError as failed:
-        text = f"the control database does not answer: {failed.sentence()}"
+        text = f"the control database does not answer: {failed.reason}"
         return [warn("map", text, "orders go on; `ordermesh start postgres.control` if it was stopped")]
     except grpc.aio.AioRpcError as failed:
         said = rpc.error_of(failed)
