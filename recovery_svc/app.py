@@ -13,6 +13,9 @@ from chassis import admin, faults, rpc, supervise, telemetry
 from chassis.auth import BehindProxy, SubjectVerifier
 from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
+from chassis.rpc.health import SERVICE as HEALTH
+from chassis.rpc.health import Health
+from chassis.rpc.reflection import Reflection
 from chassis.supervise import OwnedTasks
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from recovery_svc.clients import Mesh, Upstreams
@@ -21,6 +24,7 @@ from recovery_svc.service import RecoveryService
 from recovery_svc.settings import RecoverySettings
 from recovery_svc.sweep import ShardSweep, Sweeps
 
+SERVICE = "ordermesh.recovery.v1.RecoveryService"
 SHARDS_MAX = 256
 """Far more than one process sweeps in time; only here to bound what is in flight."""
 CALLS_AT_ONCE = 32
@@ -35,6 +39,7 @@ class Recovery:
     port: int
     server: rpc.RunningServer
     readiness: admin.Readiness
+    health: Health
     sweeps: Sweeps
     owned: OwnedTasks
     certificates: CertificateWatcher
@@ -62,12 +67,23 @@ async def running(settings: RecoverySettings) -> AsyncIterator[Recovery]:
             BehindProxy(SubjectVerifier(settings.subject_dir)),
             Limiter(CALLS_AT_ONCE, CALLS_WAITING, name="recovery_calls"),
         )
-        mounts = [rpc.Mount("ordermesh.recovery.v1.RecoveryService", service)]
-        server = await stack.enter_async_context(rpc.serve(settings.listen, mounts, gate=gate, tls=identity))
+        health = Health([SERVICE])
+        listed = Reflection([SERVICE, HEALTH])
+        server = await stack.enter_async_context(
+            rpc.serve(
+                settings.listen,
+                [rpc.Mount(SERVICE, service)],
+                gate=gate,
+                tls=identity,
+                register=(health.register, listed.register),
+            )
+        )
+        for name in ("", SERVICE):
+            health.set(name, serving=True)
         readiness = admin.Readiness(proxy=mesh.shards)
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
         certificates = CertificateWatcher(identity, clock)
-        yield Recovery(server.port, server, readiness, sweeps, owned, certificates)
+        yield Recovery(server.port, server, readiness, health, sweeps, owned, certificates)
 
 
 async def serve(settings: RecoverySettings) -> None:
@@ -82,6 +98,7 @@ async def serve(settings: RecoverySettings) -> None:
     async with running(settings) as recovery:
         drain = (
             recovery.readiness.drain,
+            recovery.health.drain,
             recovery.sweeps.stop,
             partial(recovery.server.stop, settings.drain_s),
             partial(recovery.owned.drain, settings.drain_s),

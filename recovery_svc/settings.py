@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from chassis.settings import Address, ProcessSettings
 
-GRACE_S_PRODUCTION = 60.0
-"""After a deployment the processes that hold leases come back first; then what is left is really orphaned."""
+LOCAL: dict[str, Any] = {
+    "startup_grace_s": 0.0,
+    "lease_s": 10.0,
+    "lease_margin_s": 1.0,
+    "claim_timeout_s": 2.0,
+    "probe_timeout_s": 3.0,
+    "report_timeout_s": 2.0,
+}
+"""Defaults of profile `local`, where nobody wants to wait half a minute for the lease of a killed process."""
 
 
 class RecoverySettings(ProcessSettings):
@@ -17,12 +26,8 @@ class RecoverySettings(ProcessSettings):
     upstreams: dict[str, Address] = Field(
         description='Where each upstream is probed, as JSON: {"payments": "host:port"}.', max_length=64
     )
-    startup_grace_s: float | None = Field(
-        None,
-        ge=0,
-        le=3600,
-        description="No sweep so long after start; default 60 s, and 0 with profile local.",
-    )
+    # After a deployment those who hold leases come back first; what is left then is really orphaned.
+    startup_grace_s: float = Field(60.0, ge=0, le=3600, description="No sweep so long after start.")
     sweep_period_s: float = Field(1.0, ge=0.05, le=60, description="Time between two sweeps of one shard.")
     sweep_jitter: float = Field(
         0.3, ge=0, le=0.9, description="Share by which a period may be longer or shorter."
@@ -59,6 +64,11 @@ class RecoverySettings(ProcessSettings):
         3.0, ge=0.05, le=30, description="Deadline of one shard in a question to all."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _local_is_quick(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return LOCAL | given if given.get("profile") == "local" else given
+
     @model_validator(mode="after")
     def _lease_is_long_enough(self) -> RecoverySettings:
         needed = self.claim_timeout_s + self.slot_wait_s + self.probe_timeout_s + self.report_timeout_s
@@ -67,10 +77,3 @@ class RecoverySettings(ProcessSettings):
                 f"lease_s - lease_margin_s must be at least {needed:g} s: claim, slot, probe and one report"
             )
         return self
-
-    @property
-    def grace_s(self) -> float:
-        """No sweep so long after start."""
-        if self.startup_grace_s is not None:
-            return self.startup_grace_s
-        return GRACE_S_PRODUCTION if self.profile == "production" else 0.0

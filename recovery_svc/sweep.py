@@ -147,7 +147,7 @@ class Sweeps:
         Raises: LoopDied when the loop of a shard ended by itself.
         """
         try:
-            await self._clock.sleep(self._settings.grace_s)
+            await self._clock.sleep(self._settings.startup_grace_s)
             while not self._stopped:
                 await self._follow_map()
                 await self._watch(self._settings.shards_refresh_s)

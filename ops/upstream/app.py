@@ -10,11 +10,16 @@ from functools import partial
 from chassis import admin, faults, rpc, supervise, telemetry
 from chassis.auth import Direct
 from chassis.clock import SYSTEM_CLOCK
+from chassis.rpc.health import SERVICE as HEALTH
+from chassis.rpc.health import Health
+from chassis.rpc.reflection import Reflection
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from ops.upstream.clerk import Clerk, LateExecutions
 from ops.upstream.service import SimulatorService, UpstreamService
 from ops.upstream.settings import UpstreamSettings
 
+UPSTREAM = "ordermesh.upstream.v1.UpstreamService"
+SIMULATOR = "ordermesh.upstream.v1.SimulatorService"
 PEERS = frozenset({"order_svc", "recovery_svc", "ops"})
 
 
@@ -25,6 +30,7 @@ class Upstream:
     port: int
     server: rpc.RunningServer
     readiness: admin.Readiness
+    health: Health
     loops: tuple[supervise.Loop, ...]
 
 
@@ -37,16 +43,23 @@ async def running(settings: UpstreamSettings) -> AsyncIterator[Upstream]:
         )
         identity = ServerIdentity(TlsFiles(settings.tls_dir, "upstream"))
         mounts = [
-            rpc.Mount("ordermesh.upstream.v1.UpstreamService", UpstreamService(clerk, SYSTEM_CLOCK)),
-            rpc.Mount("ordermesh.upstream.v1.SimulatorService", SimulatorService(clerk)),
+            rpc.Mount(UPSTREAM, UpstreamService(clerk, SYSTEM_CLOCK)),
+            rpc.Mount(SIMULATOR, SimulatorService(clerk)),
         ]
         # No limiter: a slow fault would take its slots; the clerk's queue bounds the work.
         gate = rpc.Gate(Direct(PEERS))
-        server = await stack.enter_async_context(rpc.serve(settings.listen, mounts, gate=gate, tls=identity))
+        health = Health([UPSTREAM, SIMULATOR])
+        listed = Reflection([UPSTREAM, SIMULATOR, HEALTH])
+        register = (health.register, listed.register)
+        server = await stack.enter_async_context(
+            rpc.serve(settings.listen, mounts, gate=gate, tls=identity, register=register)
+        )
+        for name in ("", UPSTREAM, SIMULATOR):
+            health.set(name, serving=True)
         readiness = admin.Readiness(ledger=partial(clerk.do, lambda ledger: ledger.pending_count()))
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
         loops = (LateExecutions(clerk, SYSTEM_CLOCK), CertificateWatcher(identity, SYSTEM_CLOCK))
-        yield Upstream(server.port, server, readiness, loops)
+        yield Upstream(server.port, server, readiness, health, loops)
 
 
 async def serve(settings: UpstreamSettings) -> None:
@@ -60,6 +73,7 @@ async def serve(settings: UpstreamSettings) -> None:
     )
     faults.arm(settings.faults)
     async with running(settings) as upstream:
-        drain = (upstream.readiness.drain, partial(upstream.server.stop, settings.drain_s))
+        stop = partial(upstream.server.stop, settings.drain_s)
+        drain = (upstream.readiness.drain, upstream.health.drain, stop)
         await supervise.until_stopped(*upstream.loops, drain=drain)
     telemetry.flush()

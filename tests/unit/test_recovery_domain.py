@@ -197,14 +197,15 @@ def test_pages_scopes_and_reasons_are_bounded() -> None:
             wrong()
 
 
-def test_start_up_grace_is_a_minute_in_production_and_none_locally(tmp_path) -> None:
-    def grace(**fields: Any) -> float:
+def test_waits_are_long_in_production_and_short_locally_unless_said_otherwise(tmp_path) -> None:
+    def waits(**fields: Any) -> tuple[float, float]:
         settings = RecoverySettings(
             proxy_target="a:1", upstreams={}, tls_dir=tmp_path, subject_dir=tmp_path, **fields
         )
-        return settings.grace_s
+        return settings.startup_grace_s, settings.lease_s
 
-    assert (grace(), grace(profile="local"), grace(profile="local", startup_grace_s=5)) == (60.0, 0.0, 5.0)
+    assert (waits(), waits(profile="local")) == ((60.0, 30.0), (0.0, 10.0))
+    assert waits(profile="local", startup_grace_s=5) == (5.0, 10.0)
 
 
 def test_a_lease_that_does_not_hold_a_claim_a_probe_and_a_report_is_refused(tmp_path) -> None:
