@@ -105,12 +105,19 @@ class Prober:
         wait_s = self._settings.slot_wait_s
         try:
             if claim.is_suspect:
-                async with self._suspects.slot(wait_s), slots.slot(wait_s):
+                # Patiently: a suspect that is reported unprobed would count as innocent again.
+                async with self._suspects.slot(self._patience_s(lease_ends)), slots.slot(wait_s):
                     return await self._probe(claim, lease_ends)
             async with slots.slot(wait_s):
                 return await self._probe(claim, lease_ends)
         except (Overloaded, DeadlineExceeded) as full:
             return our_fault(f"no free slot of {full.facts['limiter']}")
+
+    def _patience_s(self, lease_ends: float) -> float:
+        """How long a claim may wait and still be probed and reported."""
+        settings = self._settings
+        needed_s = settings.slot_wait_s + settings.probe_timeout_s + settings.report_timeout_s
+        return max(0.0, lease_ends - self._clock.monotonic() - needed_s)
 
     async def _probe(self, claim: Claim, lease_ends: float) -> Finding:
         settings = self._settings

@@ -70,6 +70,7 @@ class MeshScript(OrderServiceServicer, RoutingServiceServicer):
         self.reports: list[orders.ReportVerdictRequest] = []
         self.report_codes: list[grpc.StatusCode | None] = []
         self.taken: dict[str, orders.ReportVerdictRequest] = {}
+        self.taken_at: dict[str, float] = {}
         self.listed = True
         self.lends_again = False
         """Hand out what was not reported again and again, as if each lease ran out at once."""
@@ -113,6 +114,7 @@ class MeshScript(OrderServiceServicer, RoutingServiceServicer):
         if code is not None:
             await context.abort(code, "as told")
         self.taken[request.order_id] = request
+        self.taken_at[request.order_id] = asyncio.get_running_loop().time()
         for shard in self.shards.values():
             shard.due = [claim for claim in shard.due if claim.order.order_id != request.order_id]
         return orders.ReportVerdictResponse(order=order_pb2.Order(order_id=request.order_id, version=2))
