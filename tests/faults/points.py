@@ -36,6 +36,8 @@ POINTS = (
     Point("report.after_call", RECOVERY_SVC, Story.RECOVER),
     Point("create.before_commit", ORDER_SVC, Story.CREATE),
     Point("create.after_commit", ORDER_SVC, Story.CREATE),
+    Point("begin.before_commit", ORDER_SVC, Story.CREATE),
+    Point("begin.after_commit", ORDER_SVC, Story.CREATE),
     Point("submit.before_call", ORDER_SVC, Story.CREATE),
     Point("submit.after_call", ORDER_SVC, Story.CREATE),
     Point("settle.before_commit", ORDER_SVC, Story.CREATE),
