@@ -70,7 +70,7 @@ def _owned_ranges(shard: str) -> tuple[tuple[int, int], ...]:
 
 
 def _schema(kind: str) -> str:
-    return resources.files("db").joinpath(kind, "schema.sql").read_text(encoding="utf-8")
+    return resources.files("db").joinpath(kind).joinpath("schema.sql").read_text(encoding="utf-8")
 
 
 async def _create(server: PostgresServer, name: str, schema: str) -> None:
