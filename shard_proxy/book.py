@@ -9,6 +9,7 @@ the control database brings another. Nothing here decides about correctness: the
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import TYPE_CHECKING
 
 import structlog
@@ -125,13 +126,13 @@ class RouteBook:
                 await self.reread()
 
     async def reread(self) -> None:
-        """Read the whole map now, or share a reading that runs, or just ended; a dead database changes
-        nothing.
+        """Read the whole map now, or share a reading that is under way; a dead database changes nothing.
 
+        Readings keep a distance; a database that was gone a moment ago is not waited for.
         If cancelled here: the reading goes on for the others that wait for it.
         """
         if self._reading is None or self._reading.done():
-            if self._read_at is not None and self._clock.monotonic() - self._read_at < REREAD_EVERY_S:
+            if self._control_answers is False and self._since_read_s() < POLL_EVERY_S:
                 return
             self._reading = asyncio.create_task(self._read(), name="map-read")
         await asyncio.shield(self._reading)
@@ -145,7 +146,12 @@ class RouteBook:
         self._overlay[bucket] = owner
         self._current = self._base.with_owners(self._overlay)
 
+    def _since_read_s(self) -> float:
+        return inf if self._read_at is None else self._clock.monotonic() - self._read_at
+
     async def _read(self) -> None:
+        if self._since_read_s() < REREAD_EVERY_S:
+            await self._clock.sleep(REREAD_EVERY_S - self._since_read_s())
         try:
             fresh = await self._source.read()
         except OrdermeshError as gone:
