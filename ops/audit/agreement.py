@@ -1,0 +1,92 @@
+"""Whether stores agree with each other: orders with the upstreams' ledgers, the map with the fences. Pure.
+
+A settled order that an operator vouched for is that person's word about a world we cannot see, and an open
+case says that a disagreement is known; both are left out where the sentence says so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ops.audit.findings import Broken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ops.audit.ledgers import Executed
+    from ops.audit.shards import OrderRow
+
+CHECKS = {
+    "i16_once": "An upstream executed each leg of an order at most once.",
+    "i16_success": "Each leg of a SUCCESS order was executed by its upstream, amount and reference as here "
+    "(an operator's word aside).",
+    "i16_failed": "Of a FAILED order nothing is executed that was not taken back "
+    "(an operator's word or an open case aside).",
+    "i16_leg": "A leg is executed only by the upstream the order names for it, under its own key, "
+    "and not beyond the leg where the order ended.",
+    "i16_known": "Every order that an upstream executed exists on a shard.",
+    "i17_one_shard": "No order is on two shards.",
+    "i17_map": "Every order is on the shard that owns its bucket by the control database.",
+    "i17_fence": "Map and fences agree: each bucket is OWNED at the map's epoch by its shard, by no other.",
+}
+"""What is compared between stores, in the order of the report."""
+QUIET_CHECKS = {
+    "i16_quiet": "With nothing in motion, no executed leg belongs to an order PENDING and not parked.",
+}
+
+
+def of_order(order: OrderRow, executed: Sequence[Executed], *, quiet: bool) -> Iterator[tuple[str, str]]:
+    """Disagreements of one order with everything its upstreams did, as (check, fact)."""
+    standing = [one for one in executed if one.verdict == "SUCCEEDED" and not one.reversed]
+    for one in executed:
+        expected = order.legs[one.leg] if 0 <= one.leg < len(order.legs) else "no upstream"
+        if (one.upstream, one.key) != (expected, f"{order.order_id}/{one.leg}"):
+            yield "i16_leg", f"leg {one.leg} belongs to {expected}, executed by {one.upstream} as {one.key}"
+        elif order.stage == "DONE" and one.leg > order.leg:
+            yield "i16_leg", f"leg {one.leg} was executed, the order ended at leg {order.leg}"
+    if order.basis == "OPERATOR":
+        return
+    if order.status == "SUCCESS":
+        yield from (("i16_success", fact) for fact in _missing(order, standing))
+    if order.status == "FAILED" and standing and not order.has_open_case:
+        legs = ", ".join(str(one.leg) for one in standing)
+        yield "i16_failed", f"FAILED by {order.basis}, executed leg {legs}"
+    if quiet and order.stage not in ("DONE", "PARKED") and any(one.leg >= order.leg for one in standing):
+        yield "i16_quiet", f"executed leg {order.leg}, the order is {order.stage}"
+
+
+def _missing(order: OrderRow, standing: Sequence[Executed]) -> Iterator[str]:
+    """What a SUCCESS order lacks at its upstreams."""
+    for leg, upstream in enumerate(order.legs):
+        found = [one for one in standing if one.leg == leg and one.upstream == upstream]
+        if not found:
+            yield f"leg {leg} was not executed by {upstream}"
+        elif (found[0].amount_minor, found[0].currency_code) != (order.amount_minor, order.currency_code):
+            yield f"leg {leg} was executed with {found[0].amount_minor} {found[0].currency_code}"
+        elif leg == len(order.legs) - 1 and found[0].upstream_ref != order.upstream_ref:
+            yield f"reference {order.upstream_ref}, the ledger says {found[0].upstream_ref}"
+
+
+def misplaced(
+    shard: str, orders: Iterable[OrderRow], owners: Mapping[int, tuple[str, int]]
+) -> Iterator[Broken]:
+    """Orders on a shard that does not own their bucket."""
+    for order in orders:
+        owner = owners.get(order.bucket, ("nobody", 0))[0]
+        if owner != shard:
+            yield Broken(shard, str(order.order_id), f"bucket {order.bucket} is owned by {owner}")
+
+
+def fences(
+    owners: Mapping[int, tuple[str, int]], by_shard: Mapping[str, Mapping[int, tuple[str, int]]]
+) -> Iterator[Broken]:
+    """Buckets of which map and fences say different things."""
+    for bucket, (owner, epoch) in owners.items():
+        state, here = by_shard.get(owner, {}).get(bucket, ("missing", 0))
+        if (state, here) != ("OWNED", epoch):
+            yield Broken(owner, f"bucket {bucket}", f"fence {state} epoch {here}, map epoch {epoch}")
+    for shard, fence in by_shard.items():
+        for bucket, (state, epoch) in fence.items():
+            owner = owners.get(bucket, ("nobody", 0))[0]
+            if state == "OWNED" and owner != shard:
+                yield Broken(shard, f"bucket {bucket}", f"OWNED here at epoch {epoch}, by the map of {owner}")

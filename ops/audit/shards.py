@@ -1,0 +1,166 @@
+"""Read-only sessions on every shard, each in one snapshot for as long as the audit takes.
+
+Owns its connections: one per shard, and one more for each look past the snapshot. Fails with StoreUnreadable.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from ops.audit.findings import EXAMPLES_MAX, Broken
+from ops.errors import OpsError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from uuid import UUID
+
+    from ops.audit.invariants import Invariant
+
+CONNECT_S = 5.0
+STATEMENT_S = 120.0
+"""A full read of a large shard; an audit that takes longer says so instead of holding its snapshot for
+ever.
+"""
+BATCH = 1000
+"""Orders in memory at once, per shard."""
+_SETTINGS = {
+    "application_name": "ordermesh-audit",
+    "search_path": "ordermesh, public",
+    "default_transaction_read_only": "on",
+    "statement_timeout": str(int(STATEMENT_S * 1000)),
+    "timezone": "UTC",
+}
+_FIRST = "SELECT count(*) OVER () AS total, id, fact FROM ({}) violations ORDER BY id LIMIT {}"
+_ORDERS = """
+SELECT o.order_id, o.bucket, o.status, o.stage, o.basis, o.leg, o.legs,
+       o.amount_minor, o.currency_code, o.upstream_ref,
+       EXISTS (SELECT FROM dead_letters d
+                WHERE d.order_id = o.order_id AND d.closed_at IS NULL) AS has_open_case
+  FROM orders o"""
+_IDS = "SELECT order_id FROM orders ORDER BY order_id"
+_KNOWN = "SELECT order_id FROM orders WHERE order_id = ANY ($1::uuid[])"
+
+
+class StoreUnreadable(OpsError):
+    """A database or ledger could not be read, so nothing can be said about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRow:
+    """What the audit compares of an order."""
+
+    order_id: UUID
+    bucket: int
+    status: str
+    stage: str
+    basis: str | None
+    leg: int
+    legs: Sequence[str]
+    amount_minor: int
+    currency_code: str
+    upstream_ref: str
+    has_open_case: bool
+
+
+class Shard:
+    """One shard, seen in one snapshot."""
+
+    def __init__(self, name: str, dsn: str, session: asyncpg.Connection) -> None:
+        self.name = name
+        self._dsn = dsn
+        self._session = session
+
+    async def breaks(self, invariant: Invariant) -> tuple[int, tuple[Broken, ...]]:
+        """How many rows break an invariant, and the first of them."""
+        with _told(self.name):
+            rows = await self._session.fetch(_FIRST.format(invariant.statement, EXAMPLES_MAX))
+        broken = tuple(Broken(self.name, row["id"], row["fact"]) for row in rows)
+        return (rows[0]["total"] if rows else 0), broken
+
+    async def orders(self) -> AsyncIterator[list[OrderRow]]:
+        """Every order, in batches."""
+        async for rows in self._batches(_ORDERS):
+            yield [OrderRow(**row) for row in rows]
+
+    async def order_ids(self) -> AsyncIterator[UUID]:
+        """Every order id, ascending."""
+        async for rows in self._batches(_IDS):
+            for row in rows:
+                yield row["order_id"]
+
+    async def fence(self) -> dict[int, tuple[str, int]]:
+        """State and epoch of every bucket this shard owns or owned."""
+        with _told(self.name):
+            rows = await self._session.fetch("SELECT bucket, state, epoch FROM bucket_fence")
+        return {row["bucket"]: (row["state"], row["epoch"]) for row in rows}
+
+    async def known_now(self, order_ids: Sequence[UUID]) -> set[UUID]:
+        """Which of these orders exist now, past the snapshot."""
+        with _told(self.name):
+            session = await connect(self._dsn)
+            try:
+                return {row["order_id"] for row in await session.fetch(_KNOWN, order_ids)}
+            finally:
+                await session.close(timeout=CONNECT_S)
+
+    async def _batches(self, statement: str) -> AsyncIterator[list[Any]]:
+        with _told(self.name):
+            cursor = await self._session.cursor(statement)
+        while True:
+            with _told(self.name):
+                rows = await cursor.fetch(BATCH)
+            if not rows:
+                return
+            yield rows
+
+
+@asynccontextmanager
+async def opened(dsns: Mapping[str, str]) -> AsyncIterator[list[Shard]]:
+    """Sessions on all shards, each with its snapshot taken.
+
+    Raises: StoreUnreadable.
+    """
+    async with AsyncExitStack() as stack:
+        shards = []
+        for name, dsn in dsns.items():
+            with _told(name):
+                session = await connect(dsn)
+            stack.push_async_callback(session.close, timeout=CONNECT_S)
+            await stack.enter_async_context(session.transaction(isolation="repeatable_read", readonly=True))
+            shards.append(Shard(name, dsn, session))
+        yield shards
+
+
+async def read_map(dsn: str) -> dict[int, tuple[str, int]]:
+    """Owner and epoch of every bucket, by the control database.
+
+    Raises: StoreUnreadable.
+    """
+    with _told("control"):
+        session = await connect(dsn)
+        try:
+            rows = await session.fetch("SELECT bucket, shard, epoch FROM buckets")
+        finally:
+            await session.close(timeout=CONNECT_S)
+    return {row["bucket"]: (row["shard"], row["epoch"]) for row in rows}
+
+
+async def connect(dsn: str) -> asyncpg.Connection:
+    """A session that cannot write."""
+    return await asyncpg.connect(
+        dsn, timeout=CONNECT_S, command_timeout=STATEMENT_S, server_settings=_SETTINGS
+    )
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as failed:
+        raise StoreUnreadable(
+            f"the database {where} cannot be read: {str(failed) or type(failed).__name__}"
+        ) from failed
