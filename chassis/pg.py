@@ -65,6 +65,7 @@ class PgSettings(BaseModel):
     )
     connect_timeout_s: float = Field(3.0, gt=0, le=30, description="How long opening a connection may take.")
     read_only: bool = Field(False, description="Whether the sessions refuse to write.")
+    session: dict[str, str] = Field({}, description="Settings of Postgres that differ in these sessions.")
 
 
 class Queries(SimpleNamespace):
@@ -140,7 +141,7 @@ async def open_database(
 
     Raises: ShardUnavailable when `eager` and the database cannot be reached.
     """
-    server_settings = dict(_SERVER_SETTINGS, application_name=f"ordermesh-{name}")
+    server_settings = {**_SERVER_SETTINGS, **settings.session, "application_name": f"ordermesh-{name}"}
     if settings.read_only:
         server_settings["default_transaction_read_only"] = "on"
     pool = asyncpg.create_pool(
