@@ -63,6 +63,7 @@ async def serve(
     handlers: Sequence[grpc.GenericRpcHandler] = (),
     register: Sequence[Callable[[grpc.aio.Server], None]] = (),
     streams_max: int = 256,
+    connections_max: int = 500,
 ) -> AsyncIterator[RunningServer]:
     """Listen and serve until the context ends.
 
@@ -74,7 +75,7 @@ async def serve(
         raise BadContract(f"plain text on {listen}: only a loopback address may be served without TLS")
     server = grpc.aio.server(
         handlers=[*(_Service(mount, gate) for mount in mounts), *handlers],
-        options=server_options(streams_max=streams_max),
+        options=server_options(streams_max=streams_max, connections_max=connections_max),
         maximum_concurrent_rpcs=RPCS_MAX,
     )
     for add_to in register:

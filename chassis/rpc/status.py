@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 DETAILS_KEY = "grpc-status-details-bin"
 VIOLATIONS_MAX = 10
 FACT_CHARS_MAX = 256
-"""Trailers share 8 KiB; a fact longer than this is cut."""
+FIELD_CHARS_MAX = 128
+"""Trailers share 8 KiB; a fact, a description or the name of a field longer than this is cut."""
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 _CODES = {code.value[0]: code for code in StatusCode}
@@ -104,7 +105,7 @@ def _bad_request(violations: tuple[Violation, ...]) -> error_details_pb2.BadRequ
     return error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(
-                field=v.field, description=v.description[:FACT_CHARS_MAX]
+                field=v.field[:FIELD_CHARS_MAX], description=v.description[:FACT_CHARS_MAX]
             )
             for v in violations[:VIOLATIONS_MAX]
         ]
