@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import grpc
 import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +38,16 @@ class Identity:
     def digest(self) -> str:
         """Changes when any of the files does."""
         return hashlib.sha256(self.ca + self.cert + self.key).hexdigest()
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether certificate and key belong together; files that are being replaced may not."""
+        try:
+            certificate = x509.load_pem_x509_certificate(self.cert)
+            key = serialization.load_pem_private_key(self.key, None)
+        except (ValueError, TypeError):
+            return False
+        return key.public_key() == certificate.public_key()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,7 @@ class ServerIdentity:
         time.
         """
         identity = self._files.read()
-        if identity.digest == self._identity.digest:
+        if identity.digest == self._identity.digest or not identity.is_pair:
             return False
         self._prepared = _configuration(identity)
         self._identity = identity

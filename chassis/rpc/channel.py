@@ -151,7 +151,8 @@ class Channel(grpc.aio.Channel):
         except OSError as missing:
             log.error("certificate_unreadable", error=type(missing).__name__)
             return
-        if self._identity is not None and identity.digest == self._identity.digest:
+        unchanged = self._identity is not None and identity.digest == self._identity.digest
+        if unchanged or not identity.is_pair:
             return
         old, self._identity = self._current, identity
         self._current = self._open()
