@@ -87,7 +87,8 @@ def test_a_refused_token_names_the_scheme():
 
 
 def test_every_error_of_the_gateway_has_a_reason_of_the_catalogue():
-    for kind in (*errors.OrdermeshError.__subclasses__(), MethodNotAllowed):
+    kinds: list[type[errors.OrdermeshError]] = [*errors.OrdermeshError.__subclasses__(), MethodNotAllowed]
+    for kind in kinds:
         if kind.__module__.startswith(("gateway", "chassis")):
             assert kind.reason in list(Reason)
             assert kind.sentence().endswith(".")
