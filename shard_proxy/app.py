@@ -80,19 +80,28 @@ class Routes:
 
 @asynccontextmanager
 async def _routes(settings: ProxySettings) -> AsyncIterator[Routes]:
-    """Open the control database, the lanes and the book; a dead control database is no reason not to start."""
+    """Open the control database, the lanes and the book; a dead control database stops no start."""
     control = pg.PgSettings(
         dsn=settings.dsn.get_secret_value(),
         pool_size=CONTROL_CONNECTIONS,
         connect_timeout_s=1.0,
         read_only=True,
     )
-    limits = LaneLimits(settings.lane_slots, settings.lane_queue, settings.lane_streams, settings.bridge_s)
-    lanes = Lanes(TlsFiles(settings.tls_dir, "shard_proxy"), limits)
+    lanes = Lanes(TlsFiles(settings.tls_dir, "shard_proxy"), limits_of(settings))
     async with pg.open_database(control, name="control") as database, lanes.opened():
         book = RouteBook(MapStore(database), MapFile(settings.map_file), SYSTEM_CLOCK, changed=lanes.follow)
         await book.open()
         yield Routes(book, lanes, passed_on(BEHIND))
+
+
+def limits_of(settings: ProxySettings) -> LaneLimits:
+    """How hard a lane may be leaned on, as the settings say."""
+    return LaneLimits(
+        slots=settings.lane_slots,
+        queue=settings.lane_queue,
+        streams=settings.lane_streams,
+        bridge_s=settings.bridge_s,
+    )
 
 
 class Door:

@@ -1,4 +1,5 @@
-"""A small service with every arity and every kind of route, for tests of what stands between caller and service.
+"""A small service with every arity and every kind of route, for tests of what stands between caller and
+service.
 
 Its proto is built here and added to the default pool, as if `make proto` had generated it.
 """

@@ -1,6 +1,7 @@
 """A proxy in the test's own process, over real sockets, with lanes that do what the test says.
 
-The map comes from a source that the test holds in its hand; everything between caller and lane is the real thing.
+The map comes from a source that the test holds in its hand; everything between caller and lane is the real
+thing.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from chassis.rpc.health import Health
 from chassis.testing import eventually
 from ops import ca
 from shard_proxy import methods
-from shard_proxy.app import Door, Routes
+from shard_proxy.app import Door, Routes, limits_of
 from shard_proxy.book import RouteBook
 from shard_proxy.domain import MapSnapshot, Owner, Shard, VipUser
 from shard_proxy.identity import BearerTokens
-from shard_proxy.lanes import ORDER, LaneLimits, Lanes
+from shard_proxy.lanes import ORDER, Lanes
 from shard_proxy.settings import ProxySettings
 from shard_proxy.vitals import Vitals
 from tests import echo
@@ -218,6 +219,12 @@ class Proxy:
         )
         return multicallable(request, **{"timeout": CALL_S, **options})
 
+    async def raw(self, path: str, request: bytes) -> bytes:
+        """One unary call of bytes."""
+        call: Any = self.channel.unary_unary(path)
+        answer: bytes = await call(request, timeout=CALL_S)
+        return answer
+
     async def say(self, user_id: str = ON_S1, name: str = "Unary", **options: Any) -> str:
         """One unary call; gives who answered and what."""
         answer = await self.call(name, echo.EchoRequest(user_id=user_id, say="hi"), **options)
@@ -241,9 +248,7 @@ def map_of(lanes: tuple[Lane, Lane, Lane]) -> MapSnapshot:
     """4096 hashed buckets halved between s1 and s2; vip.1 on v1."""
     return MapSnapshot(
         version=1,
-        shards={
-            lane.name: Shard(lane.name, lane.name == "v1", lane.target, lane.target) for lane in lanes
-        },
+        shards={lane.name: Shard(lane.name, lane.name == "v1", lane.target, lane.target) for lane in lanes},
         services={"recovery_svc": lanes[0].target},
         owners={
             **{bucket: Owner("s1" if bucket < 2048 else "s2", 1) for bucket in range(4096)},
@@ -274,7 +279,7 @@ async def opened(
 ) -> AsyncIterator[Proxy]:
     """A proxy for the echo service, with three lanes that are up."""
     for path in echo.METHODS:
-        monkeypatch.setitem(auth.MATRIX, path, frozenset(Role))  # type: ignore[arg-type]
+        monkeypatch.setitem(auth.MATRIX, path, frozenset(Role))
     monkeypatch.setattr(methods, "BEHIND", {**methods.BEHIND, echo.SERVICE: behind})
     settings = settings_of(directory, **changes)
     ca.ensure_subject_keys(settings.subject_dir)
@@ -284,8 +289,7 @@ async def opened(
             await lane.start()
             stack.push_async_callback(lane.stop)
         source, saved = Source(map_of(lanes)), Saved()
-        limits = LaneLimits(settings.lane_slots, settings.lane_queue, settings.lane_streams, settings.bridge_s)
-        behind_us = await stack.enter_async_context(Lanes(None, limits).opened())
+        behind_us = await stack.enter_async_context(Lanes(None, limits_of(settings)).opened())
         book = RouteBook(source, saved, SYSTEM_CLOCK, changed=behind_us.follow)
         await book.open()
         routes = Routes(book, behind_us, methods.passed_on(methods.BEHIND))

@@ -39,7 +39,7 @@ class Reflection:
             self._pool.FindServiceByName(service)
         self._answers: Mapping[str, Callable[[Any], pb.ServerReflectionResponse]] = {
             "file_by_filename": lambda name: self._files(self._pool.FindFileByName(name)),
-            "file_containing_symbol": lambda name: self._files(self._pool.FindFileContainingSymbol(name)),
+            "file_containing_symbol": self._file_of_symbol,
             "file_containing_extension": self._file_of_extension,
             "all_extension_numbers_of_type": self._extensions,
             "list_services": self._list,
@@ -68,6 +68,13 @@ class Reflection:
     def _list(self, _: str) -> pb.ServerReflectionResponse:
         services = [pb.ServiceResponse(name=name) for name in self._services]
         return pb.ServerReflectionResponse(list_services_response=pb.ListServiceResponse(service=services))
+
+    def _file_of_symbol(self, name: str) -> pb.ServerReflectionResponse:
+        try:
+            return self._files(self._pool.FindFileContainingSymbol(name))
+        except KeyError:
+            # Methods are symbols too, but this pool looks them up apart.
+            return self._files(self._pool.FindMethodByName(name).containing_service.file)
 
     def _file_of_extension(self, wanted: pb.ExtensionRequest) -> pb.ServerReflectionResponse:
         message = self._pool.FindMessageTypeByName(wanted.containing_type)

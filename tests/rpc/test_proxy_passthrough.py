@@ -1,4 +1,6 @@
-"""What goes through the proxy comes out as it went in: messages, metadata, status, deadline, cancellation; all arities."""
+"""What goes through the proxy comes out as it went in: messages, metadata, status, deadline, cancellation;
+all arities.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where calls go: by user, order or shard; refused without a usable key; healed when a shard says that the route is old."""
+"""Where calls go: by user, order or shard; refused without a usable key; healed when a shard says that the
+route is old.
+"""
 
 from __future__ import annotations
 
@@ -120,19 +122,19 @@ async def test_a_request_without_a_usable_key_is_refused_and_reaches_nobody(
 
 async def test_bytes_that_are_no_message_are_malformed(proxy: Proxy) -> None:
     with refused(StatusCode.INVALID_ARGUMENT, Reason.MALFORMED_REQUEST):
-        await proxy.channel.unary_unary(echo.path_of("Unary"))(b"\xff\xff\xff", timeout=5)
+        await proxy.raw(echo.path_of("Unary"), b"\xff\xff\xff")
 
 
 async def test_of_a_repeated_key_the_last_one_counts_as_it_does_for_the_lane(proxy: Proxy) -> None:
     twice = b"".join(echo.EchoRequest(user_id=user).SerializeToString() for user in (ON_S1, ON_S2))
-    raw = await proxy.channel.unary_unary(echo.path_of("Unary"))(twice, timeout=5)
+    raw = await proxy.raw(echo.path_of("Unary"), twice)
     assert echo.EchoResponse.FromString(raw).said[0].startswith("s2")
 
 
 @pytest.mark.parametrize("path", ["/no.such.Service/Method", "/ordermesh.order.v1.OrderService/NoSuchMethod"])
 async def test_an_unknown_method_is_a_typed_refusal(proxy: Proxy, path: str) -> None:
     with refused(StatusCode.UNIMPLEMENTED, Reason.UNKNOWN_METHOD):
-        await proxy.channel.unary_unary(path)(b"", timeout=5)
+        await proxy.raw(path, b"")
 
 
 # --- scattered
@@ -149,7 +151,9 @@ async def test_a_batch_is_split_by_shard_and_its_answers_are_joined(proxy: Proxy
     assert dict(await call.trailing_metadata())["x-ordermesh-shard"] == "s1,s2,v1"
 
 
-async def test_a_batch_fails_with_the_error_of_the_shard_that_fails_and_stops_the_others(proxy: Proxy) -> None:
+async def test_a_batch_fails_with_the_error_of_the_shard_that_fails_and_stops_the_others(
+    proxy: Proxy,
+) -> None:
     proxy.s1.behave["Scattered"] = for_ever
     proxy.s2.behave["Scattered"] = refusing(rpc.to_status(ShardUnavailable(shard="s2")))
     with refused(StatusCode.UNAVAILABLE, Reason.SHARD_UNAVAILABLE) as facts:
@@ -257,7 +261,9 @@ async def test_a_route_that_stays_refused_is_unavailable_after_three_tries(proxy
 
 async def test_a_corrupted_map_in_memory_is_healed_by_the_first_refused_call(proxy: Proxy) -> None:
     book = proxy.routes.book
-    swapped = {bucket: Owner("s2" if owner.shard == "s1" else "s1", 9) for bucket, owner in book.map.owners.items()}
+    swapped = {
+        bucket: Owner("s2" if owner.shard == "s1" else "s1", 9) for bucket, owner in book.map.owners.items()
+    }
     book._base = book._current = replace(book.map, owners=swapped)
     for lane in (proxy.s1, proxy.s2):
         lane.behave["Unary"] = fence_of(proxy, lane)
