@@ -72,9 +72,11 @@ class Created:
 
 
 class OrderStore:
-    """The orders of one shard. changed: told every order after this process changed it."""
+    """The orders of one shard. changed: told every change that this process wrote."""
 
-    def __init__(self, database: pg.Database, changed: Callable[[Order], None] = lambda _: None) -> None:
+    def __init__(
+        self, database: pg.Database, changed: Callable[[Change, Order], None] = lambda _, __: None
+    ) -> None:
         self._db = database
         self._changed = changed
 
@@ -90,7 +92,7 @@ class OrderStore:
             return await self._replayed(change.after, fingerprint)
         await faults.point(points.CREATE.after)
         created = Created(rows.order(row), rows.position(row), replayed=False)
-        self._changed(created.order)
+        self._changed(change, created.order)
         return created
 
     async def _replayed(self, wanted: Order, fingerprint: bytes) -> Created:
@@ -164,7 +166,7 @@ class OrderStore:
             return None
         await faults.point(at.after)
         written = Decided(rows.order(row), rows.position(row), change)
-        self._changed(written.order)
+        self._changed(change, written.order)
         return written
 
     async def _rewait(self, order_id: UUID, lease_token: UUID, rewait: Rewait, at: points.Commit) -> None:

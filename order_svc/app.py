@@ -1,0 +1,168 @@
+"""Wiring and life of order_svc. Opened top to bottom, closed bottom to top: the server drains before its
+pool goes.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from chassis import admin, faults, pg, rpc, supervise, telemetry
+from chassis.auth import BehindProxy, SubjectVerifier
+from chassis.clock import SYSTEM_CLOCK
+from chassis.ids import OrderIds
+from chassis.limits import Limiter
+from chassis.rpc.health import SERVICE as HEALTH
+from chassis.rpc.health import Health
+from chassis.rpc.reflection import Reflection
+from chassis.supervise import OwnedTasks
+from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
+from chassis.tokens import PageTokens
+from order_svc import metrics
+from order_svc.changes import Changes
+from order_svc.clients import Upstreams
+from order_svc.clocks import ShardClock
+from order_svc.driver import LegDriver
+from order_svc.errors import UnknownShard
+from order_svc.housekeeping import Housekeeping
+from order_svc.service import OrderService
+from order_svc.store import OrderStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from order_svc.order import Change, Order
+    from order_svc.settings import OrderSettings
+
+SERVICE = "ordermesh.order.v1.OrderService"
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """An order_svc that serves; whoever entered it runs the loops and drains."""
+
+    port: int
+    server: rpc.RunningServer
+    readiness: admin.Readiness
+    health: Health
+    driver: LegDriver
+    owned: OwnedTasks
+    loops: tuple[supervise.Loop, ...]
+
+
+@asynccontextmanager
+async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
+    """Serve one shard while the context lives.
+
+    Raises: ShardUnavailable when its database cannot be reached; UnknownShard when that is another shard.
+    """
+    clock, jitter = SYSTEM_CLOCK, random.SystemRandom().random
+    tls = TlsFiles(settings.tls_dir, "order_svc")
+    changes, owned, rules = Changes(settings.watchers_max), OwnedTasks(), settings.rules()
+
+    def changed(change: Change, after: Order) -> None:
+        metrics.record(change, after)
+        changes.announce(after.order_id)
+
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            pg.open_database(
+                pg.PgSettings(
+                    dsn=settings.dsn.get_secret_value(),
+                    pool_size=settings.pool_size,
+                    queue=settings.pool_queue,
+                ),
+                name=settings.shard,
+                eager=True,
+            )
+        )
+        upstreams = await stack.enter_async_context(Upstreams.open(settings.upstream_targets, tls))
+        orders = OrderStore(database, changed)
+        await _must_be(orders, settings.shard)
+        await orders.ensure_partitions()
+        shard_clock = ShardClock(orders, clock)
+        await shard_clock.sync()
+        slots = {
+            name: Limiter(settings.submits_per_upstream, settings.submit_queue, name=f"submit_{name}")
+            for name in settings.upstream_targets
+        }
+        driver = LegDriver(
+            orders,
+            upstreams,
+            rules,
+            slots,
+            owned,
+            claimed_by=f"order_svc/{uuid4()}",
+            lease=timedelta(seconds=settings.submit_lease_s),
+            tick_s=settings.tick_s,
+            clock=clock,
+            jitter=jitter,
+        )
+        service = OrderService(
+            shard=settings.shard,
+            kinds=settings.kinds,
+            rules=rules,
+            orders=orders,
+            driver=driver,
+            changes=changes,
+            order_ids=OrderIds(shard_clock.now_ms),
+            owned=owned,
+            tokens=PageTokens(*settings.token_keys()),
+            jitter=jitter,
+        )
+        identity = ServerIdentity(tls)
+        health = Health([SERVICE])
+        server = await stack.enter_async_context(
+            rpc.serve(
+                settings.listen,
+                [rpc.Mount(SERVICE, service)],
+                # No limiter: a waiting call holds no slot; pool, submissions and watchers have limits of
+                # their own.
+                gate=rpc.Gate(BehindProxy(SubjectVerifier(settings.subject_dir))),
+                tls=identity,
+                register=(health.register, Reflection([SERVICE, HEALTH]).register),
+            )
+        )
+        for name in ("", SERVICE):
+            health.set(name, serving=True)
+        readiness = admin.Readiness(database=database.ping)
+        await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
+        loops = (driver, shard_clock, Housekeeping(orders, clock), CertificateWatcher(identity, clock))
+        yield Lane(server.port, server, readiness, health, driver, owned, loops)
+
+
+async def serve(settings: OrderSettings) -> None:
+    """Run order_svc until SIGTERM or until one of its loops dies; submissions that run are finished first."""
+    telemetry.configure(
+        "order_svc",
+        log_level=settings.log_level,
+        otlp_endpoint=settings.otlp_endpoint,
+        trace_ratio=settings.trace_ratio,
+        facts={"shard": settings.shard},
+    )
+    faults.arm(settings.faults)
+    async with running(settings) as lane:
+        drain = (
+            lane.readiness.drain,
+            lane.health.drain,
+            lane.driver.stop,
+            partial(lane.server.stop, settings.drain_s),
+            partial(lane.owned.drain, settings.drain_s),
+        )
+        await supervise.until_stopped(*lane.loops, drain=drain)
+    telemetry.flush()
+
+
+async def _must_be(orders: OrderStore, shard: str) -> None:
+    """Refuse to serve a database that is another shard.
+
+    Raises: UnknownShard.
+    """
+    identity = await orders.identity()
+    if identity is None or identity.shard != shard:
+        raise UnknownShard(shard=shard, here="nobody" if identity is None else identity.shard)

@@ -1,0 +1,257 @@
+"""Submits legs: the only place where an order meets an upstream's Execute.
+
+Owns the submission slots of each upstream and the loop that claims READY orders. A slot is taken before
+anything is written, so overload refuses early and stores nothing. The call belongs to the process and not to
+whoever asked. It is only made by the process whose statement journaled the submission, at once, and never
+after the deadline that was
+journaled with it: what a frozen process would send later could be executed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import structlog
+
+from chassis import faults, telemetry
+from chassis.errors import Contended, DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute, Stopping
+from order_svc import metrics, points
+from order_svc.clients import Ambiguity, Upstreams
+from order_svc.domain import transition
+from order_svc.events import Answer, AnyEvent, NotSent, Source, SubmitBegun, Told, Unsure
+from order_svc.order import Change, Decision, Order, Seen, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import timedelta
+
+    from chassis.clock import Clock
+    from chassis.limits import Limiter
+    from chassis.supervise import OwnedTasks
+    from order_svc.contract import Rules
+    from order_svc.store import Created, Decided, OrderStore
+
+log = structlog.get_logger("driver")
+ACTOR = "order_svc"
+SETTLE_PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
+"""Between tries to write a verdict; then the order's timer leads recovery to ask the upstream again."""
+SUBMIT_S_MIN = 0.05
+"""A shorter call would only be cut off."""
+PASSING = (Contended, DeadlineExceeded, Overloaded, ShardUnavailable)
+"""What may be better in a moment."""
+
+
+class LegDriver:
+    """Creates orders and submits their legs. jitter: draws a number in [0, 1)."""
+
+    name = "submit"
+
+    def __init__(
+        self,
+        orders: OrderStore,
+        upstreams: Upstreams,
+        rules: Rules,
+        slots: Mapping[str, Limiter],
+        owned: OwnedTasks,
+        *,
+        claimed_by: str,
+        lease: timedelta,
+        tick_s: float,
+        clock: Clock,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._orders = orders
+        self._upstreams = upstreams
+        self._rules = rules
+        self._slots = slots
+        self._owned = owned
+        self._claimed_by = claimed_by
+        self._lease = lease
+        self._tick_s = tick_s
+        self._clock = clock
+        self._jitter = jitter
+        self._nudged = asyncio.Event()
+        self._stopped = False
+
+    async def create(
+        self, upstream: str, make: Callable[[], Change], *, epoch: int, fingerprint: bytes, timeout_s: float
+    ) -> Created:
+        """Record an order and begin to submit its first leg; returns once it is recorded.
+
+        make: makes the first change when the slot is there, so that the id's time is the time of the
+        submission. If cancelled here: the order may be recorded, and is then submitted; the same request
+        finds it.
+        Raises: Overloaded when the upstream's slots and their queue are taken; what the store raises.
+        """
+        slot = self._slots[upstream]
+        await slot.acquire(timeout_s)
+        try:
+            task = self._owned.start(self._create(upstream, make, epoch, fingerprint), name="create")
+        except (Stopping, Overloaded):
+            slot.release()
+            raise
+        return await asyncio.shield(task)
+
+    async def _create(
+        self, upstream: str, make: Callable[[], Change], epoch: int, fingerprint: bytes
+    ) -> Created:
+        begun_at = self._clock.monotonic()
+        submitting = False
+        try:
+            created = await self._orders.create(make(), epoch=epoch, fingerprint=fingerprint)
+            if not created.replayed:
+                submitting = await self._start(created.order, begun_at)
+            return created
+        finally:
+            if not submitting:
+                self._slots[upstream].release()
+
+    async def _start(self, order: Order, begun_at: float) -> bool:
+        """Submit in a task of its own, which gives the slot back; False when this process stops or is
+        full.
+        """
+        try:
+            self._owned.start(self._submit(order, begun_at), name=f"submit {order.order_id}")
+        except (Stopping, Overloaded):
+            await self._settle(order.order_id, self._not_sent(order, "stopping"))
+            return False
+        return True
+
+    async def _submit(self, order: Order, begun_at: float) -> None:
+        try:
+            with telemetry.work_span("submit", order.traceparent):
+                telemetry.bind(order_id=str(order.order_id))
+                decided = await self._settle(order.order_id, await self._call(order, begun_at))
+        finally:
+            self._slots[order.upstream].release()
+        if decided is not None and _goes_on(decided):
+            await self._begin(decided.order)
+
+    async def _call(self, order: Order, begun_at: float) -> AnyEvent:
+        """Call the upstream within the time that was journaled; an event that says how it went."""
+        await faults.point(points.SUBMIT_BEFORE_CALL)
+        timeout_s = self._rules.contract(order.upstream).submit_timeout_s
+        left_s = timeout_s - (self._clock.monotonic() - begun_at)
+        if left_s < SUBMIT_S_MIN:
+            return self._not_sent(order, "too late to call")
+        heard = await self._upstreams.execute(order, timeout_s=left_s)
+        await faults.point(points.SUBMIT_AFTER_CALL)
+        return self._heard(order, heard)
+
+    def _heard(self, order: Order, heard: Answer | Ambiguity) -> AnyEvent:
+        event_id, leg, attempt, trace = uuid4(), order.leg, order.attempt, telemetry.traceparent()
+        if isinstance(heard, Ambiguity):
+            return Unsure(
+                event_id=event_id,
+                actor=ACTOR,
+                traceparent=trace,
+                leg=leg,
+                attempt=attempt,
+                detail=heard.detail,
+            )
+        return Told(
+            event_id=event_id,
+            actor=ACTOR,
+            traceparent=trace,
+            leg=leg,
+            attempt=attempt,
+            answer=heard,
+            source=Source.SUBMIT,
+        )
+
+    def _not_sent(self, order: Order, detail: str) -> NotSent:
+        metrics.SUBMITS.labels(order.upstream, "NOT_SENT").inc()
+        return NotSent(event_id=uuid4(), actor=ACTOR, leg=order.leg, attempt=order.attempt, detail=detail)
+
+    async def _settle(self, order_id: UUID, event: AnyEvent) -> Decided | None:
+        """Write what is known, trying for a few seconds; None when it could not be written."""
+        reason = ""
+        for pause_s in (0.0, *SETTLE_PAUSES_S):
+            await self._clock.sleep(pause_s)
+            try:
+                return await self._decide(order_id, event, points.SETTLE)
+            except PASSING as failed:
+                reason = failed.reason
+            except StaleRoute as moved:
+                reason = moved.reason
+                break
+        metrics.VERDICTS_LOST.labels(reason).inc()
+        log.warning("verdict_not_written", order_id=str(order_id), reason=reason)
+        return None
+
+    async def _decide(self, order_id: UUID, event: AnyEvent, at: points.Commit) -> Decided:
+        def rule(seen: Seen) -> Decision:
+            return transition(seen, event, self._rules, jitter=self._jitter())
+
+        return await self._orders.decide(order_id, event.event_id, rule, at=at)
+
+    async def _begin(self, order: Order) -> None:
+        """Journal the submission of a READY order and make the call, if a slot is free and nobody else was
+        first.
+        """
+        slot = self._slots.get(order.upstream)
+        if slot is None or self._stopped or not slot.try_acquire():
+            self._nudged.set()
+            return
+        submitting = False
+        try:
+            begun_at = self._clock.monotonic()
+            event = SubmitBegun(event_id=uuid4(), actor=ACTOR, traceparent=order.traceparent)
+            decided = await self._decide(order.order_id, event, points.BEGIN)
+            if decided.is_written:
+                submitting = await self._start(decided.order, begun_at)
+        except (*PASSING, StaleRoute) as failed:
+            # Perhaps journaled, certainly not called: its timer leads to a probe, or the READY one to
+            # another claim.
+            log.warning("submission_not_begun", order_id=str(order.order_id), reason=failed.reason)
+        finally:
+            if not submitting:
+                slot.release()
+
+    def nudge(self, order: Order) -> None:
+        """Look for READY orders now rather than at the next tick, if this is one."""
+        if order.stage is Stage.READY:
+            self._nudged.set()
+
+    async def stop(self) -> None:
+        """Claim no more; what was begun goes on."""
+        self._stopped = True
+
+    async def run(self) -> None:
+        """Claim READY orders and submit them, until cancelled."""
+        while True:
+            try:
+                await self._claim()
+            except (*PASSING, StaleRoute) as failed:
+                log.warning("claim_failed", reason=failed.reason)
+            try:
+                async with asyncio.timeout(self._tick_s):
+                    await self._nudged.wait()
+            except TimeoutError:
+                pass
+            # At most ten rounds a second, however often somebody nudges.
+            await self._clock.sleep(min(0.1, self._tick_s))
+            self._nudged.clear()
+
+    async def _claim(self) -> None:
+        for upstream, slot in self._slots.items():
+            if self._stopped or not slot.free:
+                continue
+            claims = await self._orders.claim_submissions(slot.free, self._lease, self._claimed_by, upstream)
+            metrics.CLAIMED.labels("SUBMIT").inc(len(claims))
+            for claim in claims:
+                try:
+                    self._owned.start(self._begin(claim.order), name=f"begin {claim.order.order_id}")
+                except (Stopping, Overloaded) as full:
+                    log.info("claims_left", reason=full.reason)
+                    return
+
+
+def _goes_on(decided: Decided) -> bool:
+    """Whether this process just made the next leg ready and nothing says to wait."""
+    change = decided.decision
+    if not isinstance(change, Change) or change.wake is None:
+        return False
+    return change.after.stage is Stage.READY and not change.wake.wake_in

@@ -1,0 +1,51 @@
+"""Hourly work on the shard's tables: partitions ahead of time, expired request keys away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chassis.errors import Contended, DeadlineExceeded, Overloaded, ShardUnavailable
+from order_svc import metrics
+
+if TYPE_CHECKING:
+    from chassis.clock import Clock
+    from order_svc.store import OrderStore
+
+log = structlog.get_logger("housekeeping")
+EVERY_S = 3600.0
+AGAIN_S = 30.0
+"""After a failure; months are made three ahead, so there is time."""
+REAP_AT_ONCE = 1000
+REAP_ROUNDS_MAX = 100
+
+
+class Housekeeping:
+    """Keeps partitions ahead of the clock and the keys table short."""
+
+    name = "housekeeping"
+
+    def __init__(self, orders: OrderStore, clock: Clock) -> None:
+        self._orders = orders
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Work every hour until cancelled; a failure is logged and tried again soon."""
+        while True:
+            try:
+                await self.once()
+                wait_s = EVERY_S
+            except (Contended, DeadlineExceeded, Overloaded, ShardUnavailable) as failed:
+                log.warning("housekeeping_failed", reason=failed.reason)
+                wait_s = AGAIN_S
+            await self._clock.sleep(wait_s)
+
+    async def once(self) -> None:
+        """Make missing partitions, then delete expired keys in short statements."""
+        metrics.PARTITIONS_MADE.inc(await self._orders.ensure_partitions())
+        for _ in range(REAP_ROUNDS_MAX):
+            reaped = await self._orders.reap_keys(REAP_AT_ONCE)
+            metrics.KEYS_REAPED.inc(reaped)
+            if reaped < REAP_AT_ONCE:
+                return
