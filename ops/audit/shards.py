@@ -76,7 +76,7 @@ class Shard:
 
     async def breaks(self, invariant: Invariant) -> tuple[int, tuple[Broken, ...]]:
         """How many rows break an invariant, and the first of them."""
-        with _told(self.name):
+        with reading(self.name):
             rows = await self._session.fetch(_FIRST.format(invariant.statement, EXAMPLES_MAX))
         broken = tuple(Broken(self.name, row["id"], row["fact"]) for row in rows)
         return (rows[0]["total"] if rows else 0), broken
@@ -94,24 +94,19 @@ class Shard:
 
     async def fence(self) -> dict[int, tuple[str, int]]:
         """State and epoch of every bucket this shard owns or owned."""
-        with _told(self.name):
+        with reading(self.name):
             rows = await self._session.fetch("SELECT bucket, state, epoch FROM bucket_fence")
         return {row["bucket"]: (row["state"], row["epoch"]) for row in rows}
 
     async def known_now(self, order_ids: Sequence[UUID]) -> set[UUID]:
         """Which of these orders exist now, past the snapshot."""
-        with _told(self.name):
-            session = await connect(self._dsn)
-            try:
-                return {row["order_id"] for row in await session.fetch(_KNOWN, order_ids)}
-            finally:
-                await session.close(timeout=CONNECT_S)
+        return {row["order_id"] for row in await fetch(self.name, self._dsn, _KNOWN, order_ids)}
 
     async def _batches(self, statement: str) -> AsyncIterator[list[Any]]:
-        with _told(self.name):
+        with reading(self.name):
             cursor = await self._session.cursor(statement)
         while True:
-            with _told(self.name):
+            with reading(self.name):
                 rows = await cursor.fetch(BATCH)
             if not rows:
                 return
@@ -127,7 +122,7 @@ async def opened(dsns: Mapping[str, str]) -> AsyncIterator[list[Shard]]:
     async with AsyncExitStack() as stack:
         shards = []
         for name, dsn in dsns.items():
-            with _told(name):
+            with reading(name):
                 session = await connect(dsn)
             stack.push_async_callback(session.close, timeout=CONNECT_S)
             await stack.enter_async_context(session.transaction(isolation="repeatable_read", readonly=True))
@@ -140,12 +135,7 @@ async def read_map(dsn: str) -> dict[int, tuple[str, int]]:
 
     Raises: StoreUnreadable.
     """
-    with _told("control"):
-        session = await connect(dsn)
-        try:
-            rows = await session.fetch("SELECT bucket, shard, epoch FROM buckets")
-        finally:
-            await session.close(timeout=CONNECT_S)
+    rows = await fetch("control", dsn, "SELECT bucket, shard, epoch FROM buckets")
     return {row["bucket"]: (row["shard"], row["epoch"]) for row in rows}
 
 
@@ -156,8 +146,22 @@ async def connect(dsn: str) -> asyncpg.Connection:
     )
 
 
+async def fetch(where: str, dsn: str, statement: str, *values: object) -> list[Any]:
+    """The rows of one statement, in a session of its own.
+
+    Raises: StoreUnreadable, which names the database `where`.
+    """
+    with reading(where):
+        session = await connect(dsn)
+        try:
+            return list(await session.fetch(statement, *values))
+        finally:
+            await session.close(timeout=CONNECT_S)
+
+
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def reading(where: str) -> Iterator[None]:
+    """Turn what a driver raises into StoreUnreadable."""
     try:
         yield
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as failed:

@@ -1,0 +1,119 @@
+"""`ordermesh load`: orders at a fixed rate with kills and faults, then the proof that nothing was lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ops import load as loading
+from ops.audit import report as findings
+from ops.audit.shards import StoreUnreadable
+from ops.cli import output
+from ops.cli.calls import quietly
+from ops.cli.edge import ExitCode
+from ops.cli.options import Format, Output, StateDir, duration
+from ops.load import report
+from ops.load.plan import Kill, Plan, PlanRefused, Transport, UpstreamFault
+
+if TYPE_CHECKING:
+    from ops.load import Outcome
+
+FAULT_S = 2.0
+"""How long a timed fault lasts when nobody says."""
+_TIMED = frozenset({"SLOW", "IN_PROGRESS", "NOT_FOUND_BUT_EXECUTES"})
+
+
+def _kill(text: str) -> Kill:
+    service, colon, every = text.rpartition(":")
+    if not colon:
+        raise typer.BadParameter(f"{text!r} is not SERVICE:EVERY, such as order_svc:7s")
+    return Kill(service, duration(every).total_seconds())
+
+
+def _fault(text: str) -> UpstreamFault:
+    kind, _, rest = text.partition(":")
+    rate, _, lasting = rest.partition(":")
+    try:
+        probability = float(rate)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not FAULT:RATE, such as lost_reply:0.05") from None
+    lasts_s = duration(lasting).total_seconds() if lasting else FAULT_S * (kind.upper() in _TIMED)
+    return UpstreamFault(kind.upper(), probability, lasts_s)
+
+
+def load(
+    state_dir: StateDir,
+    rate: Annotated[float, typer.Option(help="Orders a second, whether the mesh keeps up or not.")],
+    seconds: Annotated[float, typer.Option(help="How long orders arrive.")],
+    users: Annotated[int, typer.Option(help="Users of the run, besides the VIPs of the stack.")] = 240,
+    transport: Annotated[Transport, typer.Option(help="How orders are sent.")] = Transport.MIXED,
+    kill: Annotated[
+        list[Kill] | None,
+        typer.Option(
+            parser=_kill, metavar="SERVICE:EVERY", help="SIGKILL a process so often; shards in turn."
+        ),
+    ] = None,
+    upstream_fault: Annotated[
+        list[UpstreamFault] | None,
+        typer.Option(
+            parser=_fault, metavar="FAULT:RATE", help="Make the upstreams misbehave; FAULT:RATE:DURATION too."
+        ),
+    ] = None,
+    settle_timeout: Annotated[float, typer.Option(help="Seconds to wait for quiet after the load.")] = 120.0,
+    give_up: Annotated[float, typer.Option(help="Seconds a client retries one order.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Draws arrivals, users, amounts and faults.")] = 1,
+    form: Output = Format.TABLE,
+) -> None:
+    """Create orders under load, kills and faults; wait for quiet; check that every promise was kept.
+
+    Exit code 1 on any violation, and when the run proves nothing; 3 when a store cannot be read. What was
+    acknowledged is logged below the state directory.
+
+    \b
+    Example:
+      ordermesh load --rate 60 --seconds 60 --kill order_svc:7s --upstream-fault lost_reply:0.05
+    """
+    try:
+        plan = Plan(
+            rate=rate,
+            seconds=seconds,
+            users=users,
+            transport=transport,
+            kills=tuple(kill or ()),
+            faults=tuple(upstream_fault or ()),
+            settle_timeout_s=settle_timeout,
+            give_up_s=give_up,
+            seed=seed,
+        )
+        say = output.note if form is Format.TABLE else _silent
+        outcome = quietly(loading.run(state_dir, plan, say))
+    except PlanRefused as refused:
+        raise typer.BadParameter(str(refused)) from refused
+    except StoreUnreadable as unreadable:
+        output.note(f"error: {unreadable}")
+        raise typer.Exit(ExitCode.UNREACHABLE) from unreadable
+    _print(outcome, form)
+    if outcome.violations:
+        raise typer.Exit(ExitCode.NO)
+
+
+def _silent(line: str) -> None:
+    """Programs read the result, not the progress."""
+
+
+def _print(outcome: Outcome, form: Format) -> None:
+    if form is Format.JSON:
+        output.print_json(report.as_json(outcome))
+        return
+    output.show(output.table(*report.LATENCY_COLUMNS, rows=report.latencies(outcome)))
+    output.show(output.table("orders", "", rows=report.counts(outcome), title=""))
+    if outcome.kills or outcome.faults:
+        output.show(output.table("nemesis", "what", "times", rows=report.nemesis(outcome)))
+    output.show(output.table(*findings.COLUMNS, rows=findings.rows(outcome.findings)))
+    quiet = outcome.quiet
+    state = "quiet" if quiet.reached else f"not quiet ({quiet.in_motion} in motion, {quiet.due} due)"
+    output.show(
+        f"{state} {quiet.waited_s:g} s after the load; {outcome.violations} violations; "
+        f"acknowledgements in {outcome.log}"
+    )
