@@ -6,6 +6,7 @@ It shares the event loop with the work on purpose: a loop that is stuck answers 
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from chassis import faults
+from chassis.rpc.server import PortTaken
 from chassis.settings import split_address
 
 if TYPE_CHECKING:
@@ -53,35 +55,33 @@ class Readiness:
 
 @asynccontextmanager
 async def serve(listen: str, readiness: Readiness) -> AsyncIterator[int]:
-    """Serve the admin endpoints while the context lives; gives the port."""
-    host, port = split_address(listen)
+    """Serve the admin endpoints while the context lives; gives the port.
+
+    Raises: PortTaken.
+    """
+    listening = _bind(listen)
     config = uvicorn.Config(
-        _application(readiness),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
+        _application(readiness), log_config=None, access_log=False, lifespan="off", server_header=False
     )
     server = uvicorn.Server(config)
     # Signals belong to chassis.supervise.
     server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
-    task = asyncio.create_task(server.serve(), name="admin")
+    task = asyncio.create_task(server.serve([listening]), name="admin")
     try:
-        yield await _port_of(server, task)
+        yield int(listening.getsockname()[1])
     finally:
         server.should_exit = True
         await task
 
 
-async def _port_of(server: uvicorn.Server, task: asyncio.Task[None]) -> int:
-    while not server.started:
-        if task.done():
-            await task
-            raise OSError("the admin port cannot be had")
-        await asyncio.sleep(0.01)
-    return int(server.servers[0].sockets[0].getsockname()[1])
+def _bind(listen: str) -> socket.socket:
+    """Listen here and not in uvicorn, which ends the whole process without a word when it cannot."""
+    host, port = split_address(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as refused:
+        raise PortTaken(f"cannot listen on {listen}: {refused.strerror or refused}") from None
 
 
 def _application(readiness: Readiness) -> Starlette:
