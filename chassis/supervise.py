@@ -106,6 +106,12 @@ class StopSignal:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._event.set)
 
+    def uninstall(self) -> None:
+        """Give the signals back."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
     def set(self) -> None:
         """Ask for a stop from inside."""
         self._event.set()
@@ -139,6 +145,7 @@ async def until_stopped(
         for task in (waiting, *running):
             task.cancel()
         await asyncio.gather(waiting, *running, return_exceptions=True)
+        asked.uninstall()
     if dead:
         raise LoopDied(", ".join(task.get_name() for task in dead))
 
