@@ -1,0 +1,389 @@
+"""Is the promise kept on the wire? A real order_svc, real stubs, real Postgres, real upstreams."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+import pytest
+
+from chassis import faults
+from chassis.errors import Reason
+from chassis.ids import user_bucket
+from chassis.testing import eventually
+from ordermesh.order.v1 import order_service_pb2 as pb
+from tests import lanes
+from tests.conftest import DatabaseFactory
+from tests.lanes import DONE, MIRA, READY, UNKNOWN, Lane, Order, armed, as_user, create_request, refuses
+from tests.listeners import Trust
+
+
+@pytest.fixture(scope="session")
+def trust(tmp_path_factory: pytest.TempPathFactory) -> Trust:
+    return Trust.make(tmp_path_factory.mktemp("trust"))
+
+
+@pytest.fixture
+async def lane(trust: Trust, shard_database: DatabaseFactory, tmp_path: Path) -> AsyncIterator[Lane]:
+    async with lanes.serving(trust, await shard_database(), tmp_path) as serving:
+        yield serving
+
+
+async def test_an_order_is_executed_once_and_settled_while_the_caller_waits(lane: Lane) -> None:
+    answer = await lane.create(wait_s=5)
+    order = answer.order
+    assert (order.status, order.stage, order.version) == (Order.SUCCESS, DONE, 2)
+    assert (order.basis, order.leg, order.attempt) == (Order.UPSTREAM, 0, 1)
+    (execution,) = lane.payments.executions(f"{order.order_id}/0")
+    assert execution.upstream_ref == order.upstream_ref
+    assert await lane.journal(order) == ["OPENED", "SETTLED"]
+    assert answer.consistency_token
+    assert await lane.get(order) == order
+
+
+async def test_without_wait_the_answer_is_pending_at_once_and_the_order_settles_anyway(lane: Lane) -> None:
+    await lane.payments.misbehave("SLOW", duration_s=0.5)
+    answer = await lane.create()
+    assert (answer.order.status, answer.order.stage) == (Order.PENDING, Order.SUBMITTING)
+    assert (await lane.at(answer.order, DONE)).status == Order.SUCCESS
+
+
+async def test_a_wait_that_expires_is_ok_with_pending(lane: Lane) -> None:
+    await lane.payments.misbehave("SLOW", duration_s=0.9)
+    answer = await lane.create(wait_s=0.2)
+    assert answer.order.status == Order.PENDING
+    by_deadline = await lane.create(wait_s=30, timeout=0.6)
+    assert by_deadline.order.status == Order.PENDING
+
+
+async def test_a_refusal_of_the_upstream_fails_the_order_with_its_words(lane: Lane) -> None:
+    await lane.payments.misbehave("REJECT")
+    order = (await lane.create(wait_s=5)).order
+    assert (order.status, order.basis) == (Order.FAILED, Order.UPSTREAM)
+    assert order.failure_reason
+
+
+async def test_two_legs_are_executed_in_order_each_once(lane: Lane) -> None:
+    order = (await lane.create(kind="purchase", wait_s=5)).order
+    assert (order.status, order.leg, list(order.legs)) == (Order.SUCCESS, 1, ["payments", "fulfilment"])
+    assert len(lane.payments.executions(f"{order.order_id}/0")) == 1
+    (last,) = lane.fulfilment.executions(f"{order.order_id}/1")
+    assert last.upstream_ref == order.upstream_ref
+    assert await lane.journal(order) == ["OPENED", "LEG_DONE", "SUBMITTED", "SETTLED"]
+
+
+async def test_a_repeat_returns_the_same_order_and_another_body_is_refused(lane: Lane) -> None:
+    request_id = str(uuid4())
+    first = await lane.create(request_id=request_id, wait_s=5)
+    again = await lane.create(request_id=request_id, wait_s=5)
+    assert (first.replayed, again.replayed) == (False, True)
+    assert again.order == first.order
+    with refuses(Reason.REQUEST_ID_REUSED):
+        await lane.create(request_id=request_id, amount_minor=1)
+    with refuses(Reason.REQUEST_ID_REUSED):
+        await lane.create(request_id=request_id, labels={"a": "b"})
+    assert len(lane.payments.executions()) == 1
+
+
+async def test_racing_repeats_make_one_order_that_is_executed_once(lane: Lane) -> None:
+    request_id = str(uuid4())
+    answers = await asyncio.gather(*(lane.create(request_id=request_id, wait_s=5) for _ in range(20)))
+    assert len({answer.order.order_id for answer in answers}) == 1
+    assert [answer.replayed for answer in answers].count(False) == 1
+    assert len(lane.payments.executions()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"user_id": ""}, "user_id"),
+        ({"user_id": "a b"}, "user_id"),
+        ({"request_id": "7"}, "request_id"),
+        ({"kind": ""}, "kind"),
+        ({"amount_minor": 0}, "amount.amount_minor"),
+        ({"amount_minor": 10**15 + 1}, "amount.amount_minor"),
+        ({"description": "x" * 513}, "description"),
+        ({"description": "a\0b"}, "description"),
+        ({"labels": {"a": "x" * 4096}}, "labels"),
+        ({"labels": {"": "x"}}, "labels"),
+        ({"labels": {"a": "\0"}}, "labels"),
+        ({"wait_s": -1.0}, "wait"),
+    ],
+)
+async def test_a_wrong_field_is_named_and_nothing_is_stored(
+    lane: Lane, fields: dict[str, object], wrong: str
+) -> None:
+    request = create_request(**fields)  # type: ignore[arg-type]
+    with refuses(Reason.INVALID_FIELD) as facts:
+        await lane.call("CreateOrder", request, user_id="alice")
+    assert [violation.field for violation in facts[0].violations] == [wrong]
+    assert await lane.sql("SELECT FROM orders") == []
+
+
+async def test_all_wrong_fields_are_named_at_once_and_an_unknown_kind_is_refused(lane: Lane) -> None:
+    with refuses(Reason.INVALID_FIELD) as facts:
+        await lane.call("CreateOrder", pb.CreateOrderRequest(), user_id="alice")
+    assert [each.field for each in facts[0].violations] == ["user_id", "request_id", "kind", "amount"]
+    with refuses(Reason.UNKNOWN_KIND):
+        await lane.create(kind="gift")
+
+
+async def test_everything_a_caller_may_say_comes_back_as_it_was_said(lane: Lane) -> None:
+    order = (
+        await lane.create(description="ä" * 512, labels={"k": '"\\ü', "empty": ""}, amount_minor=10**15)
+    ).order
+    found = await lane.get(order)
+    assert (found.description, dict(found.labels)) == ("ä" * 512, {"k": '"\\ü', "empty": ""})
+    assert found.amount.amount_minor == 10**15
+    assert found.request_id == order.request_id
+
+
+async def test_a_create_needs_the_proxys_route_and_a_stale_one_is_refused(lane: Lane) -> None:
+    request = create_request()
+    with refuses(Reason.ROUTING_KEY_MISSING):
+        await lane.call("CreateOrder", request)
+    with refuses(Reason.ROUTING_KEY_MISMATCH):
+        await lane.by(lanes.SERVICE, bucket="7").call("CreateOrder", request, user_id="alice")
+    with refuses(Reason.STALE_ROUTE) as facts:
+        await lane.by(lanes.SERVICE, epoch="2").call("CreateOrder", request, user_id="alice")
+    assert dict(facts[0].metadata).items() >= {"bucket": "701", "epoch": "1", "owner": "s1"}.items()
+    assert await lane.sql("SELECT FROM idempotency_keys") == []
+    dedicated = await lane.by(lanes.SERVICE, bucket="4096").call("CreateOrder", request, user_id="alice")
+    assert dedicated.order.user_id == "alice"
+    assert await lane.sql("SELECT FROM orders WHERE bucket = 4096")
+
+
+async def test_a_bucket_that_moved_away_is_a_stale_route_for_reads_and_never_not_found(lane: Lane) -> None:
+    order = (await lane.create(wait_s=5)).order
+    await lane.sql(
+        "UPDATE bucket_fence SET state = 'MOVED', owner = 's2', epoch = 2 WHERE bucket = $1",
+        user_bucket("alice"),
+    )
+    calls = [
+        ("GetOrder", pb.GetOrderRequest(order_id=order.order_id)),
+        ("BatchGetOrders", pb.BatchGetOrdersRequest(order_ids=[order.order_id])),
+        ("ListOrderEvents", pb.ListOrderEventsRequest(order_id=order.order_id)),
+        ("GetDeadLetter", pb.GetDeadLetterRequest(order_id=order.order_id)),
+    ]
+    for method, request in calls:
+        with refuses(Reason.STALE_ROUTE) as facts:
+            await lane.by(MIRA if method == "GetDeadLetter" else lanes.SERVICE).call(method, request)
+        assert dict(facts[0].metadata).items() >= {"owner": "s2", "epoch": "2", "state": "MOVED"}.items()
+    with refuses(Reason.STALE_ROUTE):
+        await lane.create(request_id=order.request_id)
+    with refuses(Reason.STALE_ROUTE):
+        async for _ in lane.stub.WatchOrder(
+            pb.WatchOrderRequest(order_id=order.order_id), timeout=5, metadata=lane.metadata()
+        ):
+            pass
+
+
+async def test_a_user_makes_and_sees_only_their_own_orders(lane: Lane) -> None:
+    alice, bob = lane.by(as_user("alice")), lane.by(as_user("bob"))
+    order = (await alice.create(wait_s=5)).order
+    with refuses(Reason.NOT_YOUR_ORDER):
+        await bob.create(user_id="alice")
+    with refuses(Reason.NOT_YOUR_ORDER):
+        await bob.call("GetOrder", pb.GetOrderRequest(order_id=order.order_id))
+    with refuses(Reason.NOT_YOUR_ORDER):
+        await bob.call("ListOrderEvents", pb.ListOrderEventsRequest(order_id=order.order_id))
+    with refuses(Reason.NOT_YOUR_ORDER):
+        async for _ in bob.stub.WatchOrder(
+            pb.WatchOrderRequest(order_id=order.order_id), timeout=5, metadata=bob.metadata()
+        ):
+            pass
+    assert (await alice.call("GetOrder", pb.GetOrderRequest(order_id=order.order_id))).order == order
+
+
+async def test_what_does_not_exist_is_not_found_and_what_is_no_id_is_invalid(lane: Lane) -> None:
+    order = (await lane.create(wait_s=5)).order
+    absent = order.order_id[:-4] + "0000"
+    for method, request_class in (
+        ("GetOrder", pb.GetOrderRequest),
+        ("ListOrderEvents", pb.ListOrderEventsRequest),
+    ):
+        with refuses(Reason.ORDER_NOT_FOUND):
+            await lane.call(method, request_class(order_id=absent))
+        with refuses(Reason.ORDER_ID_INVALID):
+            await lane.call(method, request_class(order_id=str(uuid4())))
+    batch = pb.BatchGetOrdersRequest(order_ids=[order.order_id, absent, order.order_id])
+    found = await lane.call("BatchGetOrders", batch)
+    assert ([each.order_id for each in found.orders], list(found.missing_order_ids)) == (
+        [order.order_id],
+        [absent],
+    )
+    for wrong in ([], [order.order_id] * 101):
+        with refuses(Reason.INVALID_FIELD):
+            await lane.call("BatchGetOrders", pb.BatchGetOrdersRequest(order_ids=wrong))
+
+
+async def watched(lane: Lane, order: Order, after_version: int = 0) -> list[int]:
+    request = pb.WatchOrderRequest(order_id=order.order_id, after_version=after_version)
+    stream = lane.stub.WatchOrder(request, timeout=8, metadata=lane.metadata())
+    return [answer.order.version async for answer in stream]
+
+
+async def test_a_watch_shows_every_change_and_ends_with_the_settled_order(lane: Lane) -> None:
+    await lane.payments.misbehave("SLOW", duration_s=0.5)
+    order = (await lane.create()).order
+    assert await watched(lane, order) == [1, 2]
+    assert await watched(lane, order, after_version=1) == [2]
+    assert await watched(lane, order, after_version=2) == []
+
+
+async def test_a_watch_sees_what_another_process_changed(lane: Lane) -> None:
+    await lane.payments.misbehave("UNKNOWN")
+    order = await lane.at((await lane.create()).order, UNKNOWN)
+    request = pb.WatchOrderRequest(order_id=order.order_id)
+    stream = lane.stub.WatchOrder(request, timeout=8, metadata=lane.metadata())
+    versions = stream.__aiter__()
+    assert (await anext(versions)).order.version == 2
+    await lane.sql("UPDATE orders SET version = 3, route_epoch = NULL")
+    assert (await anext(versions)).order.version == 3
+    stream.cancel()
+
+
+async def test_a_watch_ends_with_the_callers_deadline(lane: Lane) -> None:
+    await lane.payments.misbehave("UNKNOWN")
+    order = await lane.at((await lane.create()).order, UNKNOWN)
+    stream = lane.stub.WatchOrder(
+        pb.WatchOrderRequest(order_id=order.order_id), timeout=0.5, metadata=lane.metadata()
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as late:
+        async for _ in stream:
+            pass
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_the_journal_is_paged_and_tokens_belong_to_their_query(lane: Lane) -> None:
+    order = (await lane.create(kind="purchase", wait_s=5)).order
+    kinds, token = [], ""
+    while True:
+        page = await lane.call(
+            "ListOrderEvents",
+            pb.ListOrderEventsRequest(order_id=order.order_id, page_size=3, page_token=token),
+        )
+        kinds += [event.kind for event in page.events]
+        token = page.next_page_token
+        if not token:
+            break
+        kept = token
+    assert kinds == ["OPENED", "LEG_DONE", "SUBMITTED", "SETTLED"]
+    other = (await lane.create(wait_s=5)).order
+    for wrong in (kept, "nonsense", "AAAA"):
+        with refuses(Reason.PAGE_TOKEN_INVALID):
+            await lane.call(
+                "ListOrderEvents", pb.ListOrderEventsRequest(order_id=other.order_id, page_token=wrong)
+            )
+
+
+async def test_a_lost_reply_is_never_sent_again_blind(lane: Lane) -> None:
+    await lane.payments.misbehave("LOST_REPLY", method=1)
+    order = await lane.at((await lane.create()).order, UNKNOWN)
+    assert await lane.journal(order) == ["OPENED", "UNSURE"]
+    assert (await lane.probe(order)).status == Order.SUCCESS
+    assert len(lane.payments.executions()) == 1
+
+
+async def test_a_slow_upstream_is_given_its_time_and_then_left_to_recovery(lane: Lane) -> None:
+    await lane.payments.misbehave("LATE", method=1)
+    order = await lane.at((await lane.create()).order, UNKNOWN)
+    assert (await lane.probe(order)).status == Order.SUCCESS
+
+
+async def test_an_upstream_that_is_down_leaves_the_order_unknown(
+    trust: Trust, shard_database: DatabaseFactory, tmp_path: Path
+) -> None:
+    async with lanes.serving(
+        trust,
+        await shard_database(),
+        tmp_path,
+        upstream_targets={"payments": "127.0.0.1:9", "fulfilment": "127.0.0.1:9"},
+    ) as lane:
+        order = await lane.at((await lane.create()).order, UNKNOWN)
+        events = await lane.call("ListOrderEvents", pb.ListOrderEventsRequest(order_id=order.order_id))
+        assert "UNAVAILABLE" in events.events[-1].evidence_json
+
+
+async def test_overload_is_refused_before_anything_is_written(
+    trust: Trust, shard_database: DatabaseFactory, tmp_path: Path
+) -> None:
+    async with lanes.serving(
+        trust, await shard_database(), tmp_path, submits_per_upstream=2, submit_queue=1
+    ) as lane:
+        await lane.payments.misbehave("SLOW", duration_s=0.8)
+        outcomes = await asyncio.gather(*(lane.create(wait_s=5) for _ in range(10)), return_exceptions=True)
+        refused = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
+        assert {each.code() for each in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        stored = await lane.sql("SELECT FROM orders")
+        assert len(stored) == 10 - len(refused) == 3
+
+
+async def test_a_cancelled_create_is_still_recorded_and_executed(lane: Lane) -> None:
+    request = create_request()
+    with armed("create.after_commit=pause:1:0.3"):
+        asking = asyncio.create_task(lane.call("CreateOrder", request, user_id="alice"))
+        await eventually(lambda: _stored(lane))
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await eventually(lambda: _executed(lane))
+    again = await lane.call("CreateOrder", request, user_id="alice")
+    assert again.replayed
+    assert (await lane.at(again.order, DONE)).status == Order.SUCCESS
+
+
+async def _stored(lane: Lane) -> bool:
+    return bool(await lane.sql("SELECT FROM orders"))
+
+
+async def _fired() -> bool:
+    return not faults.armed()
+
+
+async def _executed(lane: Lane) -> bool:
+    return bool(lane.payments.executions())
+
+
+async def test_a_process_that_was_frozen_before_its_call_does_not_make_it_too_late(lane: Lane) -> None:
+    with armed("submit.before_call=pause:1:1.2"):
+        order = (await lane.create()).order
+        await eventually(lambda: _kinds(lane, order, "NOT_SENT"))
+    done = await lane.at(order, DONE)
+    assert (done.status, done.attempt) == (Order.SUCCESS, 2)
+    assert await lane.journal(order) == ["OPENED", "NOT_SENT", "SUBMITTED", "SETTLED"]
+    assert [execution.attempt for execution in lane.payments.executions()] == [2]
+
+
+async def _kinds(lane: Lane, order: Order, kind: str) -> bool:
+    return kind in await lane.journal(order)
+
+
+async def test_a_verdict_that_cannot_be_written_is_found_again_by_a_probe(lane: Lane) -> None:
+    with armed("settle.before_commit=raise"):
+        order = (await lane.create()).order
+        await eventually(_fired)
+    assert (await lane.get(order)).stage == Order.SUBMITTING
+    done = await lane.probe(order)
+    assert done.status == Order.SUCCESS
+    assert len(lane.payments.executions()) == 1
+
+
+async def test_ready_orders_left_by_a_dead_process_are_submitted_by_the_next(lane: Lane) -> None:
+    with armed("begin.before_commit=raise"):
+        order = (await lane.create(kind="purchase")).order
+        await eventually(lambda: _kinds(lane, order, "LEG_DONE"))
+    assert (await lane.at(order, DONE, READY)).order_id == order.order_id
+    assert (await lane.at(order, DONE)).status == Order.SUCCESS
+    assert len(lane.fulfilment.executions()) == 1
+
+
+async def test_another_shards_database_is_not_served(
+    trust: Trust, shard_database: DatabaseFactory, tmp_path: Path
+) -> None:
+    with pytest.raises(Exception, match="does not serve that shard"):
+        async with lanes.serving(trust, await shard_database(), tmp_path, shard="s2"):
+            pass
