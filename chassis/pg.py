@@ -195,7 +195,7 @@ def _typed_errors() -> Iterator[None]:
         raise typed_error(refused) from refused
     except TimeoutError as late:
         raise DeadlineExceeded(limiter="statement") from late
-    except (OSError, asyncpg.InterfaceError) as broken:
+    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as broken:
         # After a server restart the first calls fail with odd classes; all of them mean that nothing
         # answered.
         log.warning("database_unreachable", error=type(broken).__name__)
@@ -222,5 +222,7 @@ def _detail(detail: str | None) -> dict[str, object]:
     try:
         facts = json.loads(detail or "{}")
     except ValueError:
+        return {}
+    if not isinstance(facts, dict):
         return {}
     return {key: facts[key] for key in ("bucket", "epoch", "owner", "state") if facts.get(key) is not None}
