@@ -12,8 +12,11 @@ import pytest
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from chassis import rpc
+from chassis import rpc, telemetry
 from chassis.errors import (
     DOMAIN,
     InternalError,
@@ -359,3 +362,26 @@ async def test_refusals_before_the_handler_are_counted_too(trust: Trust) -> None
         with refused(StatusCode.UNAUTHENTICATED, Reason.UNAUTHENTICATED):
             await orders_of(channel).GetOrder(pb.GetOrderRequest(), timeout=CALL_S)
     assert handled("GetOrder", "UNAUTHENTICATED") == before + 1
+
+
+async def test_the_span_of_a_refused_call_says_its_code_and_continues_the_callers_trace(
+    trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    async def refuses(_: Any, __: rpc.Call) -> None:
+        raise Overloaded(limiter="s1")
+
+    orders = Scripted(GetOrder=refuses)
+    async with orders_served(trust, orders) as server, trust.channel(server) as channel:
+        stub, metadata = orders_of(channel), (*trust.metadata(), ("traceparent", parent))
+        with refused(StatusCode.RESOURCE_EXHAUSTED, Reason.OVERLOADED) as facts:
+            await stub.GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=metadata)
+        await stub.ListOrderEvents(pb.ListOrderEventsRequest(), timeout=CALL_S, metadata=metadata)
+    failed, fine = exporter.get_finished_spans()
+    assert (failed.attributes or {})["rpc.response.status_code"] == "RESOURCE_EXHAUSTED"
+    assert (failed.status.is_ok, fine.status.is_ok) == (False, True)
+    assert facts[0].metadata["trace_id"] == orders.calls[0].trace_id == parent.split("-")[1]
