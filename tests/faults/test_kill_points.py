@@ -64,11 +64,11 @@ async def created(world: World, user: str, arm) -> Order:
 
 
 async def recovered(world: World, user: str, arm) -> Order:
-    async with world.fault(
-        "payments", kind=Fault.LOST_REPLY, user_id_prefix=user, method=Fault.EXECUTE, limit=1
-    ):
+    lost = {"kind": Fault.LOST_REPLY, "user_id_prefix": user, "method": Fault.EXECUTE}
+    async with world.fault("payments", limit=1, **lost):
         await arm()
-        return await world.create(user)
+        order = await world.create(user)
+        return await world.until_stage(order.order_id, *(set(Order.Stage.values()) - {Order.SUBMITTING}))
 
 
 async def parked(world: World, user: str) -> Order:
