@@ -145,10 +145,11 @@ class Story:
         self._expect(
             settled.status == Order.SUCCESS, f"SUCCESS expected, got {Order.Status.Name(settled.status)}"
         )
+        took = time.monotonic() - killed
         executions = await self._executions(order.order_id)
         self._expect(executions == 1, f"the upstream executed {executions} times")
         self._say(
-            f"recovery_svc asked the upstream what became of it: [bold]SUCCESS[/] {time.monotonic() - killed:.1f} s "
+            f"recovery_svc asked the upstream what became of it: [bold]SUCCESS[/] {took:.1f} s "
             "after the kill, executed exactly once (the upstream's own ledger says so)."
         )
 
