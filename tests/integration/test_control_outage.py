@@ -64,7 +64,7 @@ class Mesh:
             stderr=log,
         )
         log.close()
-        await eventually(self.listens, within_s=20)
+        await eventually(self.listens, within_s=60)
 
     async def stop(self) -> int:
         """SIGTERM; gives the exit code."""
