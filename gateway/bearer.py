@@ -40,8 +40,8 @@ class Principal:
     """Somebody whose token was checked."""
 
     subject: Subject
-    expires_at: float
-    """Unix seconds; nothing is done for them after it."""
+    refused_from: float
+    """Unix seconds; nothing is done for them after it: the token's end, and some leeway for clocks."""
 
     @property
     def user_id(self) -> str:
@@ -82,7 +82,7 @@ class Bearers:
         if key is None:
             raise TokenRefused("UNKNOWN_KEY")
         known = self._checked.get(token)
-        if known is not None and known[0] is key and known[1].expires_at > self._clock.now().timestamp():
+        if known is not None and known[0] is key and known[1].refused_from > self._clock.now().timestamp():
             return known[1]
         principal = self._read(token, key)
         self._checked[token] = (key, principal)
@@ -146,4 +146,4 @@ def _principal_of(claims: dict[str, Any]) -> Principal:
     roles = frozenset(
         {Role.USER, *(_ROLES[name] for name in named if isinstance(name, str) and name in _ROLES)}
     )
-    return Principal(Subject(user_id, roles, ACT), float(expires_at))
+    return Principal(Subject(user_id, roles, ACT), float(expires_at + LEEWAY_S))

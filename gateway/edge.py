@@ -20,7 +20,7 @@ from chassis import telemetry
 from chassis.errors import InternalError, OrdermeshError
 from gateway import asks, problems
 from gateway.asks import Visit
-from gateway.errors import BodyTooLarge
+from gateway.errors import BodyTooLarge, HeadTooLarge
 from gateway.metrics import HANDLED, METHODS, SECONDS
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("request")
 UNMATCHED = "unmatched"
 PATH_CHARS_LOGGED = 256
+HEAD_BYTES_MAX = 16_384
+"""Of path, parameters and headers together; a token alone may have 4 KiB."""
 _HEADERS: Mapping[str, str] = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -89,6 +91,7 @@ class Edge:
             await send(message)
 
         try:
+            _check_head(scope)
             body = await self._body(Headers(scope=scope), receive)
             await self._app(scope, _replayed(body, receive), answering)
         except ClientGone:
@@ -123,6 +126,16 @@ class Edge:
                 raise BodyTooLarge(bytes_max=self._body_bytes_max)
             if not message.get("more_body", False):
                 return bytes(body)
+
+
+def _check_head(scope: Scope) -> None:
+    """h11 bounds only heads that arrive in pieces; one that comes at once may be as long as a read.
+
+    Raises: HeadTooLarge.
+    """
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    if size + len(scope["raw_path"]) + len(scope["query_string"]) > HEAD_BYTES_MAX:
+        raise HeadTooLarge(bytes_max=HEAD_BYTES_MAX)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

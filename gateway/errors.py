@@ -54,6 +54,12 @@ class BodyTooLarge(OrdermeshError):
     code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_LARGE
 
 
+class HeadTooLarge(OrdermeshError):
+    """The request's path and headers are larger than the limit."""
+
+    code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_LARGE
+
+
 class UnsupportedMediaType(OrdermeshError):
     """The body must be JSON, sent as application/json."""
 

@@ -22,6 +22,7 @@ from chassis.errors import Overloaded
 from chassis.rpc import PortTaken
 from chassis.settings import split_address
 from gateway import problems
+from gateway.edge import HEAD_BYTES_MAX
 from gateway.errors import MalformedJson, ReceiptTimeout
 from gateway.metrics import CONNECTIONS, CONNECTIONS_REFUSED, RECEIPT_TIMEOUTS
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from chassis.errors import OrdermeshError
     from gateway.settings import GatewaySettings
 
-HEAD_BYTES_MAX = 16_384
 BACKLOG = 1024
 _ARRIVING = (h11.IDLE, h11.SEND_BODY)
 """States of a client whose request is not complete."""

@@ -123,7 +123,7 @@ async def follow_order(
     order = await _own_order(house, order_id, ask)
     if wire.is_settled(order) and after >= order.version:
         return Response(status_code=204)
-    timeout_s = min(house.settings.stream_s_max, ask.who.expires_at - time.time())
+    timeout_s = min(house.settings.stream_s_max, ask.who.refused_from - time.time())
     house.seats.take(ask.who.user_id)
     call = house.mesh.watch_order(order.order_id, after, ask, timeout_s=timeout_s)
     return EventStream(call, house.seats, ask.who.user_id, heartbeat_s=house.settings.heartbeat_s)
