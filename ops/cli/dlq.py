@@ -66,7 +66,7 @@ def list_cases(
     found, unreachable = ask(state_dir, work)
     found.sort(key=lambda pair: pair[1].open_time.ToNanoseconds())
     output.emit(form, [case for _, case in found], _many(found, closed=closed))
-    if not found and form is Format.TABLE:
+    if form is Format.TABLE and not found and not unreachable:
         output.note("no dead letters" if closed else "no open dead letters; --all shows the closed ones too")
     if unreachable:
         output.note(f"incomplete: could not read {', '.join(unreachable)}")

@@ -14,6 +14,7 @@ from ops.cli.options import Format, Output, StateDir
 from ops.doctor import machine, stack
 from ops.doctor.findings import Word, ok
 from ops.stack.endpoints import Endpoints, StackDown
+from ops.stack.layout import Places
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +50,7 @@ def examine(state_dir: Path) -> list[Finding]:
     return [
         *found,
         ok("stack", f"{endpoints.state}, pid {endpoints.stack_pid}"),
-        *quietly(stack.check(endpoints)),
+        *quietly(stack.check(endpoints, Places(state_dir))),
     ]
 
 

@@ -130,7 +130,7 @@ def list_orders(
 
     orders, unreachable = ask(state_dir, work)
     output.emit(form, orders, _many(orders))
-    if not orders and form is Format.TABLE:
+    if form is Format.TABLE and not orders and not unreachable:
         output.note(f"{user} has no such orders")
     if unreachable:
         output.note(f"incomplete: could not read {', '.join(unreachable)}")

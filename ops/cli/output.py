@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200
 """Columns when nobody looks: wide enough that no id is broken."""
-CELL_CHARS_MAX = 60
+CELL_CHARS_MAX = 80
+_TOLD_ELSEWHERE = frozenset({"key", "amount_minor", "currency_code", "source"})
+"""Evidence that the order shows as well; it comes last and may be cut."""
 _STYLES = {
     "SUCCESS": "green",
     "FAILED": "red",
@@ -45,9 +47,10 @@ _STYLES = {
 
 
 def emit(form: Format, message: Message | Sequence[Message], table: Table) -> None:
-    """Print a result: the table, or the message or messages as JSON."""
+    """Print a result: the table unless it is empty, or the message or messages as JSON."""
     if form is Format.TABLE:
-        show(table)
+        if table.row_count:
+            show(table)
     elif isinstance(message, (list, tuple)):
         print_json([as_dict(each) for each in message])
     else:
@@ -167,7 +170,8 @@ def evidence(text: str, chars_max: int = CELL_CHARS_MAX) -> str:
         return cut(text, chars_max)
     if not isinstance(found, dict):
         return cut(str(found), chars_max)
-    return cut(" ".join(f"{key}={_plain(value)}" for key, value in found.items() if value != ""), chars_max)
+    told = sorted(found, key=lambda name: name in _TOLD_ELSEWHERE)
+    return cut(" ".join(f"{name}={_plain(found[name])}" for name in told if found[name] != ""), chars_max)
 
 
 def cut(text: str, chars_max: int = CELL_CHARS_MAX) -> str:

@@ -69,7 +69,7 @@ def hanging(
     columns = ("order", "user", "stage", "leg", "due (UTC)", "next", "probes", "silent", "claims", "held by")
     rows = [_due(each) for each in answer.due_orders]
     output.emit(form, list(answer.due_orders), output.table(*columns, rows=rows))
-    if not rows and form is Format.TABLE:
+    if form is Format.TABLE and not rows and not answer.unreachable:
         output.note("nothing hangs")
     _incomplete(answer.unreachable)
 

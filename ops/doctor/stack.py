@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -18,12 +17,15 @@ from chassis.errors import OrdermeshError
 from ops.ca import LEAF_LIFETIME
 from ops.doctor.findings import Finding, Word, bad, ok, warn
 from ops.mesh import connect
+from ops.places import data_directory
 from ordermesh.routing.v1 import routing_service_pb2 as routing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from ops.stack.endpoints import DatabaseEndpoint, Endpoints, Service
+    from ops.stack.layout import Places
 
 READY_TIMEOUT_S = 3.0
 CALL_TIMEOUT_S = 5.0
@@ -38,29 +40,31 @@ AHEAD_MIN_MONTHLY = timedelta(days=28)
 QUERIES = pg.queries("ops.doctor")
 
 
-async def check(endpoints: Endpoints) -> list[Finding]:
+async def check(endpoints: Endpoints, where: Places) -> list[Finding]:
     """Everything that can be said of a stack, each part within a few seconds."""
     parts = await asyncio.gather(
-        processes(endpoints.services),
+        processes(endpoints.services, where),
         databases(endpoints),
         map_version(endpoints),
     )
-    return [certificates(Path(endpoints.tls.ca).parent), *(each for part in parts for each in part)]
+    return [certificates(where.tls), *(each for part in parts for each in part)]
 
 
-async def processes(services: tuple[Service, ...]) -> list[Finding]:
+async def processes(services: tuple[Service, ...], where: Places) -> list[Finding]:
     """Whether each process lives and says that it is ready; one line when all do."""
     async with httpx.AsyncClient(timeout=READY_TIMEOUT_S) as client:
-        found = await asyncio.gather(*(_process(client, each) for each in services))
+        found = await asyncio.gather(*(_process(client, each, where) for each in services))
     wrong = [each for each in found if each.word is not Word.OK]
     return wrong or [ok("processes", f"{len(found)} run and are ready")]
 
 
-async def _process(client: httpx.AsyncClient, service: Service) -> Finding:
+async def _process(client: httpx.AsyncClient, service: Service, where: Places) -> Finding:
     name = f"{service.name}.{service.shard}" if service.shard else service.name
-    look = f"it is started again within 2 s; if it is not: see logs/{name}.log in the state directory"
+    if (where.hold / name).exists():
+        return bad(name, "is kept down by `ordermesh stop`", f"ordermesh start {name}")
+    look = f"see {_log(name, where)}"
     if not service.pid or not _lives(service.pid):
-        return bad(name, "does not run", f"{look}; `ordermesh start {name}` if it was stopped")
+        return bad(name, "does not run", f"it is started again within 2 s; if it is not, {look}")
     if service.metrics_url is None:
         return ok(name, f"pid {service.pid}")
     try:
@@ -70,6 +74,11 @@ async def _process(client: httpx.AsyncClient, service: Service) -> Finding:
     if answer.status_code != httpx.codes.OK:
         return bad(name, f"pid {service.pid} is not ready: {answer.text.strip()[:200]}", look)
     return ok(name, f"pid {service.pid}")
+
+
+def _log(name: str, where: Places) -> Path:
+    server = name.removeprefix("postgres.")
+    return data_directory(where.state, server).with_suffix(".log") if server != name else where.log(name)
 
 
 def _lives(pid: int) -> bool:
@@ -125,7 +134,13 @@ async def _database(database: DatabaseEndpoint) -> list[Finding]:
             ours = before + (datetime.now(UTC) - before) / 2
             ends = {row["name"]: row["ends_at"] for row in await opened.fetch(QUERIES.partitions_end)}
     except OrdermeshError as failed:
-        return [bad(name, f"does not answer: {failed.reason}", "see postgres/*.log in the state directory")]
+        return [
+            bad(
+                name,
+                f"does not answer: {failed.reason}",
+                "ordermesh start postgres.shards, if it was stopped; see postgres/shards.log",
+            )
+        ]
     return [clock(name, theirs - ours), partitions(name, ends, theirs)]
 
 

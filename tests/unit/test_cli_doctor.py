@@ -11,6 +11,7 @@ from ops import ca, ports
 from ops.doctor import machine, stack
 from ops.doctor.findings import Finding, Word
 from ops.stack.endpoints import Service
+from ops.stack.layout import Places
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -88,7 +89,9 @@ def test_partitions_must_reach_far_enough_ahead() -> None:
         assert words(stack.partitions("s1", ends, NOW)) == ["bad"]
 
 
-async def test_a_process_that_is_gone_is_told_apart_from_one_that_does_not_answer() -> None:
+async def test_a_process_that_is_gone_is_told_apart_from_one_that_is_silent_or_kept_down(
+    tmp_path: Path,
+) -> None:
     gone = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
     await gone.wait()
     silent = f"http://127.0.0.1:{ports.free_port()}/metrics"
@@ -97,9 +100,14 @@ async def test_a_process_that_is_gone_is_told_apart_from_one_that_does_not_answe
         Service(name="order_svc", shard="s1", target="x:1", pid=gone.pid),
         Service(name="gateway", target="x:1", metrics_url=silent, pid=os.getpid()),
     )
-    found = await stack.processes(services)
+    where = Places(tmp_path)
+    found = await stack.processes(services, where)
     assert [each.check for each in found] == ["order_svc.s1", "gateway"]
     assert words(*found) == ["bad", "bad"]
     assert "does not run" in found[0].detail
     assert "does not answer" in found[1].detail
-    assert words(*await stack.processes(services[:1])) == ["ok"]
+    assert words(*await stack.processes(services[:1], where)) == ["ok"]
+    where.hold.mkdir()
+    (where.hold / "issuer").touch()
+    [held] = await stack.processes(services[:1], where)
+    assert (held.word, held.fix) == (Word.BAD, "ordermesh start issuer")

@@ -84,6 +84,7 @@ def test_times_durations_and_evidence_are_short_and_plain() -> None:
     assert [output.how_long(Duration(seconds=s)) for s in (5, 90, 7200)] == ["5.0 s", "1.5 min", "2.0 h"]
     assert output.evidence('{"verdict": "UNKNOWN", "code": 14, "empty": ""}') == "verdict=UNKNOWN code=14"
     assert len(output.evidence('{"long": "' + "x" * 500 + '"}')) == output.CELL_CHARS_MAX
+    assert output.evidence('{"amount_minor": 1, "upstream_ref": "p-1"}') == "upstream_ref=p-1 amount_minor=1"
     assert output.evidence("not json") == "not json"
 
 
