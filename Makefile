@@ -13,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-header --no-emit-index-url --no-annotate
 ARGS ?=
 
-.PHONY: help setup demo up down test check format proto proto-release lock clean
+.PHONY: help setup demo up down test check format docs proto proto-release lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ format: setup ## Rewrite Python and protos in the house format
 	@$(BIN)/ruff check --fix-only --quiet
 	@$(BIN)/ruff format
 	@$(BIN)/buf format protos --write
+
+docs: setup ## Print the pages of docs/ that the code knows
+	@$(BIN)/python scripts/docs.py generate
 
 proto: setup ## Generate ordermesh/ from protos/
 	@$(BIN)/python scripts/proto.py generate
