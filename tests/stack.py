@@ -1,4 +1,5 @@
-"""The whole mesh for tests: one local stack per run, real processes and servers, found through endpoints.json.
+"""The whole mesh for tests: one local stack per run, real processes and servers, found through
+endpoints.json.
 
     async def test_something(world: World):
         order = await world.create("alice")
@@ -9,6 +10,7 @@ Tests of one run share it, so each makes orders of its own users and clears the 
 
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -54,8 +56,9 @@ class World:
     def service(self, name: str, shard: str | None = None) -> Service:
         return self.endpoints.service(name, shard)
 
-    def token(self, user: str, *roles: str, ttl_s: int = 600) -> str:
-        return mint_token(self.places.issuer, user, roles or ("user",), ttl_s)
+    def token(self, user: str, *roles: str, age_s: float = 0.0) -> str:
+        """A token of ten minutes that was made `age_s` ago."""
+        return mint_token(self.places.issuer, user, roles or ("user",), 600, now=time.time() - age_s)
 
     def rest(self, user: str | None = None, *roles: str) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.token(user, *roles)}"} if user else {}
@@ -75,7 +78,9 @@ class World:
         return made.order
 
     async def get(self, order_id: str) -> Order:
-        found = await retried(lambda: self.mesh.orders.GetOrder(pb.GetOrderRequest(order_id=order_id), timeout=5.0))
+        found = await retried(
+            lambda: self.mesh.orders.GetOrder(pb.GetOrderRequest(order_id=order_id), timeout=5.0)
+        )
         return found.order
 
     async def until_stage(self, order_id: str, *stages: "Order.Stage.ValueType") -> Order:
@@ -175,5 +180,8 @@ def reason_of(failed: grpc.aio.AioRpcError) -> str:
 async def world(server_dir: Path) -> AsyncIterator[World]:
     """The mesh, ready; without fsync, as the machine is not what dies in tests."""
     state_dir = server_dir / "stack"
-    async with local.running(state_dir, port_base=0, durable=False) as stack, mesh.connect(stack.endpoints) as stubs:
+    async with (
+        local.running(state_dir, port_base=0, durable=False) as stack,
+        mesh.connect(stack.endpoints) as stubs,
+    ):
         yield World(stack, stubs, state_dir)

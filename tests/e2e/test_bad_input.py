@@ -82,7 +82,7 @@ REST = (
     Bad("an unknown kind", 400, "UNKNOWN_KIND", body=GOOD | {"kind": "wish"}),
     Bad("an unknown field", 400, "INVALID_FIELD", body=GOOD | {"colour": "red"}, field_name="colour"),
     Bad("a long description", 400, "INVALID_FIELD", body=GOOD | {"description": "x" * 513}),
-    Bad("a list", 400, "INVALID_FIELD", body=[GOOD]),
+    Bad("a list", 400, "MALFORMED_REQUEST", body=[GOOD]),
     Bad("no JSON", 400, "MALFORMED_REQUEST", raw=b"{"),
     Bad("another media type", 415, "UNSUPPORTED_MEDIA_TYPE", headers={"content-type": "text/plain"}),
     Bad("5 MB", 413, "TOO_LARGE", raw=b'{"kind":"' + b"x" * 5_000_000 + b'"}'),
@@ -125,7 +125,7 @@ async def test_expired_unsigned_and_foreign_tokens_are_refused(world: World) -> 
     claims = jwt.decode(world.token(user), options={"verify_signature": False})
     unsigned = jwt.encode(claims, None, algorithm="none")
     symmetric = jwt.encode(claims, "a shared secret of some length ....", algorithm="HS256")
-    for token in (world.token(user, ttl_s=-60), unsigned, symmetric):
+    for token in (world.token(user, age_s=700), unsigned, symmetric):
         async with world.rest() as http:
             answer = await http.post(
                 "/v1/orders",

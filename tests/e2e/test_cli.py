@@ -86,13 +86,17 @@ async def test_an_order_is_created_once_and_can_be_read_in_every_way(operator: O
     watched = await operator.types("order", "watch", order_id, "--within", "30s", "-o", "json")
     assert watched.exit_code == 0
     assert json.loads(watched.out.splitlines()[-1])["status"] == "SUCCESS"
-    assert (await operator.gets("order", "get", order_id))["labels"] == {"shop": "7"}
-    listed = await operator.gets("order", "list", "--user", "cli.reader", "--status", "SUCCESS")
+    found, listed, journal = await asyncio.gather(
+        operator.gets("order", "get", order_id),
+        operator.gets("order", "list", "--user", "cli.reader", "--status", "SUCCESS"),
+        operator.gets("order", "journal", order_id),
+    )
+    assert found["labels"] == {"shop": "7"}
     assert [each["orderId"] for each in listed] == [order_id]
-    journal = await operator.gets("order", "journal", order_id)
     assert [int(each["version"]) for each in journal] == list(range(1, len(journal) + 1))
 
-    for shown in [await operator.types("order", word, order_id) for word in ("get", "watch", "journal")]:
+    shows = (operator.types("order", word, order_id) for word in ("get", "watch", "journal"))
+    for shown in await asyncio.gather(*shows):
         assert shown.exit_code == 0
         assert "SUCCESS" in shown.out
         assert shown.err == ""
