@@ -1,4 +1,5 @@
 -- Every statement of order_svc. One statement is one round trip and one transaction; each asks the shard's clock once.
+-- Several orders are looked up by LATERAL with LIMIT 1: a plain join was planned as a hash join over all months.
 
 -- name: create_order
 -- Write an order with its key, timer, journal entry and event. No row: the key is taken; read it with `find_key`.
@@ -63,7 +64,7 @@ SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, o
 SELECT a.id AS asked_id, a.asked, f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, o.*
   FROM unnest($1::uuid[], $2::timestamptz[], $3::int[]) AS a (id, at, asked)
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
-  LEFT JOIN orders o ON o.order_id = a.id AND o.created_at = a.at;
+  LEFT JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = a.id AND o.created_at = a.at LIMIT 1) o ON true;
 
 -- name: see_order
 -- What a rule decides on: order, timer, open case, the shard's clock, and whether the event happened already. Always one row.
@@ -158,24 +159,26 @@ RETURNING order_id;
 -- name: claim_due
 -- Lease what is due, the most overdue first, of buckets we own and that no hold covers. Timers whose last claim was lost are
 -- suspects: they are handed out few at a time, so that one that kills processes takes few others along.
+-- Hold and fence are asked per timer, not joined: joined, the planner sorted all timers before it took a few.
 WITH moment AS MATERIALIZED (
     SELECT ordermesh.clock() AS at
 ), held AS MATERIALIZED (
-    SELECT scope FROM holds WHERE lifted_at IS NULL AND (until_at IS NULL OR until_at > (SELECT at FROM moment))
+    SELECT array_agg(scope) AS scopes FROM holds
+     WHERE lifted_at IS NULL AND (until_at IS NULL OR until_at > (SELECT at FROM moment))
 ), fresh AS MATERIALIZED (
     SELECT t.order_id FROM order_timers t
      WHERE t.class = $1 AND t.due_at <= (SELECT at FROM moment) AND t.lease_token IS NULL
        AND ($6::text IS NULL OR t.upstream = $6)
-       AND NOT EXISTS (SELECT FROM held h WHERE h.scope = 'all' OR h.scope = 'upstream:' || t.upstream)
-       AND EXISTS (SELECT FROM bucket_fence f WHERE f.bucket = t.bucket AND f.state = 'OWNED')
+       AND (ARRAY['all', 'upstream:' || t.upstream] && (SELECT scopes FROM held)) IS NOT TRUE
+       AND (SELECT f.state FROM bucket_fence f WHERE f.bucket = t.bucket) = 'OWNED'
      ORDER BY t.due_at LIMIT $2
        FOR UPDATE OF t SKIP LOCKED
 ), suspect AS MATERIALIZED (
     SELECT t.order_id FROM order_timers t
      WHERE t.class = $1 AND t.due_at <= (SELECT at FROM moment) AND t.lease_token IS NOT NULL
        AND ($6::text IS NULL OR t.upstream = $6)
-       AND NOT EXISTS (SELECT FROM held h WHERE h.scope = 'all' OR h.scope = 'upstream:' || t.upstream)
-       AND EXISTS (SELECT FROM bucket_fence f WHERE f.bucket = t.bucket AND f.state = 'OWNED')
+       AND (ARRAY['all', 'upstream:' || t.upstream] && (SELECT scopes FROM held)) IS NOT TRUE
+       AND (SELECT f.state FROM bucket_fence f WHERE f.bucket = t.bucket) = 'OWNED'
      ORDER BY t.due_at LIMIT $3
        FOR UPDATE OF t SKIP LOCKED
 ), picked AS MATERIALIZED (
@@ -190,7 +193,8 @@ WITH moment AS MATERIALIZED (
     RETURNING t.order_id, t.created_at, t.lease_token, t.lease_until, t.unfinished_count
 )
 SELECT l.lease_token, l.lease_until, l.unfinished_count, o.*
-  FROM leased l JOIN orders o ON o.order_id = l.order_id AND o.created_at = l.created_at;
+  FROM leased l
+ CROSS JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = l.order_id AND o.created_at = l.created_at LIMIT 1) o;
 
 -- name: claim_one
 -- Lease one order for a probe, due or not and held or not, unless somebody else has it. No row: it is not to be had.
@@ -206,7 +210,8 @@ WITH moment AS MATERIALIZED (
     RETURNING t.order_id, t.created_at, t.lease_token, t.lease_until, t.unfinished_count
 )
 SELECT l.lease_token, l.lease_until, l.unfinished_count, o.*
-  FROM leased l JOIN orders o ON o.order_id = l.order_id AND o.created_at = l.created_at;
+  FROM leased l
+ CROSS JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = l.order_id AND o.created_at = l.created_at LIMIT 1) o;
 
 -- name: list_due
 -- Orders that wait, the most overdue first, after a position. Of each class the first page is read from the index and merged.
@@ -227,7 +232,8 @@ WITH moment AS MATERIALIZED (
 SELECT p.due_at, p.class, p.probe_count, p.silent_count, p.claim_count,
        (SELECT h.reason FROM held h WHERE h.scope = 'all' OR h.scope = 'upstream:' || p.upstream ORDER BY h.scope LIMIT 1) AS hold_reason,
        o.*
-  FROM page p JOIN orders o ON o.order_id = p.order_id AND o.created_at = p.created_at
+  FROM page p
+ CROSS JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = p.order_id AND o.created_at = p.created_at LIMIT 1) o
  ORDER BY p.due_at, p.order_id;
 
 -- name: list_events
