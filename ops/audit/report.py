@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
     from ops.audit.findings import Finding
 
-COLUMNS = ("check", "says", "violations", "first")
+COLUMNS = ("check", "violations", "says", "first")
 SHOWN = 3
 """Examples in a cell of the table; JSON has all that were kept."""
 
 
 def rows(findings: Iterable[Finding]) -> list[tuple[str, str, str, str]]:
     """One row for each check."""
-    return [(each.check, each.says, str(each.count), _first(each)) for each in findings]
+    return [(each.check, str(each.count), each.says, _first(each)) for each in findings]
 
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, Any]]:

@@ -65,9 +65,10 @@ def load(
     seed: Annotated[int, typer.Option(help="Draws arrivals, users, amounts and faults.")] = 1,
     form: Output = Format.TABLE,
 ) -> None:
-    """Create orders under load, kills and faults; wait for quiet; check that every promise was kept.
+    """Create orders under load and faults, then check them.
 
-    Exit code 1 on any violation, and when the run proves nothing; 3 when a store cannot be read. What was
+    Orders arrive whether the mesh keeps up or not; meanwhile processes are killed and upstreams misbehave.
+    Then waits for quiet and checks that every promise was kept, and the audit. Exit code 1 on any violation, and when the run proves nothing; 3 when a store cannot be read. What was
     acknowledged is logged below the state directory.
 
     \b
