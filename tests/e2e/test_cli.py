@@ -146,13 +146,16 @@ async def test_a_dead_letter_is_resolved_only_with_evidence(operator: Operator) 
 
 
 async def test_where_says_the_shard_and_the_reason(operator: Operator) -> None:
-    vip = await operator.gets("where", "vip.1")
-    assert (vip["placement"]["shard"], vip["placement"]["reason"]) == ("v1", "VIP")
-    assert (await operator.gets("where", "alice"))["placement"]["bucket"] == 701
     made = await operator.world.create("vip.1")
-    order = await operator.gets("where", made.order_id)
+    vip, alice, order, shown = await asyncio.gather(
+        operator.gets("where", "vip.1"),
+        operator.gets("where", "alice"),
+        operator.gets("where", made.order_id),
+        operator.types("where", "vip.1"),
+    )
+    assert (vip["placement"]["shard"], vip["placement"]["reason"]) == ("v1", "VIP")
+    assert alice["placement"]["bucket"] == 701
     assert (order["placement"]["shard"], order["placement"]["reason"]) == ("v1", "ORDER_ID")
-    shown = await operator.types("where", "vip.1")
     assert "v1 (VIP)" in shown.out
 
 
