@@ -194,7 +194,7 @@ class Story:
         page = await self.stubs.orders.ListOrderEvents(
             pb.ListOrderEventsRequest(order_id=order_id, page_size=100), timeout=mesh.TIMEOUT_S
         )
-        table = Table("v", "time", "what", "stage", "actor", "proof")
+        table = Table("v", "time", "what", "stage", "actor", "upstream says", "proof")
         for event in page.events:
             stage = f"{Order.Stage.Name(event.from_stage)} -> " if event.from_stage else ""
             table.add_row(
@@ -203,6 +203,7 @@ class Story:
                 event.kind,
                 stage + Order.Stage.Name(event.to_stage),
                 event.actor,
+                json.loads(event.evidence_json or "{}").get("verdict", ""),
                 event.proof,
             )
         self.console.print(table)
