@@ -10,19 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
+
 from chassis import rpc
 from chassis.tls import TlsFiles
-from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceAsyncStub, HistoryServiceStub
-from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceAsyncStub, OrderServiceStub
-from ordermesh.recovery.v1.recovery_service_pb2_grpc import RecoveryServiceAsyncStub, RecoveryServiceStub
-from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceAsyncStub, RoutingServiceStub
-from ordermesh.upstream.v1.simulator_service_pb2_grpc import SimulatorServiceAsyncStub, SimulatorServiceStub
+from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceStub
+from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceStub
+from ordermesh.recovery.v1.recovery_service_pb2_grpc import RecoveryServiceStub
+from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceStub
+from ordermesh.upstream.v1.simulator_service_pb2_grpc import SimulatorServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ops.stack.endpoints import Endpoints
+    from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceAsyncStub
+    from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceAsyncStub
+    from ordermesh.recovery.v1.recovery_service_pb2_grpc import RecoveryServiceAsyncStub
+    from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceAsyncStub
+    from ordermesh.upstream.v1.simulator_service_pb2_grpc import SimulatorServiceAsyncStub
 
+CallFailed = grpc.aio.AioRpcError
+"""What a failed call raises; `rpc.error_of` reads its facts."""
 TIMEOUT_S = 10.0
 """What a tool gives one call."""
 
