@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 import ecs_logging
 import structlog
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping
 
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
 _propagator = TraceContextTextMapPropagator()
@@ -45,6 +42,12 @@ def configure(
     facts: what every line says, such as the shard. exporter: where spans go instead of OTLP; tests give one
     in memory.
     """
+    # The SDK takes 0.2 s to import, which commands and tests that never come here need not pay.
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
     _configure_logs(service, log_level, facts or {})
     provider = TracerProvider(
         resource=Resource.create({"service.name": service}),
@@ -63,9 +66,9 @@ def configure(
 
 def flush(timeout_s: float = 5.0) -> None:
     """Hand over spans that are still waiting; called last at stop."""
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
-        provider.force_flush(int(timeout_s * 1000))
+    force_flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+    if force_flush is not None:
+        force_flush(int(timeout_s * 1000))
 
 
 def _configure_logs(service: str, log_level: str, facts: Mapping[str, str]) -> None:
