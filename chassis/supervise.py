@@ -51,6 +51,7 @@ class OwnedTasks:
     def __init__(self, limit: int = OWNED_TASKS_MAX) -> None:
         self._limit = limit
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._heard: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     def __len__(self) -> int:
@@ -61,7 +62,13 @@ class OwnedTasks:
 
         If cancelled here: the work goes on, and its error, if any, is logged.
         """
-        return await asyncio.shield(self.start(work, name=name))
+        task = self.start(work, name=name)
+        self._heard.add(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._heard.discard(task)
+            raise
 
     def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         """Begin owned work without waiting for it.
@@ -90,7 +97,9 @@ class OwnedTasks:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        heard = task in self._heard
+        self._heard.discard(task)
+        if not task.cancelled() and task.exception() is not None and not heard:
             log.warning("owned_task_failed", task=task.get_name(), error=type(task.exception()).__name__)
 
 

@@ -12,6 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import structlog
+
 from chassis import admin, faults, pg, rpc, supervise, telemetry
 from chassis.auth import BehindProxy, SubjectVerifier
 from chassis.clock import SYSTEM_CLOCK
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from order_svc.order import Change, Order
     from order_svc.settings import OrderSettings
 
+log = structlog.get_logger("orders")
 SERVICE = "ordermesh.order.v1.OrderService"
 
 
@@ -67,6 +70,14 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
 
     def changed(change: Change, after: Order) -> None:
         metrics.record(change, after)
+        log.info(
+            "order_changed",
+            order_id=str(after.order_id),
+            version=after.version,
+            kind=change.entry.kind.value,
+            status=after.status.value,
+            stage=after.stage.value,
+        )
         changes.announce(after.order_id)
 
     async with AsyncExitStack() as stack:
