@@ -28,12 +28,6 @@ class UnknownShard(OrdermeshError):
     code, reason = StatusCode.NOT_FOUND, Reason.UNKNOWN_SHARD
 
 
-class TooLarge(OrdermeshError):
-    """The message is larger than the limit."""
-
-    code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_LARGE
-
-
 class NoOwner(OrdermeshError):
     """No shard owns this bucket in the map; sending the call again is safe."""
 
