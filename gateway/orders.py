@@ -42,7 +42,11 @@ async def create_order(
     request: Request,
     idempotency_key: Annotated[
         str,
-        Header(alias="Idempotency-Key", description="A UUID, made before the first try, the same for each."),
+        Header(
+            alias="Idempotency-Key",
+            description="A UUID, made before the first try, the same for each.",
+            json_schema_extra={"format": "uuid"},
+        ),
     ],
     prefer: Annotated[
         str | None, Header(description="`wait=N`: wait up to N seconds for the outcome.")
