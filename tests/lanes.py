@@ -19,6 +19,8 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
+import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from chassis import faults, rpc
@@ -33,7 +35,7 @@ from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as pb
 from ordermesh.order.v1 import order_service_pb2_grpc as order_grpc
 from ordermesh.upstream.v1 import upstream_service_pb2 as upstream_pb
-from tests import listeners, upstreams
+from tests import upstreams
 from tests.databases import Database
 from tests.listeners import Trust
 from tests.shards import prepare
@@ -223,7 +225,7 @@ def said(verdict: str, **fields: Any) -> order_pb2.ProbeReport:
 def refuses(reason: Reason) -> Iterator[list[rpc.RemoteError]]:
     """Expect a call to be refused with one of our reasons, whatever its code."""
     facts: list[rpc.RemoteError] = []
-    with listeners.pytest.raises(listeners.grpc.aio.AioRpcError) as failed:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
         yield facts
     error = rpc.error_of(failed.value)
     facts.append(error)
@@ -287,4 +289,4 @@ async def lane_on(
         channel = await stack.enter_async_context(
             rpc.Channel(f"127.0.0.1:{running.port}", service="order_svc", tls=trust.files("shard_proxy"))
         )
-        yield running, order_grpc.OrderServiceStub(channel)  # type: ignore[arg-type]
+        yield running, order_grpc.OrderServiceStub(channel)

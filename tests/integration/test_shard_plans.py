@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -107,14 +108,11 @@ async def fill(connection: asyncpg.Connection) -> None:
     now = datetime.now(UTC)
     step = timedelta(days=30.4 * (MONTHS - 1)) / (MONTHS * ORDERS_PER_MONTH)
     columns = ("order_id", "created_at", "user_id", "bucket")
-    written = [
-        (order_id, at, user, bucket)
-        for number in range(MONTHS * ORDERS_PER_MONTH)
-        for user in [f"u{number % 40}"]
-        for bucket in [user_bucket(user)]
-        for at in [whole_ms(now - number * step - timedelta(hours=1))]
-        for order_id in [OrderIds(now_ms=lambda at=at: round(at.timestamp() * 1000)).new(bucket)]
-    ]
+    written = []
+    for number in range(MONTHS * ORDERS_PER_MONTH):
+        at, user = whole_ms(now - number * step - timedelta(hours=1)), f"u{number % 40}"
+        order_id = OrderIds(now_ms=partial(round, at.timestamp() * 1000)).new(user_bucket(user))
+        written.append((order_id, at, user, user_bucket(user)))
     await connection.execute(
         "CREATE TEMP TABLE wanted (order_id uuid, created_at timestamptz, user_id text, bucket int)"
     )

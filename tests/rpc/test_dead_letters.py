@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from chassis.errors import Reason
+from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as pb
 from tests import lanes
 from tests.conftest import DatabaseFactory
@@ -138,7 +139,7 @@ async def test_a_failure_of_a_later_leg_is_parked_for_undoing_and_settled_by_a_p
 
 async def test_evidence_against_a_success_opens_a_case_that_a_person_closes(lane: Lane) -> None:
     order = (await lane.create(wait_s=5)).order
-    (probe,) = [lanes.order_pb2.Claim(order=order, event_id=str(uuid4()), lease_token=str(uuid4()))]
+    (probe,) = [order_pb2.Claim(order=order, event_id=str(uuid4()), lease_token=str(uuid4()))]
     after = await lane.report(probe, said("FAILED", reason="charge back"))
     assert (after.status, after.version) == (Order.SUCCESS, 3)
     listed = (await lane.by(MIRA).call("ListDeadLetters", pb.ListDeadLettersRequest(shard="s1"))).dead_letters
