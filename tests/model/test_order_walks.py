@@ -1,7 +1,8 @@
-"""Can luck break a promise? Thousands of random histories of an order and an upstream that keeps its contract.
+"""Can luck break a promise? Thousands of random histories of an order whose upstream keeps its contract.
 
-Pure and seeded: an order in memory, a virtual clock, an upstream that executes requests whose replies were lost
-up to the end of its settle window. No leg may be executed twice; SUCCESS and FAILED are only said of what is so.
+Pure and seeded: an order in memory, a virtual clock, an upstream that executes requests whose replies were
+lost up to the end of its settle window. No leg may be executed twice; SUCCESS and FAILED are only said of
+what is so.
 """
 
 from __future__ import annotations
