@@ -76,7 +76,8 @@ async def test_every_command_of_the_readme_does_what_the_readme_says(server_dir:
 
 @pytest.mark.timeout(200)
 async def test_the_demo_ends_well(server_dir: Path) -> None:
-    said = await run("make demo ARGS='--state-dir $ORDERMESH_STATE_DIR'", server_dir / "demo", 180)
+    state_dir = server_dir / "demo"
+    said = await run(f"make demo ARGS='--state-dir {state_dir}'", state_dir, 180)
     for expected in (
         "201 Created",
         "executed exactly once",
