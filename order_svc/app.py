@@ -5,7 +5,7 @@ pool goes.
 from __future__ import annotations
 
 import random
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -69,28 +69,12 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
     changes, owned, rules = Changes(settings.watchers_max), OwnedTasks(), settings.rules()
 
     def changed(change: Change, after: Order) -> None:
-        metrics.record(change, after)
-        log.info(
-            "order_changed",
-            order_id=str(after.order_id),
-            version=after.version,
-            kind=change.entry.kind.value,
-            status=after.status.value,
-            stage=after.stage.value,
-        )
+        _tell(change, after)
         changes.announce(after.order_id)
 
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            pg.open_database(
-                pg.PgSettings(
-                    dsn=settings.dsn.get_secret_value(),
-                    pool_size=settings.pool_size,
-                    queue=settings.pool_queue,
-                ),
-                name=settings.shard,
-                eager=True,
-            )
+            pg.open_database(_database(settings), name=settings.shard, eager=True)
         )
         upstreams = await stack.enter_async_context(Upstreams.open(settings.upstream_targets, tls))
         orders = OrderStore(database, changed)
@@ -98,15 +82,11 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
         await orders.ensure_partitions()
         shard_clock = ShardClock(orders, clock)
         await shard_clock.sync()
-        slots = {
-            name: Limiter(settings.submits_per_upstream, settings.submit_queue, name=f"submit_{name}")
-            for name in settings.upstream_targets
-        }
         driver = LegDriver(
             orders,
             upstreams,
             rules,
-            slots,
+            _slots(settings),
             owned,
             claimed_by=f"order_svc/{uuid4()}",
             lease=timedelta(seconds=settings.submit_lease_s),
@@ -126,25 +106,54 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
             tokens=PageTokens(*settings.token_keys()),
             jitter=jitter,
         )
-        identity = ServerIdentity(tls)
-        health = Health([SERVICE])
-        server = await stack.enter_async_context(
-            rpc.serve(
-                settings.listen,
-                [rpc.Mount(SERVICE, service)],
-                # No limiter: a waiting call holds no slot; pool, submissions and watchers have limits of
-                # their own.
-                gate=rpc.Gate(BehindProxy(SubjectVerifier(settings.subject_dir))),
-                tls=identity,
-                register=(health.register, Reflection([SERVICE, HEALTH]).register),
-            )
-        )
+        identity, health = ServerIdentity(tls), Health([SERVICE])
+        server = await stack.enter_async_context(_server(settings, service, identity, health))
         for name in ("", SERVICE):
             health.set(name, serving=True)
         readiness = admin.Readiness(database=database.ping)
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
         loops = (driver, shard_clock, Housekeeping(orders, clock), CertificateWatcher(identity, clock))
         yield Lane(server.port, server, readiness, health, driver, owned, loops)
+
+
+def _tell(change: Change, after: Order) -> None:
+    """Count a change and log it with its trace, so that an order id leads to its logs."""
+    metrics.record(change, after)
+    log.info(
+        "order_changed",
+        order_id=str(after.order_id),
+        version=after.version,
+        kind=change.entry.kind.value,
+        status=after.status.value,
+        stage=after.stage.value,
+    )
+
+
+def _database(settings: OrderSettings) -> pg.PgSettings:
+    return pg.PgSettings(
+        dsn=settings.dsn.get_secret_value(), pool_size=settings.pool_size, queue=settings.pool_queue
+    )
+
+
+def _slots(settings: OrderSettings) -> dict[str, Limiter]:
+    """Submission slots: each upstream has its own, so a slow one takes nobody else's."""
+    return {
+        name: Limiter(settings.submits_per_upstream, settings.submit_queue, name=f"submit_{name}")
+        for name in settings.upstream_targets
+    }
+
+
+def _server(
+    settings: OrderSettings, service: OrderService, identity: ServerIdentity, health: Health
+) -> AbstractAsyncContextManager[rpc.RunningServer]:
+    """The gate has no limiter: a waiting call holds no slot; pool, submissions and watchers have theirs."""
+    return rpc.serve(
+        settings.listen,
+        [rpc.Mount(SERVICE, service)],
+        gate=rpc.Gate(BehindProxy(SubjectVerifier(settings.subject_dir))),
+        tls=identity,
+        register=(health.register, Reflection([SERVICE, HEALTH]).register),
+    )
 
 
 async def serve(settings: OrderSettings) -> None:

@@ -1,0 +1,49 @@
+"""docs/PROMISES.md names tests that exist, generated pages are fresh, every fault point is killed at."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from chassis import faults
+from scripts.docs import modules
+from tests.faults.points import POINTS
+
+ROOT = Path(__file__).parents[2]
+PROMISES = (ROOT / "docs/PROMISES.md").read_text(encoding="utf-8")
+
+
+def names_in(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {node.name for node in functions if node.name.startswith("test_")}
+
+
+def test_every_promise_names_tests_and_each_of_them_exists() -> None:
+    there = set().union(*(names_in(path) for path in (ROOT / "tests").rglob("test_*.py")))
+    sections = re.split(r"^## (P\d) ", PROMISES, flags=re.MULTILINE)[1:]
+    promises = dict(zip(sections[::2], sections[1::2], strict=True))
+    assert sorted(promises) == [f"P{number}" for number in range(1, 9)]
+    for promise, text in promises.items():
+        named = set(re.findall(r"`(test_\w+)`", text))
+        assert named, f"{promise} names no test"
+        assert named <= there, f"{promise} names tests that do not exist: {sorted(named - there)}"
+
+
+def test_the_generated_pages_are_fresh() -> None:
+    check = subprocess.run(
+        [sys.executable, "scripts/docs.py", "check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
+def test_a_test_kills_at_every_declared_fault_point() -> None:
+    modules()
+    declared, killed = set(faults.declared()), {point.name for point in POINTS}
+    assert killed == declared
