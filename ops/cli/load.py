@@ -68,8 +68,10 @@ def load(
     """Create orders under load and faults, then check them.
 
     Orders arrive whether the mesh keeps up or not; meanwhile processes are killed and upstreams misbehave.
-    Then waits for quiet and checks that every promise was kept, and the audit. Exit code 1 on any violation, and when the run proves nothing; 3 when a store cannot be read. What was
-    acknowledged is logged below the state directory.
+    Then waits for quiet and checks that every promise was kept, and the audit. What was acknowledged is
+    logged below the state directory.
+
+    Exit code 1 on any violation and when the run proves nothing, 3 when a store cannot be read.
 
     \b
     Example:
