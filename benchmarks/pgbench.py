@@ -11,7 +11,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from benchmarks import cpu
+from benchmarks.cpu import Meter
 from benchmarks.sample import Sample
 from chassis import pg
 from ops.errors import OpsError
@@ -118,7 +118,7 @@ async def run(
     script.write_text(scripts()[name], encoding="utf-8")
     for old in directory.glob("pgbench_log.*"):
         old.unlink()
-    cpu_s = cpu.below_s(os.getpid())
+    meter = Meter()
     process = await asyncio.create_subprocess_exec(
         *(str(server.pgbench), "--no-vacuum", "--protocol=prepared", f"--file={script}", "--log"),
         *(f"--client={clients}", f"--jobs={min(clients, 2)}", f"--time={max(1, round(seconds))}"),
@@ -135,9 +135,7 @@ async def run(
         said, _ = await process.communicate()
     if process.returncode:
         raise OpsError(f"pgbench failed: {said.decode(errors='replace')[-1000:]}")
-    latencies = _latencies(directory)
-    cpu_ms = 1000 * (cpu.below_s(os.getpid()) - cpu_s) / max(1, len(latencies))
-    return Sample.of(name, clients, latencies, seconds, cpu_ms=round(cpu_ms, 2))
+    return Sample.of(name, clients, _latencies(directory), seconds, meter)
 
 
 def _latencies(directory: Path) -> list[float]:

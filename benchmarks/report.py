@@ -21,6 +21,7 @@ _PACKAGES = ("grpcio", "protobuf", "asyncpg", "fastapi", "uvicorn", "uvloop")
 _COLUMNS = (
     *("clients", "path", "orders/s", "p50 ms", "p95 ms", "p99 ms", "failed"),
     *("CPU ms an order", "orders/s of pgbench's", "p50 times pgbench's"),
+    "other work",
 )
 
 
@@ -51,7 +52,7 @@ def document(facts: dict[str, str], samples: Sequence[Sample], seconds: float) -
         f"Ratios compare with `{CREATE_AND_SETTLE}` at the same number of clients.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
-        "|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         *_rows(samples),
     ]
     return "\n".join(lines) + "\n"
@@ -64,7 +65,11 @@ def _rows(samples: Sequence[Sample]) -> Iterator[str]:
         share = f"{one.per_s / base.per_s:.3f}" if base.per_s else "-"
         times = f"{one.p50_ms / base.p50_ms:.1f}" if base.p50_ms else "-"
         cells = (one.clients, one.path, f"{one.per_s:.0f}", one.p50_ms, one.p95_ms, one.p99_ms, one.failed)
-        yield "| " + " | ".join([*map(str, cells), f"{one.cpu_ms:.1f}", share, times]) + " |"
+        yield (
+            "| "
+            + " | ".join([*map(str, cells), f"{one.cpu_ms:.1f}", share, times, f"{one.others:.0%}"])
+            + " |"
+        )
 
 
 def _processor() -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import cpu
+from benchmarks.cpu import Meter
 from ops.load.tallies import percentile
 
 if TYPE_CHECKING:
@@ -17,8 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One path at one concurrency. failed: calls that brought no settled order, which no latency counts.
-    cpu_ms: of services and Postgres, for each order.
+    """One path at one concurrency.
+
+    failed: calls that brought no settled order, which no latency counts. cpu_ms: of services and Postgres,
+    for each order. others: share of the machine that somebody else used meanwhile.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Sample:
     p99_ms: float
     failed: int = 0
     cpu_ms: float = 0.0
+    others: float = 0.0
 
     @classmethod
     def of(
@@ -37,13 +39,19 @@ class Sample:
         clients: int,
         latencies_s: Sequence[float],
         elapsed_s: float,
+        meter: Meter,
+        *,
+        orders: int | None = None,
         failed: int = 0,
-        cpu_ms: float = 0.0,
     ) -> Sample:
-        """The figures of what was measured in `elapsed_s`."""
+        """The figures of what was measured in `elapsed_s`. orders: all that were made, if more than were
+        timed.
+        """
         ordered = sorted(latencies_s)
         p50, p95, p99 = (round(1000 * percentile(ordered, share), 2) for share in (0.5, 0.95, 0.99))
-        return cls(path, clients, round(len(ordered) / elapsed_s, 1), p50, p95, p99, failed, cpu_ms)
+        cpu_ms = 1000 * meter.stack_s() / max(1, orders or len(ordered))
+        per_s = round(len(ordered) / elapsed_s, 1)
+        return cls(path, clients, per_s, p50, p95, p99, failed, round(cpu_ms, 2), meter.others_share())
 
 
 async def closed_loop(
@@ -55,7 +63,7 @@ async def closed_loop(
     """
     latencies: list[float] = []
     failed = done = 0
-    cpu_s = cpu.below_s(os.getpid())
+    meter = Meter()
     begin = time.perf_counter() + warm_up_s
     end = begin + seconds
 
@@ -70,5 +78,4 @@ async def closed_loop(
                 latencies.extend([answered - asked] if settled else [])
 
     await asyncio.gather(*(client() for _ in range(clients)))
-    cpu_ms = 1000 * (cpu.below_s(os.getpid()) - cpu_s) / max(1, done)
-    return Sample.of(path, clients, latencies, seconds, failed, round(cpu_ms, 2))
+    return Sample.of(path, clients, latencies, seconds, meter, orders=done, failed=failed)
