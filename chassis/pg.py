@@ -153,6 +153,7 @@ async def open_database(
         command_timeout=STATEMENT_TIMEOUT_S,
         server_settings=server_settings,
         init=_prepare_connection,
+        reset=_keep_session,
     )
     with _typed_errors():
         await pool
@@ -170,6 +171,13 @@ async def _close(pool: asyncpg.Pool[Any]) -> None:
         await asyncio.wait_for(pool.close(), timeout=5.0)
     except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         pool.terminate()
+
+
+async def _keep_session(_: object) -> None:
+    """Nothing to reset: nobody here changes a session, and the driver has rolled back what was left open.
+
+    Its default asks the server to reset everything, a second round trip after every single statement.
+    """
 
 
 async def _prepare_connection(connection: Any) -> None:

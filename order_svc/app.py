@@ -70,7 +70,7 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
 
     def changed(change: Change, after: Order) -> None:
         _tell(change, after)
-        changes.announce(after.order_id)
+        changes.announce(after)
 
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(

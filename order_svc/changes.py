@@ -8,6 +8,7 @@ shortcut and never the only way.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from order_svc.store import OrderStore
 
 LOOK_EVERY_S = 1.0
+LATEST_MAX = 4096
+"""Orders that changed here last: whoever begins to wait just after a change finds it without asking."""
 QUIET = frozenset({Stage.DONE, Stage.PARKED})
 """Where nothing more is to be expected from waiting."""
 
@@ -32,15 +35,61 @@ class Changes:
     def __init__(self, watchers_max: int) -> None:
         self._max = watchers_max
         self._waiting: dict[UUID, set[asyncio.Event]] = {}
+        self._latest: OrderedDict[UUID, Order] = OrderedDict()
         self._count = 0
 
-    def announce(self, order_id: UUID) -> None:
-        """Wake everybody who waits for this order."""
-        for woken in self._waiting.get(order_id, ()):
+    def announce(self, order: Order) -> None:
+        """Wake everybody who waits for this order, with the order as it was just written."""
+        self._latest[order.order_id] = self._newer(order)
+        self._latest.move_to_end(order.order_id)
+        if len(self._latest) > LATEST_MAX:
+            self._latest.popitem(last=False)
+        for woken in self._waiting.get(order.order_id, ()):
             woken.set()
 
+    async def follow(self, orders: OrderStore, order: Order, after_version: int) -> AsyncIterator[Order]:
+        """The order, just read, and what it becomes, whenever its version is greater than the last one given;
+        ends when it is settled.
+        """
+        seen = after_version
+        with self._listen(order.order_id) as woken:
+            order = self._newer(order)
+            while True:
+                if order.version > seen:
+                    seen = order.version
+                    yield order
+                if order.stage is Stage.DONE:
+                    return
+                order = await self._next(orders, order, woken, LOOK_EVERY_S)
+
+    async def until_quiet(self, orders: OrderStore, order: Order, seconds: float) -> Order:
+        """The order, just written, once it is settled or parked, or as it is after so many seconds."""
+        if seconds <= 0 or order.stage in QUIET:
+            return order
+        now = asyncio.get_running_loop().time
+        end = now() + seconds
+        with self._listen(order.order_id) as woken:
+            order = self._newer(order)
+            while order.stage not in QUIET and (left := end - now()) > 0:
+                order = await self._next(orders, order, woken, min(LOOK_EVERY_S, left))
+        return order
+
+    async def _next(self, orders: OrderStore, order: Order, woken: asyncio.Event, seconds: float) -> Order:
+        """The order after a change that was announced, or as the database has it when the time is up."""
+        try:
+            async with asyncio.timeout(seconds):
+                await woken.wait()
+        except TimeoutError:
+            return await orders.get(order.order_id)
+        woken.clear()
+        return self._newer(order)
+
+    def _newer(self, order: Order) -> Order:
+        latest = self._latest.get(order.order_id, order)
+        return latest if latest.version > order.version else order
+
     @contextmanager
-    def listen(self, order_id: UUID) -> Iterator[asyncio.Event]:
+    def _listen(self, order_id: UUID) -> Iterator[asyncio.Event]:
         """An event that is set at each change of the order.
 
         Raises: Overloaded when too many wait already.
@@ -58,40 +107,3 @@ class Changes:
             self._waiting[order_id].discard(woken)
             if not self._waiting[order_id]:
                 del self._waiting[order_id]
-
-    async def follow(self, orders: OrderStore, order_id: UUID, after_version: int) -> AsyncIterator[Order]:
-        """The order whenever its version is greater than the last one given, until it is settled."""
-        seen = after_version
-        with self.listen(order_id) as woken:
-            while True:
-                woken.clear()
-                order = await orders.get(order_id)
-                if order.version > seen:
-                    seen = order.version
-                    yield order
-                if order.stage is Stage.DONE:
-                    return
-                await _either(woken, LOOK_EVERY_S)
-
-    async def until_quiet(self, orders: OrderStore, order: Order, seconds: float) -> Order:
-        """The order once it is settled or parked, or as it is after so many seconds."""
-        if seconds <= 0 or order.stage in QUIET:
-            return order
-        end = asyncio.get_running_loop().time() + seconds
-        with self.listen(order.order_id) as woken:
-            while True:
-                woken.clear()
-                order = await orders.get(order.order_id)
-                left = end - asyncio.get_running_loop().time()
-                if order.stage in QUIET or left <= 0:
-                    return order
-                await _either(woken, min(LOOK_EVERY_S, left))
-
-
-async def _either(woken: asyncio.Event, seconds: float) -> None:
-    """Until the event is set or the time is up."""
-    try:
-        async with asyncio.timeout(seconds):
-            await woken.wait()
-    except TimeoutError:
-        return

@@ -10,7 +10,9 @@ journaled with it: what a frozen process would send later could be executed twic
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeGuard
 from uuid import UUID, uuid4
 
 import structlog
@@ -25,7 +27,6 @@ from order_svc.order import Change, Decision, Order, Seen, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import timedelta
 
     from chassis.clock import Clock
     from chassis.limits import Limiter
@@ -41,6 +42,22 @@ SUBMIT_S_MIN = 0.05
 """A shorter call would only be cut off."""
 PASSING = (Contended, DeadlineExceeded, Overloaded, ShardUnavailable)
 """What may be better in a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A change this process just wrote and need not read back. begun_at: from before the statement."""
+
+    order: Order
+    change: Change
+    begun_at: float
+
+    def seen(self, now: float) -> Seen:
+        """The situation, unless somebody changed it; its instant is never before the shard's."""
+        assert self.change.wake is not None
+        assert self.order.updated_at is not None
+        at = self.order.updated_at + timedelta(seconds=now - self.begun_at)
+        return Seen(self.order, self.change.wake.tally, None, at)
 
 
 class LegDriver:
@@ -100,34 +117,37 @@ class LegDriver:
         begun_at = self._clock.monotonic()
         submitting = False
         try:
-            created = await self._orders.create(make(), epoch=epoch, fingerprint=fingerprint)
+            change = make()
+            created = await self._orders.create(change, epoch=epoch, fingerprint=fingerprint)
             if not created.replayed:
-                submitting = await self._start(created.order, begun_at)
+                submitting = await self._start(_Written(created.order, change, begun_at))
             return created
         finally:
             if not submitting:
                 self._slots[upstream].release()
 
-    async def _start(self, order: Order, begun_at: float) -> bool:
-        """Submit in a task of its own, which gives the slot back; False when this process stops or is
-        full.
-        """
+    async def _start(self, written: _Written) -> bool:
+        """Submit in a task of its own, that gives the slot back; False when this process stops or is full."""
+        order = written.order
         try:
-            self._owned.start(self._submit(order, begun_at), name=f"submit {order.order_id}")
+            self._owned.start(self._submit(written), name=f"submit {order.order_id}")
         except (Stopping, Overloaded):
-            await self._settle(order.order_id, self._not_sent(order, "stopping"))
+            await self._settle(order.order_id, self._not_sent(order, "stopping"), None)
             return False
         return True
 
-    async def _submit(self, order: Order, begun_at: float) -> None:
+    async def _submit(self, written: _Written) -> None:
+        order = written.order
         try:
             with telemetry.work_span("submit", order.traceparent):
                 telemetry.bind(order_id=str(order.order_id))
-                decided = await self._settle(order.order_id, await self._call(order, begun_at))
+                event = await self._call(order, written.begun_at)
+                settling_at = self._clock.monotonic()
+                decided = await self._settle(order.order_id, event, written.seen(settling_at))
         finally:
             self._slots[order.upstream].release()
-        if decided is not None and _goes_on(decided):
-            await self._begin(decided.order)
+        if decided is not None and _goes_on(decided.decision):
+            await self._begin(decided.order, _Written(decided.order, decided.decision, settling_at))
 
     async def _call(self, order: Order, begun_at: float) -> AnyEvent:
         """Call the upstream within the time that was journaled; an event that says how it went."""
@@ -165,15 +185,16 @@ class LegDriver:
         metrics.SUBMITS.labels(order.upstream, "NOT_SENT").inc()
         return NotSent(event_id=uuid4(), actor=ACTOR, leg=order.leg, attempt=order.attempt, detail=detail)
 
-    async def _settle(self, order_id: UUID, event: AnyEvent) -> Decided | None:
+    async def _settle(self, order_id: UUID, event: AnyEvent, known: Seen | None) -> Decided | None:
         """Write what is known, trying for a few seconds; None when it could not be written."""
         reason = ""
         for pause_s in (0.0, *SETTLE_PAUSES_S):
             await self._clock.sleep(pause_s)
             try:
-                return await self._decide(order_id, event, points.SETTLE)
+                return await self._decide(order_id, event, points.SETTLE, known)
             except PASSING as failed:
-                reason = failed.reason
+                # Perhaps it was written: from now on the journal is asked first.
+                reason, known = failed.reason, None
             except StaleRoute as moved:
                 reason = moved.reason
                 break
@@ -181,13 +202,15 @@ class LegDriver:
         log.warning("verdict_not_written", order_id=str(order_id), reason=reason)
         return None
 
-    async def _decide(self, order_id: UUID, event: AnyEvent, at: points.Commit) -> Decided:
+    async def _decide(
+        self, order_id: UUID, event: AnyEvent, at: points.Commit, known: Seen | None
+    ) -> Decided:
         def rule(seen: Seen) -> Decision:
             return transition(seen, event, self._rules, jitter=self._jitter())
 
-        return await self._orders.decide(order_id, event.event_id, rule, at=at)
+        return await self._orders.decide(order_id, event.event_id, rule, at=at, known=known)
 
-    async def _begin(self, order: Order) -> None:
+    async def _begin(self, order: Order, known: _Written | None = None) -> None:
         """Journal the submission of a READY order and make the call, if a slot is free and nobody else was
         first.
         """
@@ -199,12 +222,12 @@ class LegDriver:
         try:
             begun_at = self._clock.monotonic()
             event = SubmitBegun(event_id=uuid4(), actor=ACTOR, traceparent=order.traceparent)
-            decided = await self._decide(order.order_id, event, points.BEGIN)
-            if decided.is_written:
-                submitting = await self._start(decided.order, begun_at)
+            seen = None if known is None else known.seen(begun_at)
+            decided = await self._decide(order.order_id, event, points.BEGIN, seen)
+            if isinstance(decided.decision, Change):
+                submitting = await self._start(_Written(decided.order, decided.decision, begun_at))
         except (*PASSING, StaleRoute) as failed:
-            # Perhaps journaled, certainly not called: its timer leads to a probe, or the READY one to
-            # another claim.
+            # Perhaps journaled, certainly not called: its timer leads to a probe, or a READY one to a claim.
             log.warning("submission_not_begun", order_id=str(order.order_id), reason=failed.reason)
         finally:
             if not submitting:
@@ -249,9 +272,8 @@ class LegDriver:
                     return
 
 
-def _goes_on(decided: Decided) -> bool:
+def _goes_on(decision: Decision | None) -> TypeGuard[Change]:
     """Whether this process just made the next leg ready and nothing says to wait."""
-    change = decided.decision
-    if not isinstance(change, Change) or change.wake is None:
+    if not isinstance(decision, Change) or decision.wake is None:
         return False
-    return change.after.stage is Stage.READY and not change.wake.wake_in
+    return decision.after.stage is Stage.READY and not decision.wake.wake_in

@@ -93,7 +93,7 @@ class OrderService:
     ) -> AsyncIterator[pb.WatchOrderResponse]:
         """The order now and after every change, until it is settled."""
         order = await self._mine(request.order_id, call)
-        async for changed in self.changes.follow(self.orders, order.order_id, request.after_version):
+        async for changed in self.changes.follow(self.orders, order, request.after_version):
             yield pb.WatchOrderResponse(order=wire.order(changed))
 
     async def ListOrderEvents(
