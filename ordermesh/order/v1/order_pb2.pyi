@@ -207,7 +207,7 @@ class Order(_message.Message):
     leg: _builtins.int
     """Index of the leg that is being worked on, from 0."""
     attempt: _builtins.int
-    """Number of submissions of this leg, from 1."""
+    """Number of submissions of this leg; 0 while the first one is due."""
     description: _builtins.str
     """Free text of the caller, at most 512 characters."""
     version: _builtins.int

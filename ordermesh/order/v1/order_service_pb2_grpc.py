@@ -147,6 +147,7 @@ class OrderServiceServicer:
     def WatchOrder(self, request, context):
         """Streams the order now and after every change, until it is settled.
 
+        Each answer is the whole order with a greater version; changes that follow each other closely may come as one.
         The stream ends with OK after the settled order, and with DEADLINE_EXCEEDED when the deadline comes first; resume with `after_version`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

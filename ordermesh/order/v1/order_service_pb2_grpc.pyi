@@ -52,6 +52,7 @@ class OrderServiceStub:
     WatchOrder: _grpc.UnaryStreamMultiCallable[_order_service_pb2.WatchOrderRequest, _order_service_pb2.WatchOrderResponse]
     """Streams the order now and after every change, until it is settled.
 
+    Each answer is the whole order with a greater version; changes that follow each other closely may come as one.
     The stream ends with OK after the settled order, and with DEADLINE_EXCEEDED when the deadline comes first; resume with `after_version`.
     """
     ListOrderEvents: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.ListOrderEventsRequest, _order_service_pb2.ListOrderEventsResponse]
@@ -135,6 +136,7 @@ class OrderServiceAsyncStub(OrderServiceStub):
     WatchOrder: _aio.UnaryStreamMultiCallable[_order_service_pb2.WatchOrderRequest, _order_service_pb2.WatchOrderResponse]  # type: ignore[assignment]
     """Streams the order now and after every change, until it is settled.
 
+    Each answer is the whole order with a greater version; changes that follow each other closely may come as one.
     The stream ends with OK after the settled order, and with DEADLINE_EXCEEDED when the deadline comes first; resume with `after_version`.
     """
     ListOrderEvents: _aio.UnaryUnaryMultiCallable[_order_service_pb2.ListOrderEventsRequest, _order_service_pb2.ListOrderEventsResponse]  # type: ignore[assignment]
@@ -239,6 +241,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_order_service_pb2.WatchOrderResponse], _abc.AsyncIterator[_order_service_pb2.WatchOrderResponse]]:
         """Streams the order now and after every change, until it is settled.
 
+        Each answer is the whole order with a greater version; changes that follow each other closely may come as one.
         The stream ends with OK after the settled order, and with DEADLINE_EXCEEDED when the deadline comes first; resume with `after_version`.
         """
 
