@@ -6,7 +6,6 @@ its place in every list come from its id.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -42,13 +41,13 @@ class ShardClock:
         """
         if abs(self._skew_s) > SKEW_S_MAX:
             raise ClockSkew(skew_s=f"{self._skew_s:.1f}")
-        return int((time.time() + self._ahead_s) * 1000)
+        return int((self._clock.now().timestamp() + self._ahead_s) * 1000)
 
     async def sync(self) -> None:
         """Measure both clocks; half of the way there and back is taken as the way there."""
-        asked = time.time()
+        asked = self._clock.now().timestamp()
         clocks = await self._orders.clocks()
-        here = (asked + time.time()) / 2
+        here = (asked + self._clock.now().timestamp()) / 2
         self._ahead_s = clocks.shard.timestamp() - here
         self._skew_s = clocks.machine.timestamp() - here
         metrics.CLOCK_SKEW.set(self._skew_s)

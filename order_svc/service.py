@@ -12,7 +12,7 @@ from order_svc import points, wire
 from order_svc.domain import open_order, transition
 from order_svc.errors import UnknownKind, UnknownShard
 from order_svc.events import AnyEvent, Poisoned
-from order_svc.order import Change, Decision, Order, Seen
+from order_svc.order import Change, Decision, Order, Outcome, Seen
 from ordermesh.order.v1 import order_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class OrderService:
         """Put a parked order back to automation."""
         order_id, event = wire.order_id(request.order_id), wire.redriven(request, call)
         decided = await self._decide(order_id, event, points.REDRIVE)
-        case = await self.orders.closed_case(order_id, event.event_id)
+        case = await self.orders.closed_case(order_id, event.event_id, Outcome.REDRIVEN)
         return pb.RedriveDeadLetterResponse(
             order=wire.order(decided.order),
             dead_letter=wire.dead_letter(case),
@@ -182,7 +182,7 @@ class OrderService:
         """Close a case on a person's word."""
         order_id, event = wire.order_id(request.order_id), wire.resolved(request, call)
         decided = await self._decide(order_id, event, points.RESOLVE)
-        case = await self.orders.closed_case(order_id, event.event_id)
+        case = await self.orders.closed_case(order_id, event.event_id, Outcome(event.outcome.value))
         return pb.ResolveDeadLetterResponse(
             order=wire.order(decided.order),
             dead_letter=wire.dead_letter(case),

@@ -16,7 +16,7 @@ from chassis.errors import Contended, StaleRoute
 from chassis.ids import id_bucket, id_time
 from order_svc import points, rows
 from order_svc.errors import DeadLetterNotFound, OrderNotFound, RequestIdReused
-from order_svc.order import Change, Decision, Order, Rewait, Seen, Stage
+from order_svc.order import Change, Decision, Order, Outcome, Rewait, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -240,14 +240,14 @@ class OrderStore:
             raise DeadLetterNotFound(order_id=order_id)
         return rows.dead_letter(row)
 
-    async def closed_case(self, order_id: UUID, event_id: UUID) -> DeadLetter:
-        """The case that an event closed.
+    async def closed_case(self, order_id: UUID, event_id: UUID, outcome: Outcome) -> DeadLetter:
+        """The case that an event closed, as it was closed.
 
-        Raises: DeadLetterNotFound when the event closed none.
+        Raises: RequestIdReused when the event was something else than closing a case with this outcome.
         """
         row = await self._db.fetchrow(queries.get_closed_case, order_id, event_id)
-        if row is None:
-            raise DeadLetterNotFound(order_id=order_id)
+        if row is None or row["outcome"] != outcome:
+            raise RequestIdReused(request_id=event_id)
         return rows.dead_letter(row)
 
     async def put_hold(
@@ -289,11 +289,6 @@ class OrderStore:
     async def reap_keys(self, limit: int) -> int:
         """Delete expired keys, at most `limit`; how many."""
         return int(await self._db.fetchval(queries.reap_keys, limit))
-
-
-def is_settled(order: Order) -> bool:
-    """Whether nothing but evidence changes the order any more."""
-    return order.stage is Stage.DONE
 
 
 def _owned(row: Any, bucket: int) -> Any:

@@ -1,6 +1,7 @@
 """Protos to order_svc's own words and back. Pure; every refusal names its field.
 
-Text from outside is checked here once: lengths, and no NUL, which Postgres cannot store.
+Text from outside is checked here once: lengths, and no NUL, which Postgres cannot store. What an upstream
+says is cut rather than refused, so that no answer can keep an order from being settled.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ DESCRIPTION_CHARS_MAX = 512
 LABELS_BYTES_MAX = 4096
 REASON_CHARS_MAX = 512
 EVIDENCE_CHARS_MAX = 2048
-EVIDENCE_BYTES_MAX = 3000
-"""UTF-8 and JSON's escapes included, so that the journal's 4 KiB hold it with the facts around it."""
+EVIDENCE_BYTES_MAX = 3600
+"""Evidence, reason and reference as JSON; the journal's 4 KiB hold them with the facts around them."""
+ANSWER_REASON_CHARS_MAX = 256
 REF_CHARS_MAX = 256
 DETAIL_CHARS_MAX = 512
 BATCH_MAX = 100
@@ -203,8 +205,8 @@ def _amount(request: pb.CreateOrderRequest) -> money.Money:
 
 def _labels(labels: Mapping[str, str]) -> dict[str, str]:
     for key, value in labels.items():
-        if not key or "\0" in key or "\0" in value:
-            raise InvalidField.of("labels", "keys must not be empty, and nothing may hold NUL")
+        if not key or _printable(key) != key or _printable(value) != value:
+            raise InvalidField.of("labels", "keys must not be empty, and nothing may hold control characters")
     if sum(len(key.encode()) + len(value.encode()) for key, value in labels.items()) > LABELS_BYTES_MAX:
         raise InvalidField.of("labels", f"must have at most {LABELS_BYTES_MAX} bytes in all")
     return dict(labels)
@@ -216,6 +218,11 @@ def _text(field: str, text: str, least: int, most: int) -> str:
     if "\0" in text:
         raise InvalidField.of(field, "must not hold NUL")
     return text
+
+
+def _printable(text: str) -> str:
+    """The text with a space for each control character: JSON makes six of them, and NUL cannot be stored."""
+    return "".join(" " if ord(char) < 32 or ord(char) == 127 else char for char in text)
 
 
 def _seconds(field: str, duration: Duration) -> float:
@@ -276,7 +283,7 @@ def reported(request: pb.ReportVerdictRequest, call: Call) -> Told | ProbeFailed
     }
     if request.leg < 0 or request.attempt < 0:
         raise InvalidField.of("leg", "leg and attempt must not be negative")
-    detail = report.detail[:DETAIL_CHARS_MAX].replace("\0", "")
+    detail = _printable(report.detail[:DETAIL_CHARS_MAX])
     if report.probe_class in _FAULTS:
         fault, pushback_s = _FAULTS[report.probe_class], _seconds("report.pushback", report.pushback)
         return ProbeFailed(fault=fault, detail=detail, pushback_s=pushback_s, **about)
@@ -299,16 +306,17 @@ def lease_token(request: pb.ReportVerdictRequest) -> UUID:
 def answer(said: upstream_pb.Answer) -> Answer | None:
     """An upstream's answer, its texts cut; None when it makes no sense."""
     verdict = _VERDICTS.get(said.verdict)
-    if verdict is None or len(said.upstream_ref) > REF_CHARS_MAX or "\0" in said.upstream_ref:
+    ref = said.upstream_ref
+    if verdict is None or len(ref) > REF_CHARS_MAX or _printable(ref) != ref:
         return None
     executed = None
     if said.HasField("amount"):
-        executed = money.Money(said.amount.currency_code[:8].replace("\0", ""), said.amount.amount_minor)
+        executed = money.Money(_printable(said.amount.currency_code[:8]), said.amount.amount_minor)
     return Answer(
         verdict=verdict,
-        upstream_ref=said.upstream_ref,
+        upstream_ref=ref,
         amount=executed,
-        reason=said.reason[:REASON_CHARS_MAX].replace("\0", ""),
+        reason=_printable(said.reason[:ANSWER_REASON_CHARS_MAX]),
         pushback_s=max(0.0, said.pushback.seconds + said.pushback.nanos / 1e9),
     )
 
@@ -335,18 +343,20 @@ def resolved(request: pb.ResolveDeadLetterRequest, call: Call) -> Resolved:
     if request.outcome not in outcomes:
         raise InvalidField.of("outcome", "must be SUCCESS or FAILED")
     evidence = _text("evidence", request.evidence, 0, EVIDENCE_CHARS_MAX)
-    if len(json.dumps(evidence, ensure_ascii=False).encode()) > EVIDENCE_BYTES_MAX - len(
-        request.reason.encode()
-    ):
-        raise InvalidField.of("evidence", f"must have at most {EVIDENCE_BYTES_MAX} bytes with its reason")
+    reason = _text("reason", request.reason, 1, REASON_CHARS_MAX)
+    upstream_ref = _text("upstream_ref", request.upstream_ref, 0, REF_CHARS_MAX)
+    written = json.dumps([evidence, reason, upstream_ref], ensure_ascii=False)
+    if len(written.encode()) > EVIDENCE_BYTES_MAX:
+        wanted = f"must have at most {EVIDENCE_BYTES_MAX} bytes together with reason and upstream_ref"
+        raise InvalidField.of("evidence", wanted)
     return Resolved(
         event_id=ids.parse_uuid(request.request_id, field_name="request_id"),
         actor=call.subject.name,
         traceparent=call.traceparent,
         outcome=outcomes[request.outcome],
         evidence=evidence,
-        reason=_text("reason", request.reason, 1, REASON_CHARS_MAX),
-        upstream_ref=_text("upstream_ref", request.upstream_ref, 0, REF_CHARS_MAX),
+        reason=reason,
+        upstream_ref=upstream_ref,
     )
 
 

@@ -16,7 +16,7 @@ from order_svc.contract import RecoveryPolicy
 from order_svc.domain import open_order
 from order_svc.errors import DeadLetterNotFound, OrderNotFound, RequestIdReused
 from order_svc.events import Fault, Verdict
-from order_svc.order import CaseReason, Kind, Order, Rewait, Seen, Stage, Status
+from order_svc.order import CaseReason, Kind, Order, Outcome, Rewait, Seen, Stage, Status
 from tests.conftest import DatabaseFactory
 from tests.shards import EPOCH, Shard, opened
 from tests.unit.orders import (
@@ -208,7 +208,7 @@ async def test_redriving_and_resolving_close_the_case_and_count_the_redrives(sha
     again = redriven()
     unknown = await shard.decide(order, again)
     assert unknown.order.stage is Stage.UNKNOWN
-    closed = await shard.store.closed_case(order.order_id, again.event_id)
+    closed = await shard.store.closed_case(order.order_id, again.event_id, Outcome.REDRIVEN)
     assert (closed.outcome, closed.actor, closed.redrive_count) == ("REDRIVEN", "mira", 1)
     assert await shard.value("SELECT due_at <= ordermesh.clock() FROM order_timers")
 
@@ -218,7 +218,7 @@ async def test_redriving_and_resolving_close_the_case_and_count_the_redrives(sha
     event = resolved(Status.FAILED)
     done = await shard.decide(order, event)
     assert (done.order.status, done.order.failure_reason) == (Status.FAILED, "asked them")
-    assert (await shard.store.closed_case(order.order_id, event.event_id)).outcome == "FAILED"
+    assert (await shard.store.closed_case(order.order_id, event.event_id, Outcome.FAILED)).outcome == "FAILED"
     assert await shard.store.open_cases() == 0
 
 

@@ -68,6 +68,15 @@ async def test_resolving_a_case_settles_its_order_exactly_once(lane: Lane) -> No
     assert await lane.sql("SELECT FROM order_timers") == []
 
 
+async def test_a_request_id_that_closed_a_case_otherwise_is_refused(lane: Lane) -> None:
+    parked = await lane.parked()
+    again = redrive(parked)
+    await lane.by(MIRA).call("RedriveDeadLetter", again)
+    with refuses(Reason.REQUEST_ID_REUSED):
+        await lane.by(MIRA).call("ResolveDeadLetter", resolution(parked, request_id=again.request_id))
+    assert (await lane.get(parked)).stage == UNKNOWN
+
+
 async def test_a_resolution_needs_evidence_a_reference_and_a_parked_order(lane: Lane) -> None:
     parked = await lane.parked()
     for wrong in (resolution(parked, evidence=" "), resolution(parked, upstream_ref="")):

@@ -387,3 +387,23 @@ async def test_another_shards_database_is_not_served(
     with pytest.raises(Exception, match="does not serve that shard"):
         async with lanes.serving(trust, await shard_database(), tmp_path, shard="s2"):
             pass
+
+
+async def test_a_process_that_stops_finishes_what_it_began_and_takes_no_more(lane: Lane) -> None:
+    await lane.payments.misbehave("SLOW", duration_s=0.4)
+    order = (await lane.create()).order
+    await lane.running.driver.stop()
+    await lane.running.owned.drain(5.0)
+    assert (await lane.get(order)).status == Order.SUCCESS
+    with refuses(Reason.STOPPING):
+        await lane.create()
+    assert len(await lane.sql("SELECT FROM orders")) == 1
+
+
+async def test_the_order_service_stops_within_its_drain_and_leaves_nothing_half_done(lane: Lane) -> None:
+    orders = [(await lane.create(kind="purchase")).order for _ in range(5)]
+    await lane.running.driver.stop()
+    await lane.running.owned.drain(5.0)
+    for order in orders:
+        found = await lane.get(order)
+        assert found.stage in (DONE, READY), "no submission is left in doubt by an orderly stop"
