@@ -123,7 +123,7 @@ async def test_bad_rest_input_is_a_problem_that_says_why_and_stores_nothing(worl
 async def test_expired_unsigned_and_foreign_tokens_are_refused(world: World) -> None:
     user = f"bad.{uuid4().hex[:8]}"
     claims = jwt.decode(world.token(user), options={"verify_signature": False})
-    unsigned = jwt.encode(claims, None, algorithm="none")
+    unsigned = jwt.encode(claims, "", algorithm="none")
     symmetric = jwt.encode(claims, "a shared secret of some length ....", algorithm="HS256")
     for token in (world.token(user, age_s=700), unsigned, symmetric):
         async with world.rest() as http:
@@ -205,8 +205,8 @@ async def test_rubbish_bytes_large_messages_and_unknown_methods_are_typed_on_the
     world: World,
 ) -> None:
     async with grpc.aio.insecure_channel(world.endpoints.grpc.plain) as channel:
-        call = channel.unary_unary("/ordermesh.order.v1.OrderService/CreateOrder")
-        unknown = channel.unary_unary("/ordermesh.order.v1.OrderService/DropOrders")
+        call: Any = channel.unary_unary("/ordermesh.order.v1.OrderService/CreateOrder")
+        unknown: Any = channel.unary_unary("/ordermesh.order.v1.OrderService/DropOrders")
         large = create(description="x" * 5_000_000).SerializeToString()
         for attempt, codes in (
             (call(b"\xff\xff\xff", timeout=5.0), {"INVALID_ARGUMENT"}),

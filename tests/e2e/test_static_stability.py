@@ -141,7 +141,7 @@ async def until_probed_again(world: World, database: asyncpg.Connection, orders:
     before = await database.fetchval(silent, ids)
 
     async def probed() -> bool:
-        return await database.fetchval(silent, ids) > before
+        return bool(await database.fetchval(silent, ids) > before)
 
     await eventually(probed, within_s=30)
 

@@ -1,6 +1,7 @@
 """P8: from an order id one gets to its journal, its trace and its logs."""
 
 import json
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -12,7 +13,7 @@ from tests.stack import World
 pytestmark = pytest.mark.timeout(120)
 
 
-def logged(world: World, process: str) -> list[dict]:
+def logged(world: World, process: str) -> list[dict[str, Any]]:
     lines = world.places.log(process).read_text().splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 
