@@ -122,7 +122,7 @@ async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run endless works beside the context; one that fails ends it with its error."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
+            tasks = [group.create_task(work, name=work.__qualname__) for work in works]
             yield
             for task in tasks:
                 task.cancel()
