@@ -27,7 +27,7 @@ from ops.stack.endpoints import Endpoints
 from ops.stack.layout import Places
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
     from pathlib import Path
 
     from ops.load.plan import Plan
@@ -111,18 +111,21 @@ async def _load(
             rest=RestSender(http, Places(state_dir).issuer, run_id),
             log=log,
         )
-        killers = [Killer(state_dir, kill, kills) for kill in plan.kills]
-        async with _beside(*(killer.run() for killer in killers), _narrate(loop, kills, say)):
+        works = {
+            f"kill-{number} {kill.service}": Killer(state_dir, kill, kills).run()
+            for number, kill in enumerate(plan.kills)
+        }
+        async with _beside(works | {"narrate": _narrate(loop, kills, say)}):
             await loop.run(asks(plan, run_id, vips))
         return loop.tally
 
 
 @asynccontextmanager
-async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run endless works beside the context; one that fails ends it with its error."""
+async def _beside(works: Mapping[str, Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run endless works, by name, beside the context; one that fails ends it with its error."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work, name=work.__qualname__) for work in works]
+            tasks = [group.create_task(work, name=name) for name, work in works.items()]
             yield
             for task in tasks:
                 task.cancel()
