@@ -78,6 +78,17 @@ def test_an_order_is_where_its_id_says_whoever_it_belongs_to(bucket: int) -> Non
         (By.SHARD, "", RoutingKeyMissing),
         (By.SHARD, "s3", UnknownShard),
     ],
+    ids=(
+        "user-missing",
+        "user-with-spaces",
+        "user-too-long",
+        "order-missing",
+        "order-of-another-version",
+        "order-without-hyphens",
+        "order-of-nobody",
+        "shard-missing",
+        "shard-unknown",
+    ),
 )
 def test_there_is_no_default_shard(by: By, value: str, refusal: type[Exception]) -> None:
     with pytest.raises(refusal):
