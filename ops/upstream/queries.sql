@@ -15,6 +15,7 @@ SELECT * FROM executions
  LIMIT 1;
 
 -- name: put_off
+-- Write down an execution that will happen later.
 INSERT INTO pending (key, order_id, leg, attempt, user_id, amount_minor, currency_code, due_at, hidden)
 VALUES (:key, :order_id, :leg, :attempt, :user_id, :amount_minor, :currency_code, :due_at, :hidden);
 
@@ -29,6 +30,7 @@ DELETE FROM pending
 RETURNING *;
 
 -- name: count_pending
+-- How many executions are still to happen; an empty key or order means all.
 SELECT count(*) FROM pending WHERE :key IN ('', key) AND :order_id IN ('', order_id);
 
 -- name: user_of
@@ -39,6 +41,7 @@ SELECT user_id FROM pending WHERE key = :key
  LIMIT 1;
 
 -- name: add_reversal
+-- Write down that an execution was reversed.
 INSERT INTO reversals (key, original_key, order_id, upstream_ref, at)
 VALUES (:key, :original_key, :order_id, :upstream_ref, :at);
 
@@ -51,22 +54,28 @@ SELECT r.upstream_ref, e.amount_minor, e.currency_code
  LIMIT 1;
 
 -- name: list_executions
+-- Executions in the order in which they happened; an empty key or order means all.
 SELECT * FROM executions WHERE :key IN ('', key) AND :order_id IN ('', order_id) ORDER BY seq;
 
 -- name: list_reversals
+-- Reversals in the order in which they happened; an empty key or order means all.
 SELECT * FROM reversals
  WHERE (:key = '' OR :key IN (key, original_key)) AND :order_id IN ('', order_id)
  ORDER BY rowid;
 
 -- name: add_fault
+-- Write down a fault that was asked for.
 INSERT INTO faults (kind, order_id, user_id_prefix, key, method, probability, seed, duration_s, max_strikes, strike_count)
 VALUES (:kind, :order_id, :user_id_prefix, :key, :method, :probability, :seed, :duration_s, :max_strikes, 0);
 
 -- name: count_strike
+-- Note that a fault struck once more.
 UPDATE faults SET strike_count = strike_count + 1 WHERE fault_id = :fault_id;
 
 -- name: clear_faults
+-- Forget one fault, or all when none is named.
 DELETE FROM faults WHERE :fault_id IS NULL OR fault_id = :fault_id;
 
 -- name: list_faults
+-- Faults in the order in which they were asked for.
 SELECT * FROM faults ORDER BY fault_id;
