@@ -1,145 +1,184 @@
-"""The house style as far as a machine can check it: sizes, names, unfinished marks, what must not be here."""
+"""The house style, held by tests: sizes, names, and things that are never written here."""
+
+from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.tidy.tree import OURS, ROOT, SHIPPED, files, functions, module_name, text, tree, written
 
-ROOT = Path(__file__).parents[2]
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 600
 TEST_FILE_LINES_MAX = 900
-NAMES_THAT_SAY_NOTHING = re.compile(r"(^|/)(utils?|common|helpers?|misc|manager)(\.py|/)")
-UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X|HA" + r"CK)\b")
-SKIPPED = re.compile(r"pytest\.(mark\.)?(skip|xfail)|importor" + r"skip|unittest\.skip")
-SLEEPS = re.compile(r"\b(asyncio|time)\.sleep\((?!0\))")
-REGISTRIES = re.compile(r"https?://\S*(py" + r"pi\.|pythonhosted|maven|npm" + r"js|goproxy|crates\.io)")
-MACHINES = re.compile(r"(?<![\w.])/(work|farm|root|home)/\w")
+EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 
 
-def tracked() -> list[str]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, timeout=30)
-    return [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).exists()]
+def test_no_function_is_a_room_with_too_many_doors() -> None:
+    long = [
+        f"{path}:{function.lineno} {function.name} has {lines} lines"
+        for path in written(".py")
+        for function in functions(path)
+        if (lines := (function.end_lineno or 0) - function.lineno + 1) > FUNCTION_LINES_MAX
+    ]
+    assert long == [], f"split them: at most {FUNCTION_LINES_MAX} lines"
 
 
-def texts(*suffixes: str) -> Iterator[tuple[str, str]]:
-    for name in tracked():
-        if not suffixes or name.endswith(suffixes):
-            try:
-                yield name, (ROOT / name).read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                pytest.fail(f"{name} is not text: no binaries in the repository")
+def test_no_file_is_too_long_to_read_at_once() -> None:
+    long = [
+        f"{path} has {lines} lines"
+        for path in written(".py", ".sql", ".proto", ".md")
+        if (lines := text(path).count("\n"))
+        > (TEST_FILE_LINES_MAX if path.parts[0] == "tests" else FILE_LINES_MAX)
+    ]
+    assert long == [], f"split by noun: at most {FILE_LINES_MAX} lines, tests {TEST_FILE_LINES_MAX}"
 
 
-def ours() -> Iterator[tuple[str, str]]:
-    return ((name, text) for name, text in texts(".py") if not name.startswith("ordermesh/"))
+def test_no_name_says_nothing() -> None:
+    """What is in `utils` belongs to somebody; name the file after that."""
+    empty = [
+        str(path)
+        for path in files()
+        for part in (*path.parent.parts, path.stem)
+        if EMPTY_NAMES & set(re.split(r"[_.-]", part.lower()))
+    ]
+    empty += [
+        f"{path}:{node.lineno} {node.name}"
+        for path in written(".py", under=SHIPPED)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and EMPTY_NAMES & set(re.findall(r"[a-z]+", re.sub(r"([A-Z])", r"_\1", node.name).lower()))
+    ]
+    assert empty == []
 
 
-def lines_with(pattern: re.Pattern[str], files: Iterator[tuple[str, str]]) -> list[str]:
+def lines_with(pattern: str, paths: list[Path]) -> list[str]:
+    """Where a pattern is written, as file:line."""
+    seeking = re.compile(pattern)
     return [
-        f"{name}:{number}: {line.strip()}"
-        for name, text in files
-        for number, line in enumerate(text.splitlines(), 1)
-        if pattern.search(line)
+        f"{path}:{number} {line.strip()[:80]}"
+        for path in paths
+        for number, line in enumerate(text(path).splitlines(), 1)
+        if seeking.search(line)
     ]
 
 
-def test_functions_and_files_are_of_one_purpose_by_size() -> None:
-    long = []
-    for name, text in ours():
-        limit = TEST_FILE_LINES_MAX if name.startswith("tests/") else FILE_LINES_MAX
-        if len(text.splitlines()) > limit:
-            long.append(f"{name}: more than {limit} lines")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-                size = node.end_lineno - node.lineno + 1
-                if size > FUNCTION_LINES_MAX:
-                    long.append(f"{name}:{node.lineno}: {node.name} has {size} lines")
-    assert not long
+def test_nothing_is_left_to_do() -> None:
+    """An open question is an issue, not a comment."""
+    marks = "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3, "HA" + "CK"))
+    assert lines_with(rf"\b({marks})\b", list(files())) == []
 
 
-def test_names_say_something() -> None:
-    assert not [name for name in tracked() if NAMES_THAT_SAY_NOTHING.search(name)]
+def test_no_test_is_switched_off() -> None:
+    switched_off = r"pytest\.(mark\.)?(skip|xfail)|unittest\.skip|importorskip"
+    assert (
+        lines_with(switched_off, [p for p in written(".py", under=("tests",)) if p.name != "test_style.py"])
+        == []
+    )
 
 
-def test_nothing_is_left_unfinished_or_skipped() -> None:
-    assert not lines_with(UNFINISHED, ours())
-    assert not lines_with(SKIPPED, ours())
+def test_no_machine_and_no_package_index_is_named() -> None:
+    """A clone works anywhere: no home directory, no scratch directory, no index of somebody's network."""
+    homes = r"(?<![\w.~/-])/(root|home|Users|work)/[\w.-]"
+    scratch = r"(?<![\w.~/-])/tmp/[\w.-]"
+    indexes = (
+        r"(--|_)(extra-)?index-url[ =]|trusted-host|(registry|nexus|artifactory|pypi)\.[\w-]+\.\w|GOPROXY="
+    )
+    everywhere = [path for path in files() if path.name not in ("test_style.py", "Makefile")]
+    assert lines_with(f"{homes}|{scratch}|{indexes}", everywhere) == []
 
 
-def test_tests_wait_for_signals_and_do_not_sleep() -> None:
-    assert not lines_with(SLEEPS, ((name, text) for name, text in ours() if name.startswith("tests/")))
+def test_the_makefile_names_no_package_index() -> None:
+    """Its own `--no-emit-index-url` keeps one out of the locks, which are read here too."""
+    locks = [path.relative_to(ROOT) for path in sorted((ROOT / "requirements").glob("*"))]
+    lines = lines_with(r"https?://|index-url", [*locks, Path("Makefile")])
+    assert [line for line in lines if "--no-emit-index-url" not in line] == []
 
 
-def test_no_registry_and_no_machine_is_named() -> None:
-    assert not lines_with(REGISTRIES, texts())
-    assert not lines_with(MACHINES, texts())
+def sleeps(path: Path) -> Iterator[str]:
+    """Calls of sleep that wait for time to pass."""
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if name not in ("asyncio.sleep", "time.sleep", "sleep"):
+            continue
+        if not (node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0):
+            yield f"{path}:{node.lineno} {ast.unparse(node)}"
 
 
-def functions_of_tests() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    for name, text in ours():
-        if name.startswith(("tests/", "chassis/testing/")):
-            for node in ast.walk(ast.parse(text)):
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                    yield f"{name}:{node.lineno}", node
+def test_tests_wait_for_signals_and_never_sleep() -> None:
+    """chassis.testing.eventually polls with a deadline; an Event waits for what happens."""
+    assert [sleep for path in written(".py", under=("tests",)) for sleep in sleeps(path)] == []
 
 
-def names_used(node: ast.AST) -> set[str]:
-    used = (each for each in ast.walk(node) if isinstance(each, ast.Name | ast.Attribute))
-    return {each.id if isinstance(each, ast.Name) else each.attr for each in used}
+def test_tests_mock_nothing_of_ours() -> None:
+    assert (
+        lines_with(
+            r"unittest\.mock|\bMagicMock\b|\bAsyncMock\b|mocker\.",
+            [path for path in written(".py", under=("tests",)) if path.name != "test_style.py"],
+        )
+        == []
+    )
 
 
-def test_every_test_can_fail() -> None:
-    """A test asserts, or calls something of the tests that does, however deep."""
-    functions = list(functions_of_tests())
-    claims = {
-        node.name
-        for _, node in functions
-        if any(isinstance(each, ast.Assert) for each in ast.walk(node)) or "raises" in names_used(node)
-    }
-    claims |= {"raises", "run_state_machine_as_test"}
-    while more := {node.name for _, node in functions if names_used(node) & claims} - claims:
-        claims |= more
-    tests = [(where, node.name) for where, node in functions if node.name.startswith("test_")]
-    assert not [f"{where}: {name}" for where, name in tests if name not in claims]
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [
+        str(path) for path in written(".py", under=OURS) if text(path) and not ast.get_docstring(tree(path))
+    ]
+    assert silent == []
 
 
-def test_every_statement_has_a_sentence_and_is_used() -> None:
-    lonely = []
-    for path in (*ROOT.glob("*_svc/queries.sql"), ROOT / "shard_proxy/queries.sql"):
-        lonely += unused(path)
-    assert lonely == []
+def imports(path: Path) -> Iterator[str]:
+    """Every module a file imports, also the ones that may be names of something in them."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and ":" in node.value:
+            yield node.value.partition(":")[0]  # "package.module:name", imported when it is needed.
 
 
-def unused(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    code = "".join(each.read_text(encoding="utf-8") for each in path.parent.glob("*.py"))
-    found = []
-    for name, following in re.findall(r"^-- name: (\w+)\n(.*)$", text, re.MULTILINE):
-        if not following.startswith("-- "):
-            found.append(f"{path.name}: {name} has no sentence")
-        if not re.search(rf"\.{name}\b", code):
-            found.append(f"{path.parent.name}: {name} is not used")
-    return found
+def test_no_shipped_file_is_dead() -> None:
+    """A module that nobody imports and nobody starts is deleted."""
+    used = {name for path in written(".py") for name in imports(path)}
+    started = re.findall(r"python[3\"', ]+-m[\"', ]+([\w.]+)", " ".join(text(path) for path in files()))
+    scripts = re.findall(r'= "([\w.]+):\w+"', text(Path("pyproject.toml")))
+    alive = used | set(started) | set(scripts)
+    dead = [
+        str(path)
+        for path in written(".py", under=SHIPPED)
+        if path.name not in ("__init__.py", "__main__.py") and module_name(path) not in alive
+    ]
+    assert dead == []
 
 
-def test_pages_have_one_title_and_their_links_lead_somewhere() -> None:
-    wrong = []
-    for name, text in texts(".md"):
-        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-        if len(re.findall(r"^# ", prose, re.MULTILINE)) != 1:
-            wrong.append(f"{name}: one title, please")
-        links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", prose) if not link.startswith("http")]
-        here = (ROOT / name).parent
-        wrong += [f"{name}: {link} leads nowhere" for link in links if not (here / link).exists()]
-    assert not wrong
+def test_exceptions_are_not_swallowed() -> None:
+    """`except ...: pass` hides what went wrong; contextlib.suppress at least names it."""
+    swallowed = [
+        f"{path}:{node.lineno}"
+        for path in written(".py", under=SHIPPED)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+        and all(isinstance(statement, ast.Pass | ast.Continue) for statement in node.body)
+    ]
+    assert swallowed == []
 
 
-def test_the_reasons_of_the_code_are_those_of_the_proto() -> None:
-    from chassis.errors import Reason
-    from ordermesh.errors.v1.reason_pb2 import Reason as Wire
-
-    assert {f"REASON_{reason}" for reason in Reason} == set(Wire.keys()) - {"REASON_UNSPECIFIED"}
+def test_background_tasks_have_names() -> None:
+    """Their death is somebody's problem within a second; a name says whose. A TaskGroup waits for its own."""
+    nameless = [
+        f"{path}:{node.lineno} {ast.unparse(node)[:80]}"
+        for path in written(".py", under=SHIPPED)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "create_task"
+        and not ast.unparse(node.func.value).endswith("group")
+        and "name" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert nameless == []
