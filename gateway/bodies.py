@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 DEPTH_MAX = 20
 FIELD_CHARS_MAX = 128
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+"""A string without its end is one token too: looking for its end from every quote in it took seconds."""
 M = TypeVar("M", bound=BaseModel)
 
 

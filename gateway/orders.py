@@ -173,7 +173,10 @@ def _stamp(name: str, instant: datetime | None) -> Timestamp | None:
     if instant.tzinfo is None:
         raise InvalidField.of(name, "must say its offset, such as 2026-11-23T12:00:00Z")
     stamp = Timestamp()
-    stamp.FromDatetime(instant)
+    try:
+        stamp.FromDatetime(instant)
+    except (OverflowError, ValueError):
+        raise InvalidField.of(name, "must be a time between the years 1 and 9999, in UTC") from None
     return stamp
 
 

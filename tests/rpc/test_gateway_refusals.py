@@ -122,6 +122,7 @@ PATHS = {
     "unknown status": ("GET", "/v1/orders?status=DONE", 400, "INVALID_FIELD"),
     "time of words": ("GET", "/v1/orders?fromTime=yesterday", 400, "INVALID_FIELD"),
     "time without offset": ("GET", "/v1/orders?fromTime=2026-01-01T00:00:00", 400, "INVALID_FIELD"),
+    "time before all times": ("GET", "/v1/orders?fromTime=0001-01-01T00:00:00%2B01:00", 400, "INVALID_FIELD"),
     "odd user": ("GET", "/v1/orders?userId=a%20b", 400, "INVALID_FIELD"),
     "long token": ("GET", "/v1/orders?pageToken=" + "x" * 600, 400, "INVALID_FIELD"),
     "bytes that are no text": ("GET", "/v1/orders?%ff=1", 400, "INVALID_FIELD"),
