@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -53,8 +53,8 @@ def ask(request: pb.ListOrdersRequest) -> Ask:
     if wrong:
         raise InvalidField(*wrong)
     status = order_pb2.Order.Status.Name(request.status) if request.status else None
-    not_before = max(_instant(request.from_time) or OLDEST, OLDEST)
-    until = _instant(request.until_time)
+    not_before = max(_instant(request, "from_time") or OLDEST, OLDEST)
+    until = _instant(request, "until_time")
     facts = [request.user_id, status, not_before.isoformat(), until.isoformat() if until else None]
     return Ask(
         user_id=request.user_id,
@@ -89,8 +89,9 @@ def _is_instant(stamp: Timestamp) -> bool:
     return True
 
 
-def _instant(stamp: Timestamp) -> datetime | None:
-    return stamp.ToDatetime(tzinfo=UTC) if stamp.ByteSize() else None
+def _instant(request: pb.ListOrdersRequest, name: Literal["from_time", "until_time"]) -> datetime | None:
+    """A bound of the list; none when it is not set, which the first instant of 1970 is not."""
+    return getattr(request, name).ToDatetime(tzinfo=UTC) if request.HasField(name) else None
 
 
 def listed(page: Page, next_page_token: str, shards: Iterable[str]) -> pb.ListOrdersResponse:

@@ -127,3 +127,8 @@ def test_production_needs_keys_of_its_own():
     assert HistorySettings(**here, profile="local").token_keys()  # type: ignore[arg-type]
     keys = ("k" * 16, "o" * 16)
     assert HistorySettings(**here, page_token_keys=keys).token_keys() == (b"k" * 16, b"o" * 16)  # type: ignore[arg-type]
+
+
+def test_the_first_instant_of_1970_is_a_bound():
+    asked = wire.ask(pb.ListOrdersRequest(user_id="alice", until_time=Timestamp()))
+    assert asked.window(None).before.created_at == OLDEST
