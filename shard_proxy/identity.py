@@ -84,7 +84,7 @@ class BearerTokens:
             if len(response.content) > KEYS_BYTES_MAX:
                 raise ValueError("too many keys")
             published = jwt.PyJWKSet.from_dict(response.json())
-        except (httpx.HTTPError, jwt.PyJWTError, ValueError, TypeError) as failed:
+        except (httpx.HTTPError, jwt.PyJWTError, ValueError, TypeError, AttributeError) as failed:
             log.warning("keys_not_fetched", error=type(failed).__name__)
             return False
         usable = (key for key in published.keys if key.key_id and key.algorithm_name in _ALGORITHMS)
