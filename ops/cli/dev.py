@@ -18,7 +18,7 @@ from ops import places
 from ops.errors import OpsError
 from ops.ports import DEFAULT_PORT_BASE
 from ops.stack import layout, local, seed
-from ops.stack.endpoints import Endpoints
+from ops.stack.endpoints import Endpoints, StackDown
 
 DETACHED_TIMEOUT_S = 120.0
 DOWN_TIMEOUT_S = 15.0
@@ -51,6 +51,8 @@ def down(state_dir: StateDir = places.default_state_dir()) -> None:  # noqa: B00
     Example: ordermesh down
     """
     found = Endpoints.read(state_dir)
+    if not local.runs_in(state_dir):
+        raise StackDown(f"no stack runs in {state_dir}; the one that did was killed")
     os.kill(found.stack_pid, signal.SIGTERM)
     end = time.monotonic() + DOWN_TIMEOUT_S
     while _runs(found.stack_pid):
@@ -91,6 +93,8 @@ async def _run(state_dir: Path, port_base: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked.set)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # The terminal was closed, without nohup.
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
     stopping = asyncio.create_task(asked.wait(), name="stop-signal")
     serving = asyncio.create_task(_serve(state_dir, port_base), name="stack")
     await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)

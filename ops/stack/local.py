@@ -190,6 +190,15 @@ async def _renewing(where: layout.Places) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+def runs_in(state_dir: Path) -> bool:
+    """Whether a stack holds the lock of the state directory; a pid in a file may be another's by now."""
+    try:
+        with _only_one(state_dir):
+            return False
+    except OpsError:
+        return True
+
+
 @contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
     """Hold the lock of the state directory; the kernel lets it go when we die."""

@@ -25,8 +25,10 @@ BACKOFF_S_MAX = 1.5
 """Longest pause before a restart; with the spawn itself it stays below two seconds."""
 STABLE_AFTER_S = 10.0
 """Who lived so long begins with a short pause again."""
-STOP_GRACE_S = 3.5
-"""What a unit gets to drain: Ctrl-C ends everything within five seconds."""
+STOP_GRACE_S = 2.5
+"""What all units together get to drain: Ctrl-C ends everything within five seconds."""
+_STOP_GRACE_S_MIN = 0.3
+"""What a unit gets even when those before it used up the time; killed after it, it still loses nothing."""
 _HOLD_POLL_S = 0.2
 
 
@@ -44,13 +46,17 @@ class Supervisor:
             left.unlink()
 
     async def start(self, *units: Unit) -> None:
-        """Bring units up side by side and keep them alive from now on."""
+        """Bring units up side by side and keep them alive from now on.
+
+        If cancelled here, or when one fails: `close` stops those that are up already.
+        """
+        for unit in units:
+            self._units[unit.name] = unit
+            self.restarts[unit.name] = 0
         async with asyncio.TaskGroup() as group:
             for unit in units:
                 group.create_task(unit.start())
         for unit in units:
-            self._units[unit.name] = unit
-            self.restarts[unit.name] = 0
             self._tasks[unit.name] = asyncio.create_task(self._keep(unit), name=f"keep-{unit.name}")
         self._changed()
 
@@ -61,9 +67,11 @@ class Supervisor:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         named = {name for group in order for name in group}
         rest = tuple(name for name in self._units if name not in named)
+        end = time.monotonic() + STOP_GRACE_S
         for group in (*order, rest):
             units = [self._units[name] for name in group if name in self._units]
-            await asyncio.gather(*(unit.stop(STOP_GRACE_S) for unit in units))
+            grace_s = max(_STOP_GRACE_S_MIN, end - time.monotonic())
+            await asyncio.gather(*(unit.stop(grace_s) for unit in units))
         self._changed()
 
     def check(self) -> None:
