@@ -128,6 +128,13 @@ ROLES_OF_PEERS: Mapping[str, frozenset[Role]] = {
 """What a peer may be when it speaks for itself. A gateway is not here: it speaks only for users."""
 
 
+ROLES_OF_ISSUERS: Mapping[str, frozenset[Role]] = {
+    "gateway": frozenset({Role.USER, Role.OPERATOR}),
+    "shard_proxy": frozenset(Role),
+}
+"""What an issuer may sign: a gateway speaks for people, so its key alone never makes a machine's subject."""
+
+
 def permit(method: str, caller: str, subject: Subject) -> None:
     """Check a call against the matrix.
 
@@ -226,6 +233,8 @@ class SubjectVerifier:
         except (jwt.PyJWTError, KeyError, ValueError, TypeError):
             raise Unauthenticated from None
         if not at < expires <= issued + SUBJECT_TTL_S or issued > at + 5 or not roles:
+            raise Unauthenticated
+        if not roles <= ROLES_OF_ISSUERS.get(issuer, frozenset()):
             raise Unauthenticated
         return expires, Subject(str(claims["sub"]), roles, str(claims["act"]))
 

@@ -191,6 +191,7 @@ BAD_TOKENS = {
     "issuer-of-another-key": lambda trust: signed(trust, issuer="gateway", iss="shard_proxy"),
     "kid-of-another-key": lambda trust: signed(trust, issuer="gateway", kid="shard_proxy"),
     "unknown-issuer": lambda trust: signed(trust, kid="nobody"),
+    "machine-of-a-gateway": lambda trust: signed(trust, "gateway", iss="gateway", roles=["recovery"]),
     "kid-no-text": lambda trust: unsigned("EdDSA", kid=["shard_proxy"]),
     "cut": lambda trust: signed(trust)[:-8],
     "huge": lambda trust: signed(trust, sub="m" * 3000),
