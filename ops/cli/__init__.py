@@ -32,13 +32,15 @@ COMMANDS = (
     Entry("Orders", "token", "ops.cli.token:token", "Print a user's JWT, for curl."),
     Entry("Operations", "dlq", "ops.cli.dlq:app", "Dead letters: list, show, redrive, resolve."),
     Entry("Operations", "recovery", "ops.cli.recovery:app", "status, hanging, probe, pause, resume."),
+    Entry("Operations", "upstream", "ops.cli.upstream:app", "Simulated upstreams: break, heal, ledger."),
     Entry("Operations", "load", "ops.cli.load:load", "Create orders under load and faults, then check them."),
     Entry("Operations", "audit", "ops.cli.audit:audit", "Check the invariants of every shard."),
 )
 """In the order in which they are shown. A test holds each line against the command's own help."""
 
 EPILOG = """\b
-Every command takes --help (with an example), --state-dir and -o json.
+Every command takes --help (with an example) and --state-dir; those that answer
+take -o json.
 Exit codes: 0 ok, 1 the answer is no, incomplete or a violation, 2 usage,
 3 the stack is not reachable, 4 the mesh refused with a typed error."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from ops import places
+from ops.cli.options import Format, Output, StateDir
 from ops.errors import OpsError
 from ops.ports import DEFAULT_PORT_BASE
 from ops.stack import layout, local, seed
@@ -23,13 +24,9 @@ from ops.stack.endpoints import Endpoints, StackDown
 DETACHED_TIMEOUT_S = 120.0
 DOWN_TIMEOUT_S = 15.0
 
-StateDir = Annotated[
-    Path, typer.Option("--state-dir", envvar="ORDERMESH_STATE_DIR", help="Where the stack keeps everything.")
-]
-
 
 def dev(
-    state_dir: StateDir = places.default_state_dir(),  # noqa: B008 - pure but for the environment
+    state_dir: StateDir,
     port_base: Annotated[
         int, typer.Option(min=0, max=60000, help="gRPC plain N, mTLS N+43, REST N+1000; 0 takes free ports.")
     ] = DEFAULT_PORT_BASE,
@@ -45,7 +42,7 @@ def dev(
     asyncio.run(_run(state_dir, port_base))
 
 
-def down(state_dir: StateDir = places.default_state_dir()) -> None:  # noqa: B008
+def down(state_dir: StateDir, form: Output = Format.TABLE) -> None:
     """Stop the stack; its data stays.
 
     Example: ordermesh down
@@ -59,12 +56,13 @@ def down(state_dir: StateDir = places.default_state_dir()) -> None:  # noqa: B00
         if time.monotonic() > end:
             raise OpsError(f"the stack (pid {found.stack_pid}) did not stop within {DOWN_TIMEOUT_S:.0f} s")
         time.sleep(0.05)
-    typer.echo(f"stopped; the data stays in {state_dir}")
+    _say(form, f"stopped; the data stays in {state_dir}", state="stopped", stateDir=str(state_dir))
 
 
 def stop(
     name: Annotated[str, typer.Argument(help="A process, such as `order_svc.s1` or `postgres.control`.")],
-    state_dir: StateDir = places.default_state_dir(),  # noqa: B008
+    state_dir: StateDir,
+    form: Output = Format.TABLE,
 ) -> None:
     """Stop one process and keep it down until `ordermesh start`.
 
@@ -72,12 +70,13 @@ def stop(
     """
     _known(state_dir, name)
     (layout.Places(state_dir).hold / name).touch()
-    typer.echo(f"{name} is held down; `ordermesh start {name}` lets it go")
+    _say(form, f"{name} is held down; `ordermesh start {name}` lets it go", process=name, held=True)
 
 
 def start(
     name: Annotated[str, typer.Argument(help="A process that was stopped.")],
-    state_dir: StateDir = places.default_state_dir(),  # noqa: B008
+    state_dir: StateDir,
+    form: Output = Format.TABLE,
 ) -> None:
     """Start a process again that `ordermesh stop` keeps down.
 
@@ -85,7 +84,7 @@ def start(
     """
     _known(state_dir, name)
     (layout.Places(state_dir).hold / name).unlink(missing_ok=True)
-    typer.echo(f"{name} comes up again within two seconds")
+    _say(form, f"{name} comes up again within two seconds", process=name, held=False)
 
 
 async def _run(state_dir: Path, port_base: int) -> None:
@@ -166,6 +165,11 @@ def _detach(state_dir: Path, port_base: int) -> None:
             raise OpsError(f"the stack is not ready after {DETACHED_TIMEOUT_S:.0f} s; see {log_path}")
         time.sleep(0.1)
     typer.echo(banner(found, state_dir).replace("Ctrl-C, or ordermesh down", "ordermesh down"), nl=False)
+
+
+def _say(form: Format, sentence: str, **facts: object) -> None:
+    """One sentence for a person, or its facts for a program."""
+    typer.echo(sentence if form is Format.TABLE else json.dumps(facts, indent=2))
 
 
 def _known(state_dir: Path, name: str) -> None:
