@@ -39,8 +39,7 @@ COMMANDS = (
 """In the order in which they are shown. A test holds each line against the command's own help."""
 
 EPILOG = """\b
-Every command takes --help (with an example) and --state-dir; those that answer
-take -o json.
+Every command takes --help (with an example) and --state-dir, most -o json.
 Exit codes: 0 ok, 1 the answer is no, incomplete or a violation, 2 usage,
 3 the stack is not reachable, 4 the mesh refused with a typed error."""
 
