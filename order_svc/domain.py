@@ -217,7 +217,10 @@ def _tally(seen: Seen, signal: Signal, after: Order, rules: Rules) -> Tally:
             # A fresh budget; but what was sent stays sent, and what the upstream once had it once had.
             sent = (tally.first_sent_at, tally.last_sent_at)
             return Tally(first_sent_at=sent[0], last_sent_at=sent[1], accepted_at=tally.accepted_at)
-        case Signal.UNSURE | Signal.NOT_SENT | Signal.LATE | Signal.POISON:
+        case Signal.NOT_SENT if seen.order.attempt == 1:
+            # Nothing of this leg ever left us, so no key can expire.
+            return replace(tally, first_sent_at=None, last_sent_at=None)
+        case Signal.UNSURE | Signal.NOT_SENT | Signal.TOO_LATE | Signal.LATE | Signal.POISON:
             return tally
         case _:
             return _heard(tally, signal, at)
@@ -306,7 +309,7 @@ def _until_probe(
     match signal:
         case Signal.REDRIVE:
             return timedelta(0)
-        case Signal.UNSURE:
+        case Signal.UNSURE | Signal.TOO_LATE:
             return timedelta(seconds=policy.first_probe_s * (1 + jitter / 4))
         case _ if row.to is Where.ACCEPTED and tally.accepted_at is not None:
             return policy.pace(seen.at - tally.accepted_at, jitter)

@@ -224,7 +224,7 @@ class LegDriver:
             event = SubmitBegun(event_id=uuid4(), actor=ACTOR, traceparent=order.traceparent)
             seen = None if known is None else known.seen(begun_at)
             decided = await self._decide(order.order_id, event, points.BEGIN, seen)
-            if isinstance(decided.decision, Change):
+            if isinstance(decided.decision, Change) and decided.order.stage is Stage.SUBMITTING:
                 submitting = await self._start(_Written(decided.order, decided.decision, begun_at))
         except (*PASSING, StaleRoute) as failed:
             # Perhaps journaled, certainly not called: its timer leads to a probe, or a READY one to a claim.

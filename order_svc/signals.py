@@ -40,7 +40,7 @@ def signal_of(seen: Seen, event: AnyEvent, rules: Rules) -> Signal:
     """
     match event:
         case SubmitBegun():
-            return Signal.BEGIN if seen.order.stage is Stage.READY else Signal.ECHO
+            return _begun(seen, rules)
         case Told():
             return _told(seen, event, rules)
         case Unsure():
@@ -60,6 +60,14 @@ def signal_of(seen: Seen, event: AnyEvent, rules: Rules) -> Signal:
             return _resolved(seen, event)
         case _:
             assert_never(event)
+
+
+def _begun(seen: Seen, rules: Rules) -> Signal:
+    """Asked again here, since a READY order may have waited for hours: for a process, a slot or a hold."""
+    if seen.order.stage is not Stage.READY:
+        return Signal.ECHO
+    lives = rules.contract(seen.order.upstream).key_lives(seen.tally, seen.at)
+    return Signal.BEGIN if lives else Signal.TOO_LATE
 
 
 def _is_current(order: Order, event: Told | Unsure | NotSent | ProbeFailed) -> bool:
@@ -177,8 +185,9 @@ def _another_try(seen: Seen, rules: Rules, otherwise: Signal) -> Signal:
 
 
 def _counted(seen: Seen, rules: Rules, signal: Signal) -> Signal:
-    parked = seen.order.stage is Stage.PARKED
-    return Signal.SPENT if not parked and rules.policy.spent(seen.tally, seen.at) else signal
+    # A parked order is a person's already, and a READY one is not given up by a late word about its last try.
+    waits = seen.order.stage not in (Stage.PARKED, Stage.READY)
+    return Signal.SPENT if waits and rules.policy.spent(seen.tally, seen.at) else signal
 
 
 def _answers_submit(seen: Seen, event: Told) -> bool:

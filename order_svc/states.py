@@ -50,6 +50,7 @@ class Signal(StrEnum):
     """What an event means for the order it meets, after contract, budget and clock were consulted."""
 
     BEGIN = "BEGIN"
+    TOO_LATE = "TOO_LATE"
     EXECUTED = "EXECUTED"
     EXECUTED_LAST = "EXECUTED_LAST"
     MISMATCH = "MISMATCH"
@@ -81,6 +82,7 @@ class Signal(StrEnum):
 
 MEANING: dict[Signal, str] = {
     Signal.BEGIN: "the driver begins a submission",
+    Signal.TOO_LATE: "the driver comes to a resubmission when the upstream may have forgotten the key",
     Signal.EXECUTED: "SUCCEEDED, everything matches, and another leg follows",
     Signal.EXECUTED_LAST: "SUCCEEDED, everything matches, and this was the last leg",
     Signal.MISMATCH: "SUCCEEDED with another amount, currency or reference than asked or known",
@@ -134,6 +136,7 @@ _WORKING = (_S, _A, _U)
 def _rows() -> dict[tuple[Where, Signal], Row]:
     table = {
         (_R, Signal.BEGIN): Row(_S, Kind.SUBMITTED),
+        (_R, Signal.TOO_LATE): Row(_U, Kind.UNSURE),
         (_S, Signal.UNSURE): Row(_U, Kind.UNSURE),
         (_S, Signal.TOO_EARLY): Row(_S, None),
         (_A, Signal.IN_PROGRESS): Row(_A, Kind.PROBED),

@@ -212,6 +212,29 @@ def test_an_idempotent_upstream_is_asked_again_at_once_while_its_key_lives(verdi
     assert change_of(later(seen, 86_400), told(seen, verdict), IDEMPOTENT).after.stage is Stage.UNKNOWN
 
 
+def test_a_resubmission_that_waited_until_its_key_may_be_forgotten_is_probed_instead() -> None:
+    seen = standing(Where.UNKNOWN)
+    ready = after(seen, change_of(seen, told(seen, UNKNOWN), IDEMPOTENT))
+    assert change_of(ready, begun(), IDEMPOTENT).after.stage is Stage.SUBMITTING
+    late = change_of(later(ready, 86_400), begun(), IDEMPOTENT)
+    assert (late.after.stage, late.after.attempt) == (Stage.UNKNOWN, ready.order.attempt)
+    assert late.wake is not None
+    assert late.wake.timer_class is TimerClass.PROBE
+
+
+def test_a_leg_that_was_never_sent_may_wait_for_any_time() -> None:
+    seen = opened(contract=IDEMPOTENT)
+    ready = after(seen, change_of(seen, not_sent(seen), IDEMPOTENT))
+    assert change_of(later(ready, 10 * 86_400), begun(), IDEMPOTENT).after.stage is Stage.SUBMITTING
+
+
+def test_a_late_word_about_the_last_try_never_gives_up_a_ready_order() -> None:
+    ready = standing(Where.READY)
+    worn = replace(ready.tally, probe_count=POLICY.probes_max, accepted_at=ready.at - timedelta(days=3))
+    late = replace(ready, tally=worn)
+    assert change_of(late, told(late, IN_PROGRESS)).after.stage is Stage.ACCEPTED
+
+
 def test_ignorance_while_the_call_is_in_flight_only_waits() -> None:
     seen = opened()
     decision = decide(later(seen, 1), told(seen, NOT_FOUND), IDEMPOTENT)

@@ -48,6 +48,7 @@ def situations() -> Iterator[Seen]:
         yield replace(seen, at=seen.at - timedelta(minutes=59, seconds=58))
         yield replace(seen, tally=replace(seen.tally, probe_count=POLICY.probes_max, malformed_count=1))
         yield replace(seen, tally=replace(seen.tally, accepted_at=seen.at - timedelta(days=3)))
+        yield replace(seen, tally=replace(seen.tally, first_sent_at=seen.at - timedelta(days=3)))
         long_ago = seen.at - timedelta(seconds=SETTLE_S * 5)
         yield replace(seen, tally=replace(seen.tally, not_found_count=1, first_not_found_at=long_ago))
         yield replace(seen, order=replace(seen.order, basis=Basis.OPERATOR))
