@@ -76,7 +76,7 @@ class CreateOrder(_Model):
         "", description="Free text."
     )
     labels: Annotated[dict[LabelName, Text], Field(max_length=LABELS_MAX), AfterValidator(_fits)] = Field(
-        default_factory=dict, description="Labels of the caller, at most 4 KiB in all."
+        default_factory=dict, description="Labels of the caller, at most 256 and 4 KiB in all."
     )
 
 

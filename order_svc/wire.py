@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BUCKET_HEADER, EPOCH_HEADER = "x-ordermesh-bucket", "x-ordermesh-epoch"
 DESCRIPTION_CHARS_MAX = 512
+LABELS_MAX = 256
+"""As JSON each takes up to eight bytes more than it says, and the table holds 16 KiB of them."""
 LABELS_BYTES_MAX = 4096
 REASON_CHARS_MAX = 512
 EVIDENCE_CHARS_MAX = 2048
@@ -207,6 +209,8 @@ def _labels(labels: Mapping[str, str]) -> dict[str, str]:
     for key, value in labels.items():
         if not key or _printable(key) != key or _printable(value) != value:
             raise InvalidField.of("labels", "keys must not be empty, and nothing may hold control characters")
+    if len(labels) > LABELS_MAX:
+        raise InvalidField.of("labels", f"must be at most {LABELS_MAX}")
     if sum(len(key.encode()) + len(value.encode()) for key, value in labels.items()) > LABELS_BYTES_MAX:
         raise InvalidField.of("labels", f"must have at most {LABELS_BYTES_MAX} bytes in all")
     return dict(labels)

@@ -106,6 +106,7 @@ def test_a_consistency_token_is_a_set_of_positions() -> None:
 
 def test_labels_may_hold_anything_that_can_be_read() -> None:
     assert asked(labels={"k\u00e4se": '"\\\U0001f600'}).labels == {"k\u00e4se": '"\\\U0001f600'}
-    for labels in ({"a": "\n"}, {"\x01": "a"}, {"": "a"}):
+    many = {f"{n:x}": "" for n in range(257)}
+    for labels in ({"a": "\n"}, {"\x01": "a"}, {"": "a"}, many):
         with pytest.raises(InvalidField):
             asked(labels=labels)

@@ -232,7 +232,7 @@ class Order(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels of the caller, at most 4 KiB in all."""
+        """Labels of the caller, at most 256 and 4 KiB in all."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -69,7 +69,7 @@ class CreateOrderRequest(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels, at most 4 KiB in all."""
+        """Labels, at most 256 and 4 KiB in all."""
 
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
