@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 CHECK_TIMEOUT_S = 2.0
+STOP_S = 1
+"""How long a request may take to end at stop; one that never ends would keep the process for ever."""
 SPECIFICATION_BYTES_MAX = 4096
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -61,7 +63,12 @@ async def serve(listen: str, readiness: Readiness) -> AsyncIterator[int]:
     """
     listening = _bind(listen)
     config = uvicorn.Config(
-        _application(readiness), log_config=None, access_log=False, lifespan="off", server_header=False
+        _application(readiness),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=STOP_S,
     )
     server = uvicorn.Server(config)
     # Signals belong to chassis.supervise.

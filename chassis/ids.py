@@ -26,6 +26,8 @@ HASHED_BUCKETS = 4096
 BUCKETS = 65_536
 USER_ID_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_MS = 253_402_300_799_999
+"""The end of the year 9999; 48 bits reach further than dates do."""
 _COUNTER_MAX = 0xFFF
 _COUNTER_START_BITS = 11
 """A millisecond's counter starts in its lower half, so that at least 2,048 ids fit before it borrows the
@@ -58,7 +60,7 @@ def parse_order_id(text: str) -> UUID:
         order_id = UUID(text)
     except ValueError:
         raise OrderIdInvalid from None
-    if order_id.version != 7 or str(order_id) != text.lower():
+    if order_id.version != 7 or str(order_id) != text.lower() or order_id.int >> 80 > _LAST_MS:
         raise OrderIdInvalid
     return order_id
 

@@ -113,3 +113,13 @@ async def test_a_taken_port_is_one_clear_error_of_the_start(readiness: admin.Rea
                 pass
     async with admin.serve(f"127.0.0.1:{taken}", readiness) as again:
         assert again == taken, "a stopped process leaves its port to the next one"
+
+
+async def test_a_request_that_never_ends_does_not_keep_the_process(readiness: admin.Readiness) -> None:
+    async with asyncio.timeout(5):
+        async with admin.serve("127.0.0.1:0", readiness) as number:
+            _, writer = await asyncio.open_connection("127.0.0.1", number)
+            writer.write(b"PUT /faults HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        writer.close()

@@ -84,6 +84,7 @@ def test_a_bucket_outside_the_map_is_refused() -> None:
         "urn:uuid:01890a5d-ac96-774b-bcce-b302099a8057",
         "01890a5d-ac96-474b-bcce-b302099a8057",
         "01890a5d-ac96-774b-bcce-b302099a8057 ",
+        "ffffffff-ffff-7fff-bfff-ffffffffffff",
     ],
 )
 def test_what_is_not_an_order_id_is_refused(text: str) -> None:
