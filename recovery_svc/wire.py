@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -31,6 +32,8 @@ from recovery_svc.domain import (
 )
 
 PUSHBACK_HEADER = "grpc-retry-pushback-ms"
+PUSHBACK_MS = re.compile(r"[0-9]{1,15}")
+"""A longer number is nonsense, and no finding may be lost over nonsense."""
 TTL_MAX = timedelta(days=366)
 
 
@@ -77,7 +80,7 @@ def failure(error: RemoteError, trailers: Iterable[tuple[str, str | bytes]]) -> 
     """Judge a probe that ended with a gRPC error; the upstream may have said how long to leave it alone."""
     asked_s = error.retry_after_s
     for key, value in trailers:
-        if key == PUSHBACK_HEADER and str(value).isdecimal():
+        if key == PUSHBACK_HEADER and PUSHBACK_MS.fullmatch(str(value)):
             asked_s = int(value) / 1000
     return classify(error.code.name, message=error.reason or error.message, pushback_s=asked_s)
 

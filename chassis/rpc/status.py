@@ -90,7 +90,8 @@ def parse(code: StatusCode, message: str, trailers: Iterable[tuple[str, str | by
         reason=info.reason,
         metadata=dict(info.metadata),
         violations=tuple(Violation(v.field, v.description) for v in bad.field_violations),
-        retry_after_s=retry.retry_delay.ToTimedelta().total_seconds()
+        # By hand: what does not fit into a timedelta must not turn a status into an exception.
+        retry_after_s=retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         if found and retry.HasField("retry_delay")
         else None,
     )

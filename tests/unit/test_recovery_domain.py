@@ -111,6 +111,7 @@ def test_what_is_passed_on_is_cut_to_its_limits() -> None:
         (None, "1500", 1.5),
         (9.0, "250", 0.25),
         (None, "-1", 0.0),
+        (None, "9" * 400, 0.0),
         (1e9, None, 900.0),
     ],
 )
