@@ -63,8 +63,11 @@ class Changes:
                 order = await self._next(orders, order, woken, LOOK_EVERY_S)
 
     async def until_quiet(self, orders: OrderStore, order: Order, seconds: float) -> Order:
-        """The order, just written, once it is settled or parked, or as it is after so many seconds."""
-        if seconds <= 0 or order.stage in QUIET:
+        """The order, just written, once it is settled or parked, or as it is after so many seconds.
+
+        As it is now when too many wait already: the order is recorded, and an error would hide that.
+        """
+        if seconds <= 0 or order.stage in QUIET or self._count >= self._max:
             return order
         now = asyncio.get_running_loop().time
         end = now() + seconds

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("clock")
 SYNC_EVERY_S = 10.0
 SKEW_S_MAX = 5.0
+ROUND_TRIP_S_MAX = 1.0
+"""A slower answer tells the clock worse than the last one did: 10 s in a queue look like a skew of 5 s."""
 
 
 class ShardClock:
@@ -33,6 +35,7 @@ class ShardClock:
         self._clock = clock
         self._ahead_s = 0.0
         self._skew_s = 0.0
+        self._measured = False
 
     def now_ms(self) -> int:
         """The shard's time as far as known.
@@ -44,10 +47,18 @@ class ShardClock:
         return int((self._clock.now().timestamp() + self._ahead_s) * 1000)
 
     async def sync(self) -> None:
-        """Measure both clocks; half of the way there and back is taken as the way there."""
+        """Measure both clocks; half of the way there and back is taken as the way there.
+
+        An answer that took long counts only when there is no better one.
+        """
         asked = self._clock.now().timestamp()
         clocks = await self._orders.clocks()
-        here = (asked + self._clock.now().timestamp()) / 2
+        answered = self._clock.now().timestamp()
+        if self._measured and answered - asked > ROUND_TRIP_S_MAX:
+            log.warning("clock_not_measured", reason="SLOW_ANSWER")
+            return
+        self._measured = True
+        here = (asked + answered) / 2
         self._ahead_s = clocks.shard.timestamp() - here
         self._skew_s = clocks.machine.timestamp() - here
         metrics.CLOCK_SKEW.set(self._skew_s)

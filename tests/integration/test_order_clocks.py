@@ -56,6 +56,19 @@ async def test_time_that_only_tests_let_pass_is_no_skew(shard: Shard) -> None:
     assert ahead == pytest.approx(3 * 3600, abs=5)
 
 
+async def test_a_slow_answer_is_no_skew(shard: Shard) -> None:
+    here = FakeClock(datetime.now(UTC))
+    clock = ShardClock(shard.store, here)
+    await clock.sync()
+    before = clock.now_ms()
+    slow = here.now
+    said = iter([slow() - timedelta(seconds=14), slow()])
+    here.now = lambda: next(said, slow())  # type: ignore[method-assign]
+    await clock.sync()
+    here.now = slow  # type: ignore[method-assign]
+    assert clock.now_ms() == before
+
+
 async def test_housekeeping_makes_partitions_and_deletes_expired_keys(shard: Shard) -> None:
     order = (await shard.create()).order
     seen = Seen(order, Tally(), None, order.created_at)
