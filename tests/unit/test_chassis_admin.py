@@ -121,5 +121,6 @@ async def test_a_request_that_never_ends_does_not_keep_the_process(readiness: ad
             _, writer = await asyncio.open_connection("127.0.0.1", number)
             writer.write(b"PUT /faults HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
             await writer.drain()
-            await asyncio.sleep(0.1)
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{number}", trust_env=False) as client:
+                assert (await client.get("/healthz")).text == "alive\n", "so the first one has been read too"
         writer.close()
