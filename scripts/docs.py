@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that the code itself knows: errors, settings, roles, telemetry, fault points.
+"""Write the pages of docs/ that the code itself knows: API, errors, settings, roles, telemetry, fault points.
 
     scripts/docs.py generate   write the pages
     scripts/docs.py check      say which pages differ from the code; non-zero on any
@@ -444,6 +444,21 @@ def fault_points() -> str:
     )
 
 
+API = """
+The gRPC API, as its protos say it. REST is described by the gateway itself, at `/docs`. A method's route
+says how shard_proxy finds the process that serves it, its retry when a call whose answer was lost may be
+sent again. Reasons of refusals are explained in [ERRORS.md](ERRORS.md), who may call what in
+[AUTHORIZATION.md](AUTHORIZATION.md).
+"""
+
+
+def api() -> str:
+    """docs/API.md."""
+    from scripts.api import api as parts
+
+    return page("API", "the protos", prose(API), *parts())
+
+
 def order_states() -> str:
     """docs/ORDER_STATES.md, as its owner prints it."""
     from order_svc import states
@@ -452,6 +467,7 @@ def order_states() -> str:
 
 
 PAGES: Mapping[str, Callable[[], str]] = {
+    "API.md": api,
     "ERRORS.md": errors,
     "SETTINGS.md": settings,
     "AUTHORIZATION.md": authorization,
