@@ -68,6 +68,10 @@ async def test_every_command_of_the_readme_does_what_the_readme_says(server_dir:
         '"reason":"INVALID_FIELD"',
         "ordermesh.order.v1.OrderService",
         '"reason": "VIP"',
+        "event: order",
+        "PARKED",
+        "PROBES_EXHAUSTED",
+        "REDRIVEN",
         "SETTLED",
         "0 violations",
     ):
