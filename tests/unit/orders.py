@@ -38,7 +38,11 @@ SILENT = UpstreamContract(settle_window_s=SETTLE_S)
 """NOT_FOUND never means anything."""
 FINAL = replace(CAREFUL, resubmit_on_not_found=False)
 POLICY = RecoveryPolicy(probes_max=5)
-IDS = OrderIds(now_ms=lambda: int(AT.timestamp() * 1000))
+
+
+def new_id(bucket: int) -> UUID:
+    """An id of the instant AT; a maker that all tests share would borrow later milliseconds at some time."""
+    return OrderIds(now_ms=lambda: int(AT.timestamp() * 1000)).new(bucket)
 
 
 def rules(contract: UpstreamContract = CAREFUL, policy: RecoveryPolicy = POLICY) -> Rules:
@@ -47,7 +51,7 @@ def rules(contract: UpstreamContract = CAREFUL, policy: RecoveryPolicy = POLICY)
 
 def wish(*legs: str, user_id: str = "alice", bucket: int = 701) -> Wish:
     return Wish(
-        order_id=IDS.new(bucket),
+        order_id=new_id(bucket),
         user_id=user_id,
         request_id=uuid4(),
         kind="payment",
