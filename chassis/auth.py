@@ -97,6 +97,8 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _O + "LiftHold": _STEER_OR_SWEEP,
     _O + "GetShardStatus": _STEER_OR_SWEEP,
     _H + "ListOrders": _READ,
+    _H + "SearchOrders": _STEER,
+    _H + "ExplainPage": _STEER,
     _R + "ListHangingOrders": _STEER,
     _R + "ProbeOrder": _STEER,
     _R + "PauseRecovery": _STEER,

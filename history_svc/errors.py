@@ -11,3 +11,18 @@ class PlacementMissing(OrdermeshError):
     """The call does not say where the user's orders are; only the proxy may call, and it always says so."""
 
     code, reason = StatusCode.INVALID_ARGUMENT, Reason.ROUTING_KEY_MISSING
+
+
+class ReadModelUnavailable(OrdermeshError):
+    """Older orders and searches cannot be answered now; orders themselves are not affected."""
+
+    code, reason = StatusCode.UNAVAILABLE, Reason.READ_MODEL_UNAVAILABLE
+    retry_after_s = 1.0
+
+
+class TooMuchAtOnce(Exception):
+    """The read model takes fewer documents at once."""
+
+
+class EventsUnavailable(Exception):
+    """The channel of changes cannot be reached now."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from chassis.errors import PageTokenInvalid
+from history_svc.document import matches_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,15 +41,54 @@ OLDEST = _EPOCH
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """Which orders of a user a page may show: below `before`, not older than `not_before`, of one status or
-    of all.
+class Filter:
+    """Which orders a list shows; what is None or empty excludes nothing.
+
+    amount_min, amount_max: minor units, both included, together with a currency. asked: words, as
+    `text.words` makes them.
     """
 
-    user_id: str
+    status: str | None = None
+    kind: str | None = None
+    currency_code: str | None = None
+    amount_min: int | None = None
+    amount_max: int | None = None
+    asked: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every order passes."""
+        return self == EVERY_ORDER
+
+    def shows(self, columns: Any) -> bool:
+        """Whether an order's row passes; the same answer as the read model's search gives."""
+        if self.status is not None and columns["status"] != self.status:
+            return False
+        if self.kind is not None and columns["kind"] != self.kind:
+            return False
+        if self.currency_code is not None and columns["currency_code"] != self.currency_code:
+            return False
+        if self.amount_min is not None and columns["amount_minor"] < self.amount_min:
+            return False
+        if self.amount_max is not None and columns["amount_minor"] > self.amount_max:
+            return False
+        return not self.asked or matches_words(columns["description"], self.asked)
+
+
+EVERY_ORDER = Filter()
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Which orders a page may show: below `before`, not older than `not_before`, those that pass the filter.
+
+    user_id: whose; None for everybody's.
+    """
+
+    user_id: str | None
     before: Key
     not_before: datetime
-    status: str | None
+    filter: Filter = EVERY_ORDER
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -12,11 +12,41 @@ _LOCAL_PAGE_TOKEN_KEY = SecretStr("page tokens of a laptop carry no authority")
 PageTokenKey = Annotated[SecretStr, Field(min_length=16, max_length=256)]
 
 
-class HistorySettings(ProcessSettings):
-    """One history_svc process."""
+class ReadSideSettings(ProcessSettings):
+    """What the processes of the read side share: where the shards and the read model are."""
 
     shards: dict[str, SecretStr] = Field(
-        description="Name of each shard and the postgresql:// address to read it at."
+        description="Name of each shard and the postgresql:// address of its primary."
+    )
+    read_model: Literal["postgres", "elasticsearch"] = Field(
+        "postgres", description="What holds the documents: a table in a Postgres database, or Elasticsearch."
+    )
+    read_model_dsn: SecretStr = Field(
+        SecretStr(""), description="postgresql:// address of the read model's own database."
+    )
+    elasticsearch: str = Field("", description="http:// or https:// address of Elasticsearch.")
+    channel: Literal["outbox", "kafka"] = Field(
+        "outbox", description="How changes reach the projector: from the shards' outboxes, or by Kafka."
+    )
+    kafka: str = Field("", description="`host:port` of Kafka's brokers, several with commas between them.")
+
+    @model_validator(mode="after")
+    def _addresses(self) -> Self:
+        if self.read_model == "elasticsearch" and not self.elasticsearch:
+            raise ValueError("elasticsearch: needed with read_model=elasticsearch")
+        if self.channel == "kafka" and not self.kafka:
+            raise ValueError("kafka: needed with channel=kafka")
+        return self
+
+
+class HistorySettings(ReadSideSettings):
+    """One history_svc process."""
+
+    replicas: dict[str, SecretStr] = Field(
+        {}, description="Name of a shard and the postgresql:// address of its read replica, where it has one."
+    )
+    hot_window_s: float = Field(
+        172_800, ge=0, le=2_592_000, description="Orders younger than this are read from the shards."
     )
     pool_size: int = Field(4, ge=1, le=32, description="Connections to each shard, opened when first needed.")
     pool_queue: int = Field(12, ge=0, le=96, description="Reads that may wait for a connection of one shard.")

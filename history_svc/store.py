@@ -84,7 +84,7 @@ class Shards:
                 window.not_before,
                 window.before.created_at,
                 window.before.order_id,
-                window.status,
+                window.filter.status,
                 limit,
                 timeout_s=timeout_s,
             )

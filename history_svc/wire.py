@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.errors import InvalidField, Violation
 from chassis.ids import USER_ID_PATTERN
-from history_svc.page import NEWEST, OLDEST, Key, Page, Window, effective_page_size
+from history_svc.page import NEWEST, OLDEST, Filter, Key, Page, Window, effective_page_size
 from ordermesh.history.v1 import history_service_pb2 as pb
 from ordermesh.money.v1 import money_pb2
 from ordermesh.order.v1 import order_pb2
@@ -41,7 +41,7 @@ class Ask(NamedTuple):
             bounds.append(Key(self.until, _NIL))
         if after is not None:
             bounds.append(after)
-        return Window(self.user_id, min(bounds), self.not_before, self.status)
+        return Window(self.user_id, min(bounds), self.not_before, Filter(status=self.status))
 
 
 def ask(request: pb.ListOrdersRequest) -> Ask:

@@ -66,7 +66,12 @@ def test_each_wrong_field_is_named():
 def test_a_plain_request_asks_for_everything():
     ask = wire.ask(pb.ListOrdersRequest(user_id="alice"))
     window = ask.window(None)
-    assert (ask.page_size, window.before, window.not_before, window.status) == (20, NEWEST, OLDEST, None)
+    assert (ask.page_size, window.before, window.not_before, window.filter.status) == (
+        20,
+        NEWEST,
+        OLDEST,
+        None,
+    )
 
 
 def test_the_window_ends_at_the_nearest_of_its_bounds():

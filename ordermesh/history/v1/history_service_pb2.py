@@ -23,18 +23,37 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from ordermesh.order.v1 import order_pb2 as ordermesh_dot_order_dot_v1_dot_order__pb2
 from ordermesh.routing.v1 import options_pb2 as ordermesh_dot_routing_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordermesh/history/v1/history_service.proto\x12\x14ordermesh.history.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eordermesh/order/v1/order.proto\x1a\"ordermesh/routing/v1/options.proto\"\xa1\x02\n\x11ListOrdersRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x36\n\x06status\x18\x04 \x01(\x0e\x32 .ordermesh.order.v1.Order.StatusB\x04\xe2\x41\x01\x01\x12\x33\n\tfrom_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x34\n\nuntil_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x1f\n\x11\x63onsistency_token\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\"\xa0\x01\n\x12ListOrdersResponse\x12)\n\x06orders\x18\x01 \x03(\x0b\x32\x19.ordermesh.order.v1.Order\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x31\n\tread_info\x18\x03 \x01(\x0b\x32\x1e.ordermesh.history.v1.ReadInfo\x12\x13\n\x0bunreachable\x18\x04 \x03(\t\"\x1b\n\x08ReadInfo\x12\x0f\n\x07sources\x18\x01 \x03(\t2\x84\x01\n\x0eHistoryService\x12r\n\nListOrders\x12\'.ordermesh.history.v1.ListOrdersRequest\x1a(.ordermesh.history.v1.ListOrdersResponse\"\x11\xca\xf3\x18\r\x08\x01\x12\x07user_id\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordermesh/history/v1/history_service.proto\x12\x14ordermesh.history.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eordermesh/order/v1/order.proto\x1a\"ordermesh/routing/v1/options.proto\"\x91\x02\n\x0bOrderFilter\x12\x36\n\x06status\x18\x01 \x01(\x0e\x32 .ordermesh.order.v1.Order.StatusB\x04\xe2\x41\x01\x01\x12\x12\n\x04kind\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x33\n\tfrom_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x34\n\nuntil_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x37\n\x06\x61mount\x18\x05 \x01(\x0b\x32!.ordermesh.history.v1.AmountRangeB\x04\xe2\x41\x01\x01\x12\x12\n\x04text\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\"\\\n\x0b\x41mountRange\x12\x1b\n\rcurrency_code\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tmin_minor\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x17\n\tmax_minor\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\xbe\x03\n\x11ListOrdersRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x36\n\x06status\x18\x04 \x01(\x0e\x32 .ordermesh.order.v1.Order.StatusB\x04\xe2\x41\x01\x01\x12\x33\n\tfrom_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x34\n\nuntil_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x1f\n\x11\x63onsistency_token\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12\x37\n\x06\x66ilter\x18\x08 \x01(\x0b\x32!.ordermesh.history.v1.OrderFilterB\x04\xe2\x41\x01\x01\x12<\n\x0b\x63onsistency\x18\t \x01(\x0e\x32!.ordermesh.history.v1.ConsistencyB\x04\xe2\x41\x01\x01\x12$\n\x16return_partial_success\x18\n \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa0\x01\n\x12ListOrdersResponse\x12)\n\x06orders\x18\x01 \x03(\x0b\x32\x19.ordermesh.order.v1.Order\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x31\n\tread_info\x18\x03 \x01(\x0b\x32\x1e.ordermesh.history.v1.ReadInfo\x12\x13\n\x0bunreachable\x18\x04 \x03(\t\"\xd4\x02\n\x08ReadInfo\x12\x0f\n\x07sources\x18\x01 \x03(\t\x12:\n\tserved_by\x18\x02 \x01(\x0e\x32\'.ordermesh.history.v1.ReadInfo.ServedBy\x12)\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tindex_lag\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\roverlay_count\x18\x05 \x01(\x05\x12\x18\n\x10read_model_asked\x18\x06 \x01(\x08\"q\n\x08ServedBy\x12\x19\n\x15SERVED_BY_UNSPECIFIED\x10\x00\x12\x07\n\x03SQL\x10\x01\x12\x0e\n\nREAD_MODEL\x10\x02\x12\n\n\x06MERGED\x10\x03\x12\x10\n\x0cSQL_FALLBACK\x10\x04\x12\x13\n\x0fREAD_MODEL_ONLY\x10\x05\"\x98\x01\n\x13SearchOrdersRequest\x12\x37\n\x06\x66ilter\x18\x01 \x01(\x0b\x32!.ordermesh.history.v1.OrderFilterB\x04\xe2\x41\x01\x01\x12\x15\n\x07user_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"\xa2\x01\n\x14SearchOrdersResponse\x12)\n\x06orders\x18\x01 \x03(\x0b\x32\x19.ordermesh.order.v1.Order\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x31\n\tread_info\x18\x03 \x01(\x0b\x32\x1e.ordermesh.history.v1.ReadInfo\x12\x13\n\x0bunreachable\x18\x04 \x03(\t\"+\n\x12\x45xplainPageRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xb0\x07\n\x13\x45xplainPageResponse\x12,\n\x08\x62oundary\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x43\n\x06shards\x18\x02 \x03(\x0b\x32\x33.ordermesh.history.v1.ExplainPageResponse.ShardPart\x12\x31\n\tread_info\x18\x03 \x01(\x0b\x32\x1e.ordermesh.history.v1.ReadInfo\x1a\xeb\x02\n\tShardPart\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0f\n\x07\x62uckets\x18\x02 \x03(\x05\x12G\n\nwatermarks\x18\x03 \x03(\x0b\x32\x33.ordermesh.history.v1.ExplainPageResponse.Watermark\x12\x41\n\x07overlay\x18\x04 \x03(\x0b\x32\x30.ordermesh.history.v1.ExplainPageResponse.Change\x12I\n\nquarantine\x18\x05 \x03(\x0b\x32\x35.ordermesh.history.v1.ExplainPageResponse.Quarantined\x12@\n\x07indices\x18\x06 \x03(\x0b\x32/.ordermesh.history.v1.ExplainPageResponse.Index\x12\x12\n\nunreliable\x18\x07 \x01(\t\x12\x11\n\thot_count\x18\x08 \x01(\x05\x1a\x8a\x01\n\tWatermark\x12\x18\n\x10stream_partition\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\t\x12)\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x03lag\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\\\n\x06\x43hange\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a@\n\x0bQuarantined\x12\x10\n\x08order_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x1aX\n\x05Index\x12\r\n\x05month\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07is_ours\x18\x05 \x01(\x08*\x98\x01\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43ONSISTENCY_DEFAULT\x10\x01\x12\x16\n\x12\x43ONSISTENCY_STRONG\x10\x02\x12!\n\x1d\x43ONSISTENCY_AT_LEAST_AS_FRESH\x10\x03\x12\x18\n\x14\x43ONSISTENCY_EVENTUAL\x10\x04\x32\xec\x02\n\x0eHistoryService\x12r\n\nListOrders\x12\'.ordermesh.history.v1.ListOrdersRequest\x1a(.ordermesh.history.v1.ListOrdersResponse\"\x11\xca\xf3\x18\r\x08\x01\x12\x07user_id\x18\x01\x12o\n\x0cSearchOrders\x12).ordermesh.history.v1.SearchOrdersRequest\x1a*.ordermesh.history.v1.SearchOrdersResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12u\n\x0b\x45xplainPage\x12(.ordermesh.history.v1.ExplainPageRequest\x1a).ordermesh.history.v1.ExplainPageResponse\"\x11\xca\xf3\x18\r\x08\x01\x12\x07user_id\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ordermesh.history.v1.history_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ORDERFILTER'].fields_by_name['status']._loaded_options = None
+  _globals['_ORDERFILTER'].fields_by_name['status']._serialized_options = b'\342A\001\001'
+  _globals['_ORDERFILTER'].fields_by_name['kind']._loaded_options = None
+  _globals['_ORDERFILTER'].fields_by_name['kind']._serialized_options = b'\342A\001\001'
+  _globals['_ORDERFILTER'].fields_by_name['from_time']._loaded_options = None
+  _globals['_ORDERFILTER'].fields_by_name['from_time']._serialized_options = b'\342A\001\001'
+  _globals['_ORDERFILTER'].fields_by_name['until_time']._loaded_options = None
+  _globals['_ORDERFILTER'].fields_by_name['until_time']._serialized_options = b'\342A\001\001'
+  _globals['_ORDERFILTER'].fields_by_name['amount']._loaded_options = None
+  _globals['_ORDERFILTER'].fields_by_name['amount']._serialized_options = b'\342A\001\001'
+  _globals['_ORDERFILTER'].fields_by_name['text']._loaded_options = None
+  _globals['_ORDERFILTER'].fields_by_name['text']._serialized_options = b'\342A\001\001'
+  _globals['_AMOUNTRANGE'].fields_by_name['currency_code']._loaded_options = None
+  _globals['_AMOUNTRANGE'].fields_by_name['currency_code']._serialized_options = b'\342A\001\002'
+  _globals['_AMOUNTRANGE'].fields_by_name['min_minor']._loaded_options = None
+  _globals['_AMOUNTRANGE'].fields_by_name['min_minor']._serialized_options = b'\342A\001\001'
+  _globals['_AMOUNTRANGE'].fields_by_name['max_minor']._loaded_options = None
+  _globals['_AMOUNTRANGE'].fields_by_name['max_minor']._serialized_options = b'\342A\001\001'
   _globals['_LISTORDERSREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_LISTORDERSREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
   _globals['_LISTORDERSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -49,14 +68,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTORDERSREQUEST'].fields_by_name['until_time']._serialized_options = b'\342A\001\001'
   _globals['_LISTORDERSREQUEST'].fields_by_name['consistency_token']._loaded_options = None
   _globals['_LISTORDERSREQUEST'].fields_by_name['consistency_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTORDERSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_LISTORDERSREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001'
+  _globals['_LISTORDERSREQUEST'].fields_by_name['consistency']._loaded_options = None
+  _globals['_LISTORDERSREQUEST'].fields_by_name['consistency']._serialized_options = b'\342A\001\001'
+  _globals['_LISTORDERSREQUEST'].fields_by_name['return_partial_success']._loaded_options = None
+  _globals['_LISTORDERSREQUEST'].fields_by_name['return_partial_success']._serialized_options = b'\342A\001\001'
+  _globals['_SEARCHORDERSREQUEST'].fields_by_name['filter']._loaded_options = None
+  _globals['_SEARCHORDERSREQUEST'].fields_by_name['filter']._serialized_options = b'\342A\001\001'
+  _globals['_SEARCHORDERSREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_SEARCHORDERSREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\001'
+  _globals['_SEARCHORDERSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_SEARCHORDERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_SEARCHORDERSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_SEARCHORDERSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_EXPLAINPAGEREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_EXPLAINPAGEREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
   _globals['_HISTORYSERVICE'].methods_by_name['ListOrders']._loaded_options = None
   _globals['_HISTORYSERVICE'].methods_by_name['ListOrders']._serialized_options = b'\312\363\030\r\010\001\022\007user_id\030\001'
-  _globals['_LISTORDERSREQUEST']._serialized_start=203
-  _globals['_LISTORDERSREQUEST']._serialized_end=492
-  _globals['_LISTORDERSRESPONSE']._serialized_start=495
-  _globals['_LISTORDERSRESPONSE']._serialized_end=655
-  _globals['_READINFO']._serialized_start=657
-  _globals['_READINFO']._serialized_end=684
-  _globals['_HISTORYSERVICE']._serialized_start=687
-  _globals['_HISTORYSERVICE']._serialized_end=819
+  _globals['_HISTORYSERVICE'].methods_by_name['SearchOrders']._loaded_options = None
+  _globals['_HISTORYSERVICE'].methods_by_name['SearchOrders']._serialized_options = b'\312\363\030\004\010\005\030\001'
+  _globals['_HISTORYSERVICE'].methods_by_name['ExplainPage']._loaded_options = None
+  _globals['_HISTORYSERVICE'].methods_by_name['ExplainPage']._serialized_options = b'\312\363\030\r\010\001\022\007user_id\030\001'
+  _globals['_CONSISTENCY']._serialized_start=2872
+  _globals['_CONSISTENCY']._serialized_end=3024
+  _globals['_ORDERFILTER']._serialized_start=235
+  _globals['_ORDERFILTER']._serialized_end=508
+  _globals['_AMOUNTRANGE']._serialized_start=510
+  _globals['_AMOUNTRANGE']._serialized_end=602
+  _globals['_LISTORDERSREQUEST']._serialized_start=605
+  _globals['_LISTORDERSREQUEST']._serialized_end=1051
+  _globals['_LISTORDERSRESPONSE']._serialized_start=1054
+  _globals['_LISTORDERSRESPONSE']._serialized_end=1214
+  _globals['_READINFO']._serialized_start=1217
+  _globals['_READINFO']._serialized_end=1557
+  _globals['_READINFO_SERVEDBY']._serialized_start=1444
+  _globals['_READINFO_SERVEDBY']._serialized_end=1557
+  _globals['_SEARCHORDERSREQUEST']._serialized_start=1560
+  _globals['_SEARCHORDERSREQUEST']._serialized_end=1712
+  _globals['_SEARCHORDERSRESPONSE']._serialized_start=1715
+  _globals['_SEARCHORDERSRESPONSE']._serialized_end=1877
+  _globals['_EXPLAINPAGEREQUEST']._serialized_start=1879
+  _globals['_EXPLAINPAGEREQUEST']._serialized_end=1922
+  _globals['_EXPLAINPAGERESPONSE']._serialized_start=1925
+  _globals['_EXPLAINPAGERESPONSE']._serialized_end=2869
+  _globals['_EXPLAINPAGERESPONSE_SHARDPART']._serialized_start=2115
+  _globals['_EXPLAINPAGERESPONSE_SHARDPART']._serialized_end=2478
+  _globals['_EXPLAINPAGERESPONSE_WATERMARK']._serialized_start=2481
+  _globals['_EXPLAINPAGERESPONSE_WATERMARK']._serialized_end=2619
+  _globals['_EXPLAINPAGERESPONSE_CHANGE']._serialized_start=2621
+  _globals['_EXPLAINPAGERESPONSE_CHANGE']._serialized_end=2713
+  _globals['_EXPLAINPAGERESPONSE_QUARANTINED']._serialized_start=2715
+  _globals['_EXPLAINPAGERESPONSE_QUARANTINED']._serialized_end=2779
+  _globals['_EXPLAINPAGERESPONSE_INDEX']._serialized_start=2781
+  _globals['_EXPLAINPAGERESPONSE_INDEX']._serialized_end=2869
+  _globals['_HISTORYSERVICE']._serialized_start=3027
+  _globals['_HISTORYSERVICE']._serialized_end=3391
 # @@protoc_insertion_point(module_scope)

@@ -5,9 +5,11 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from ordermesh.order.v1 import order_pb2 as _order_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +21,118 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Consistency:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consistency.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONSISTENCY_UNSPECIFIED: _Consistency.ValueType  # 0
+    """As CONSISTENCY_DEFAULT."""
+    CONSISTENCY_DEFAULT: _Consistency.ValueType  # 1
+    """Not older than the `consistency_token`, if one is given; a replica that lags less than a second may answer."""
+    CONSISTENCY_STRONG: _Consistency.ValueType  # 2
+    """As of now: primaries answer."""
+    CONSISTENCY_AT_LEAST_AS_FRESH: _Consistency.ValueType  # 3
+    """Not older than the `consistency_token`, which must be given; otherwise a replica of any age may answer."""
+    CONSISTENCY_EVENTUAL: _Consistency.ValueType  # 4
+    """Whatever answers; a shard that does not is left out when `return_partial_success` is set."""
+
+class Consistency(_Consistency, metaclass=_ConsistencyEnumTypeWrapper):
+    """How fresh a page has to be."""
+
+CONSISTENCY_UNSPECIFIED: Consistency.ValueType  # 0
+"""As CONSISTENCY_DEFAULT."""
+CONSISTENCY_DEFAULT: Consistency.ValueType  # 1
+"""Not older than the `consistency_token`, if one is given; a replica that lags less than a second may answer."""
+CONSISTENCY_STRONG: Consistency.ValueType  # 2
+"""As of now: primaries answer."""
+CONSISTENCY_AT_LEAST_AS_FRESH: Consistency.ValueType  # 3
+"""Not older than the `consistency_token`, which must be given; otherwise a replica of any age may answer."""
+CONSISTENCY_EVENTUAL: Consistency.ValueType  # 4
+"""Whatever answers; a shard that does not is left out when `return_partial_success` is set."""
+Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
+
+@_typing.final
+class OrderFilter(_message.Message):
+    """Which orders to show; what is not set excludes nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    FROM_TIME_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    status: _order_pb2.Order.Status.ValueType
+    """Only orders of this status."""
+    kind: _builtins.str
+    """Only orders of this kind."""
+    text: _builtins.str
+    """Only orders whose description holds all of these words, or words that begin with them; case and accents do not
+    count. At most 128 characters.
+    """
+    @_builtins.property
+    def from_time(self) -> _timestamp_pb2.Timestamp:
+        """Only orders created at this time or later."""
+
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """Only orders created before this time."""
+
+    @_builtins.property
+    def amount(self) -> Global___AmountRange:
+        """Only orders of an amount."""
+
+    def __init__(
+        self,
+        *,
+        status: _order_pb2.Order.Status.ValueType = ...,
+        kind: _builtins.str = ...,
+        from_time: _timestamp_pb2.Timestamp | None = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+        amount: Global___AmountRange | None = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "from_time", b"from_time", "until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "from_time", b"from_time", "kind", b"kind", "status", b"status", "text", b"text", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderFilter: _TypeAlias = OrderFilter  # noqa: Y015
+
+@_typing.final
+class AmountRange(_message.Message):
+    """A range of amounts in one currency, both ends included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+    MIN_MINOR_FIELD_NUMBER: _builtins.int
+    MAX_MINOR_FIELD_NUMBER: _builtins.int
+    currency_code: _builtins.str
+    """Three letters, such as `EUR`."""
+    min_minor: _builtins.int
+    """In minor units; 0 for no lower end."""
+    max_minor: _builtins.int
+    """In minor units; 0 for no upper end."""
+    def __init__(
+        self,
+        *,
+        currency_code: _builtins.str = ...,
+        min_minor: _builtins.int = ...,
+        max_minor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "max_minor", b"max_minor", "min_minor", b"min_minor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AmountRange: _TypeAlias = AmountRange  # noqa: Y015
 
 @_typing.final
 class ListOrdersRequest(_message.Message):
@@ -33,6 +147,9 @@ class ListOrdersRequest(_message.Message):
     FROM_TIME_FIELD_NUMBER: _builtins.int
     UNTIL_TIME_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    RETURN_PARTIAL_SUCCESS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Whose orders."""
     page_size: _builtins.int
@@ -40,16 +157,26 @@ class ListOrdersRequest(_message.Message):
     page_token: _builtins.str
     """From an earlier answer; empty for the first page."""
     status: _order_pb2.Order.Status.ValueType
-    """Only orders of this status; unset for all."""
+    """Only orders of this status; the same as `filter.status`."""
     consistency_token: _builtins.str
     """From a mutating call: the page must show that change."""
+    consistency: Global___Consistency.ValueType
+    """How fresh the page has to be."""
+    return_partial_success: _builtins.bool
+    """Whether a page may leave out what a store that is away would have had; `unreachable` then names the store. Only
+    with CONSISTENCY_EVENTUAL.
+    """
     @_builtins.property
     def from_time(self) -> _timestamp_pb2.Timestamp:
-        """Only orders created at this time or later."""
+        """Only orders created at this time or later; the same as `filter.from_time`."""
 
     @_builtins.property
     def until_time(self) -> _timestamp_pb2.Timestamp:
-        """Only orders created before this time."""
+        """Only orders created before this time; the same as `filter.until_time`."""
+
+    @_builtins.property
+    def filter(self) -> Global___OrderFilter:
+        """Which orders to show."""
 
     def __init__(
         self,
@@ -61,10 +188,13 @@ class ListOrdersRequest(_message.Message):
         from_time: _timestamp_pb2.Timestamp | None = ...,
         until_time: _timestamp_pb2.Timestamp | None = ...,
         consistency_token: _builtins.str = ...,
+        filter: Global___OrderFilter | None = ...,
+        consistency: Global___Consistency.ValueType = ...,
+        return_partial_success: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "until_time", b"until_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "from_time", b"from_time", "until_time", b"until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_token", b"consistency_token", "from_time", b"from_time", "page_size", b"page_size", "page_token", b"page_token", "status", b"status", "until_time", b"until_time", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "consistency_token", b"consistency_token", "filter", b"filter", "from_time", b"from_time", "page_size", b"page_size", "page_token", b"page_token", "return_partial_success", b"return_partial_success", "status", b"status", "until_time", b"until_time", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -92,7 +222,9 @@ class ListOrdersResponse(_message.Message):
 
     @_builtins.property
     def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Stores or shards that could not be read; empty when the page is complete."""
+        """Stores that could not be asked, such as `shards/s1` or `read-model`. The page is complete all the same, unless
+        the request allowed a partial one.
+        """
 
     def __init__(
         self,
@@ -116,20 +248,401 @@ class ReadInfo(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _ServedBy:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ServedByEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ReadInfo._ServedBy.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SERVED_BY_UNSPECIFIED: ReadInfo._ServedBy.ValueType  # 0
+        """Not said."""
+        SQL: ReadInfo._ServedBy.ValueType  # 1
+        """The shards alone, as the page lies within the hot window."""
+        READ_MODEL: ReadInfo._ServedBy.ValueType  # 2
+        """The read model, with nothing to overlay."""
+        MERGED: ReadInfo._ServedBy.ValueType  # 3
+        """Recent orders of the shards, or changes that the read model does not have yet, merged with the read model."""
+        SQL_FALLBACK: ReadInfo._ServedBy.ValueType  # 4
+        """The shards alone, since the read model could not be asked or relied on."""
+        READ_MODEL_ONLY: ReadInfo._ServedBy.ValueType  # 5
+        """The read model alone, since a shard could not be asked and the request allowed it."""
+
+    class ServedBy(_ServedBy, metaclass=_ServedByEnumTypeWrapper):
+        """Who served a page."""
+
+    SERVED_BY_UNSPECIFIED: ReadInfo.ServedBy.ValueType  # 0
+    """Not said."""
+    SQL: ReadInfo.ServedBy.ValueType  # 1
+    """The shards alone, as the page lies within the hot window."""
+    READ_MODEL: ReadInfo.ServedBy.ValueType  # 2
+    """The read model, with nothing to overlay."""
+    MERGED: ReadInfo.ServedBy.ValueType  # 3
+    """Recent orders of the shards, or changes that the read model does not have yet, merged with the read model."""
+    SQL_FALLBACK: ReadInfo.ServedBy.ValueType  # 4
+    """The shards alone, since the read model could not be asked or relied on."""
+    READ_MODEL_ONLY: ReadInfo.ServedBy.ValueType  # 5
+    """The read model alone, since a shard could not be asked and the request allowed it."""
+
     SOURCES_FIELD_NUMBER: _builtins.int
+    SERVED_BY_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    INDEX_LAG_FIELD_NUMBER: _builtins.int
+    OVERLAY_COUNT_FIELD_NUMBER: _builtins.int
+    READ_MODEL_ASKED_FIELD_NUMBER: _builtins.int
+    served_by: Global___ReadInfo.ServedBy.ValueType
+    """Who served the page."""
+    overlay_count: _builtins.int
+    """Orders that changed after what the read model has, within this page's range."""
+    read_model_asked: _builtins.bool
+    """Whether rows of the read model were looked for."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the stores that answered, such as `sql:s1`."""
+        """Names of the stores that answered, such as `sql:s1`, `replica:s1` or `read_model`."""
+
+    @_builtins.property
+    def as_of(self) -> _timestamp_pb2.Timestamp:
+        """The page shows every change up to this time, and may show later ones."""
+
+    @_builtins.property
+    def index_lag(self) -> _duration_pb2.Duration:
+        """How far the read model is behind; unset when it was not asked."""
 
     def __init__(
         self,
         *,
         sources: _abc.Iterable[_builtins.str] | None = ...,
+        served_by: Global___ReadInfo.ServedBy.ValueType = ...,
+        as_of: _timestamp_pb2.Timestamp | None = ...,
+        index_lag: _duration_pb2.Duration | None = ...,
+        overlay_count: _builtins.int = ...,
+        read_model_asked: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "index_lag", b"index_lag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "index_lag", b"index_lag", "overlay_count", b"overlay_count", "read_model_asked", b"read_model_asked", "served_by", b"served_by", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadInfo: _TypeAlias = ReadInfo  # noqa: Y015
+
+@_typing.final
+class SearchOrdersRequest(_message.Message):
+    """Asks for orders of any user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Only orders of this user."""
+    page_size: _builtins.int
+    """At most so many, 1 to 100; 0 means 20."""
+    page_token: _builtins.str
+    """From an earlier answer; empty for the first page."""
+    @_builtins.property
+    def filter(self) -> Global___OrderFilter:
+        """Which orders to show."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___OrderFilter | None = ...,
+        user_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchOrdersRequest: _TypeAlias = SearchOrdersRequest  # noqa: Y015
+
+@_typing.final
+class SearchOrdersResponse(_message.Message):
+    """A page of orders of any user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    READ_INFO_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty when this is the last."""
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[_order_pb2.Order]:
+        """The orders, newest first, as the read model has them."""
+
+    @_builtins.property
+    def read_info(self) -> Global___ReadInfo:
+        """How old the answer is."""
+
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Shards whose watermarks could not be read, so that `read_info` does not speak for them."""
+
+    def __init__(
+        self,
+        *,
+        orders: _abc.Iterable[_order_pb2.Order] | None = ...,
+        next_page_token: _builtins.str = ...,
+        read_info: Global___ReadInfo | None = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_info", b"read_info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "orders", b"orders", "read_info", b"read_info", "unreachable", b"unreachable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchOrdersResponse: _TypeAlias = SearchOrdersResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPageRequest(_message.Message):
+    """Asks why a page looks as it does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Whose list."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPageRequest: _TypeAlias = ExplainPageRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPageResponse(_message.Message):
+    """How a page is put together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ShardPart(_message.Message):
+        """What one shard says."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_FIELD_NUMBER: _builtins.int
+        BUCKETS_FIELD_NUMBER: _builtins.int
+        WATERMARKS_FIELD_NUMBER: _builtins.int
+        OVERLAY_FIELD_NUMBER: _builtins.int
+        QUARANTINE_FIELD_NUMBER: _builtins.int
+        INDICES_FIELD_NUMBER: _builtins.int
+        UNRELIABLE_FIELD_NUMBER: _builtins.int
+        HOT_COUNT_FIELD_NUMBER: _builtins.int
+        shard: _builtins.str
+        """The shard."""
+        unreliable: _builtins.str
+        """Why the read model is not relied on for this shard; empty when it is."""
+        hot_count: _builtins.int
+        """Orders of the user in the hot window, at most 101."""
+        @_builtins.property
+        def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """The user's buckets on it."""
+
+        @_builtins.property
+        def watermarks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPageResponse.Watermark]:
+            """How far the read model has the streams of these buckets."""
+
+        @_builtins.property
+        def overlay(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPageResponse.Change]:
+            """Orders of the user that changed after the watermarks."""
+
+        @_builtins.property
+        def quarantine(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPageResponse.Quarantined]:
+            """Orders of the user that the read model refused; they are shown from the shard."""
+
+        @_builtins.property
+        def indices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPageResponse.Index]:
+            """The indices of the months."""
+
+        def __init__(
+            self,
+            *,
+            shard: _builtins.str = ...,
+            buckets: _abc.Iterable[_builtins.int] | None = ...,
+            watermarks: _abc.Iterable[Global___ExplainPageResponse.Watermark] | None = ...,
+            overlay: _abc.Iterable[Global___ExplainPageResponse.Change] | None = ...,
+            quarantine: _abc.Iterable[Global___ExplainPageResponse.Quarantined] | None = ...,
+            indices: _abc.Iterable[Global___ExplainPageResponse.Index] | None = ...,
+            unreliable: _builtins.str = ...,
+            hot_count: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "hot_count", b"hot_count", "indices", b"indices", "overlay", b"overlay", "quarantine", b"quarantine", "shard", b"shard", "unreliable", b"unreliable", "watermarks", b"watermarks"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Watermark(_message.Message):
+        """How far one stream partition is searchable."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        STREAM_PARTITION_FIELD_NUMBER: _builtins.int
+        POSITION_FIELD_NUMBER: _builtins.int
+        AS_OF_FIELD_NUMBER: _builtins.int
+        LAG_FIELD_NUMBER: _builtins.int
+        stream_partition: _builtins.int
+        """The stream partition."""
+        position: _builtins.str
+        """`log_epoch:xid:seq`."""
+        @_builtins.property
+        def as_of(self) -> _timestamp_pb2.Timestamp:
+            """Every change up to this time is searchable."""
+
+        @_builtins.property
+        def lag(self) -> _duration_pb2.Duration:
+            """How long ago that is."""
+
+        def __init__(
+            self,
+            *,
+            stream_partition: _builtins.int = ...,
+            position: _builtins.str = ...,
+            as_of: _timestamp_pb2.Timestamp | None = ...,
+            lag: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "lag", b"lag"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "lag", b"lag", "position", b"position", "stream_partition", b"stream_partition"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Change(_message.Message):
+        """A change that the read model does not have yet."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ORDER_ID_FIELD_NUMBER: _builtins.int
+        VERSION_FIELD_NUMBER: _builtins.int
+        UPDATE_TIME_FIELD_NUMBER: _builtins.int
+        order_id: _builtins.str
+        """The order."""
+        version: _builtins.int
+        """Its version now."""
+        @_builtins.property
+        def update_time(self) -> _timestamp_pb2.Timestamp:
+            """When it changed."""
+
+        def __init__(
+            self,
+            *,
+            order_id: _builtins.str = ...,
+            version: _builtins.int = ...,
+            update_time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Quarantined(_message.Message):
+        """An order that the read model refused."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ORDER_ID_FIELD_NUMBER: _builtins.int
+        VERSION_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        order_id: _builtins.str
+        """The order."""
+        version: _builtins.int
+        """The version that was refused."""
+        reason: _builtins.str
+        """What the read model said."""
+        def __init__(
+            self,
+            *,
+            order_id: _builtins.str = ...,
+            version: _builtins.int = ...,
+            reason: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id", "reason", b"reason", "version", b"version"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Index(_message.Message):
+        """One month's index."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MONTH_FIELD_NUMBER: _builtins.int
+        GENERATION_FIELD_NUMBER: _builtins.int
+        NAME_FIELD_NUMBER: _builtins.int
+        STATE_FIELD_NUMBER: _builtins.int
+        IS_OURS_FIELD_NUMBER: _builtins.int
+        month: _builtins.str
+        """First day of the month, `2026-09-01`."""
+        generation: _builtins.int
+        """Its generation."""
+        name: _builtins.str
+        """Its name."""
+        state: _builtins.str
+        """BUILDING, SERVING or RETIRED."""
+        is_ours: _builtins.bool
+        """Whether the index that stands there now is the one that was made for it."""
+        def __init__(
+            self,
+            *,
+            month: _builtins.str = ...,
+            generation: _builtins.int = ...,
+            name: _builtins.str = ...,
+            state: _builtins.str = ...,
+            is_ours: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "is_ours", b"is_ours", "month", b"month", "name", b"name", "state", b"state"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BOUNDARY_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    READ_INFO_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def boundary(self) -> _timestamp_pb2.Timestamp:
+        """Where the hot window begins: newer orders come from the shards."""
+
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPageResponse.ShardPart]:
+        """What each shard says."""
+
+    @_builtins.property
+    def read_info(self) -> Global___ReadInfo:
+        """Who would serve the first page now."""
+
+    def __init__(
+        self,
+        *,
+        boundary: _timestamp_pb2.Timestamp | None = ...,
+        shards: _abc.Iterable[Global___ExplainPageResponse.ShardPart] | None = ...,
+        read_info: Global___ReadInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "read_info", b"read_info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "read_info", b"read_info", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPageResponse: _TypeAlias = ExplainPageResponse  # noqa: Y015

@@ -40,6 +40,16 @@ class HistoryServiceStub:
                 request_serializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.ListOrdersRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.ListOrdersResponse.FromString,
                 _registered_method=True)
+        self.SearchOrders = channel.unary_unary(
+                '/ordermesh.history.v1.HistoryService/SearchOrders',
+                request_serializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.SearchOrdersRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.SearchOrdersResponse.FromString,
+                _registered_method=True)
+        self.ExplainPage = channel.unary_unary(
+                '/ordermesh.history.v1.HistoryService/ExplainPage',
+                request_serializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.ExplainPageRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.ExplainPageResponse.FromString,
+                _registered_method=True)
 
 
 class HistoryServiceServicer:
@@ -49,7 +59,27 @@ class HistoryServiceServicer:
     def ListOrders(self, request, context):
         """Lists a page of a user's orders.
 
-        Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID.
+        A page is what the read model has, overlaid with every change that it does not have yet; nobody can see where
+        one ends and the other begins. Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID; with READ_MODEL_UNAVAILABLE
+        where only the read model could answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchOrders(self, request, context):
+        """Searches the orders of all users, newest first, in the read model alone; `read_info` says how old that is.
+
+        For operators. Refuses with INVALID_FIELD, PAGE_TOKEN_INVALID or READ_MODEL_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPage(self, request, context):
+        """Says how the first page of a user's list is put together now: watermarks, indices, overlay, quarantine.
+
+        For operators. Refuses with INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +92,16 @@ def add_HistoryServiceServicer_to_server(servicer, server):
                     servicer.ListOrders,
                     request_deserializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.ListOrdersRequest.FromString,
                     response_serializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.ListOrdersResponse.SerializeToString,
+            ),
+            'SearchOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchOrders,
+                    request_deserializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.SearchOrdersRequest.FromString,
+                    response_serializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.SearchOrdersResponse.SerializeToString,
+            ),
+            'ExplainPage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPage,
+                    request_deserializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.ExplainPageRequest.FromString,
+                    response_serializer=ordermesh_dot_history_dot_v1_dot_history__service__pb2.ExplainPageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +132,60 @@ class HistoryService:
             '/ordermesh.history.v1.HistoryService/ListOrders',
             ordermesh_dot_history_dot_v1_dot_history__service__pb2.ListOrdersRequest.SerializeToString,
             ordermesh_dot_history_dot_v1_dot_history__service__pb2.ListOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.history.v1.HistoryService/SearchOrders',
+            ordermesh_dot_history_dot_v1_dot_history__service__pb2.SearchOrdersRequest.SerializeToString,
+            ordermesh_dot_history_dot_v1_dot_history__service__pb2.SearchOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.history.v1.HistoryService/ExplainPage',
+            ordermesh_dot_history_dot_v1_dot_history__service__pb2.ExplainPageRequest.SerializeToString,
+            ordermesh_dot_history_dot_v1_dot_history__service__pb2.ExplainPageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,7 +36,19 @@ class HistoryServiceStub:
     ListOrders: _grpc.UnaryUnaryMultiCallable[_history_service_pb2.ListOrdersRequest, _history_service_pb2.ListOrdersResponse]
     """Lists a page of a user's orders.
 
-    Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID.
+    A page is what the read model has, overlaid with every change that it does not have yet; nobody can see where
+    one ends and the other begins. Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID; with READ_MODEL_UNAVAILABLE
+    where only the read model could answer.
+    """
+    SearchOrders: _grpc.UnaryUnaryMultiCallable[_history_service_pb2.SearchOrdersRequest, _history_service_pb2.SearchOrdersResponse]
+    """Searches the orders of all users, newest first, in the read model alone; `read_info` says how old that is.
+
+    For operators. Refuses with INVALID_FIELD, PAGE_TOKEN_INVALID or READ_MODEL_UNAVAILABLE.
+    """
+    ExplainPage: _grpc.UnaryUnaryMultiCallable[_history_service_pb2.ExplainPageRequest, _history_service_pb2.ExplainPageResponse]
+    """Says how the first page of a user's list is put together now: watermarks, indices, overlay, quarantine.
+
+    For operators. Refuses with INVALID_FIELD.
     """
 
 @_typing.type_check_only
@@ -47,7 +59,19 @@ class HistoryServiceAsyncStub(HistoryServiceStub):
     ListOrders: _aio.UnaryUnaryMultiCallable[_history_service_pb2.ListOrdersRequest, _history_service_pb2.ListOrdersResponse]  # type: ignore[assignment]
     """Lists a page of a user's orders.
 
-    Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID.
+    A page is what the read model has, overlaid with every change that it does not have yet; nobody can see where
+    one ends and the other begins. Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID; with READ_MODEL_UNAVAILABLE
+    where only the read model could answer.
+    """
+    SearchOrders: _aio.UnaryUnaryMultiCallable[_history_service_pb2.SearchOrdersRequest, _history_service_pb2.SearchOrdersResponse]  # type: ignore[assignment]
+    """Searches the orders of all users, newest first, in the read model alone; `read_info` says how old that is.
+
+    For operators. Refuses with INVALID_FIELD, PAGE_TOKEN_INVALID or READ_MODEL_UNAVAILABLE.
+    """
+    ExplainPage: _aio.UnaryUnaryMultiCallable[_history_service_pb2.ExplainPageRequest, _history_service_pb2.ExplainPageResponse]  # type: ignore[assignment]
+    """Says how the first page of a user's list is put together now: watermarks, indices, overlay, quarantine.
+
+    For operators. Refuses with INVALID_FIELD.
     """
 
 class HistoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +85,31 @@ class HistoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_history_service_pb2.ListOrdersResponse, _abc.Awaitable[_history_service_pb2.ListOrdersResponse]]:
         """Lists a page of a user's orders.
 
-        Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID.
+        A page is what the read model has, overlaid with every change that it does not have yet; nobody can see where
+        one ends and the other begins. Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID; with READ_MODEL_UNAVAILABLE
+        where only the read model could answer.
+        """
+
+    @_abc_1.abstractmethod
+    def SearchOrders(
+        self,
+        request: _history_service_pb2.SearchOrdersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_history_service_pb2.SearchOrdersResponse, _abc.Awaitable[_history_service_pb2.SearchOrdersResponse]]:
+        """Searches the orders of all users, newest first, in the read model alone; `read_info` says how old that is.
+
+        For operators. Refuses with INVALID_FIELD, PAGE_TOKEN_INVALID or READ_MODEL_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPage(
+        self,
+        request: _history_service_pb2.ExplainPageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_history_service_pb2.ExplainPageResponse, _abc.Awaitable[_history_service_pb2.ExplainPageResponse]]:
+        """Says how the first page of a user's list is put together now: watermarks, indices, overlay, quarantine.
+
+        For operators. Refuses with INVALID_FIELD.
         """
 
 def add_HistoryServiceServicer_to_server(servicer: HistoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
