@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from order_svc.order import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
     from chassis.money import Money
@@ -131,4 +132,12 @@ class Resolved(Event):
     upstream_ref: str = ""
 
 
-AnyEvent = SubmitBegun | Told | Unsure | NotSent | ProbeFailed | Poisoned | Redriven | Resolved
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relabelled(Event):
+    """Whoever may change the order gives it other labels, all of them. expected_version: 0 means any."""
+
+    labels: Mapping[str, str]
+    expected_version: int
+
+
+AnyEvent = SubmitBegun | Told | Unsure | NotSent | ProbeFailed | Poisoned | Redriven | Resolved | Relabelled

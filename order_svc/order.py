@@ -84,6 +84,7 @@ class Kind(StrEnum):
     REOPENED = "REOPENED"
     REDRIVEN = "REDRIVEN"
     CASE_RESOLVED = "CASE_RESOLVED"
+    RELABELLED = "RELABELLED"
 
 
 class CaseReason(StrEnum):

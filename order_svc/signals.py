@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, assert_never
 
-from order_svc.errors import EvidenceRequired, IllegalTransition, OrderNotParked
+from order_svc.errors import EvidenceRequired, IllegalTransition, OrderNotParked, VersionMismatch
 from order_svc.events import (
     Answer,
     AnyEvent,
@@ -19,6 +19,7 @@ from order_svc.events import (
     Poisoned,
     ProbeFailed,
     Redriven,
+    Relabelled,
     Resolved,
     Source,
     SubmitBegun,
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 def signal_of(seen: Seen, event: AnyEvent, rules: Rules) -> Signal:
     """What one event means for one order.
 
-    Raises: OrderNotParked, EvidenceRequired, IllegalTransition for what a person may not do.
+    Raises: OrderNotParked, EvidenceRequired, IllegalTransition for what a person may not do; VersionMismatch
+    for what was decided on another version.
     """
     match event:
         case SubmitBegun():
@@ -58,6 +60,12 @@ def signal_of(seen: Seen, event: AnyEvent, rules: Rules) -> Signal:
             return Signal.REDRIVE
         case Resolved():
             return _resolved(seen, event)
+        case Relabelled():
+            if event.expected_version not in (0, seen.order.version):
+                raise VersionMismatch(
+                    order_id=seen.order.order_id, version=seen.order.version, expected=event.expected_version
+                )
+            return Signal.RELABEL
         case _:
             assert_never(event)
 

@@ -77,6 +77,7 @@ class Signal(StrEnum):
     REDRIVE = "REDRIVE"
     RESOLVE_SUCCESS = "RESOLVE_SUCCESS"
     RESOLVE_FAILED = "RESOLVE_FAILED"
+    RELABEL = "RELABEL"
     ECHO = "ECHO"
 
 
@@ -109,6 +110,7 @@ MEANING: dict[Signal, str] = {
     Signal.REDRIVE: "a person puts the order back to automation",
     Signal.RESOLVE_SUCCESS: "a person vouches for SUCCESS, with evidence and reference",
     Signal.RESOLVE_FAILED: "a person vouches for FAILED, with evidence",
+    Signal.RELABEL: "somebody gives the order other labels; it goes on as before",
     Signal.ECHO: "nothing new",
 }
 
@@ -187,6 +189,7 @@ def _rows() -> dict[tuple[Where, Signal], Row]:
         table[at, Signal.SILENT] = table[at, Signal.OUR_FAULT] = Row(at, None)
     for at in Where:
         table[at, Signal.LATE] = Row(at, Kind.LATE_VERDICT)
+        table[at, Signal.RELABEL] = Row(at, Kind.RELABELLED)
     return table
 
 

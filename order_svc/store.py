@@ -16,7 +16,7 @@ from chassis.errors import Contended, StaleRoute
 from chassis.ids import id_bucket, id_time
 from order_svc import points, rows
 from order_svc.errors import DeadLetterNotFound, OrderNotFound, RequestIdReused
-from order_svc.order import Change, Decision, Order, Outcome, Rewait, Seen
+from order_svc.order import Change, Decision, Kind, Order, Outcome, Rewait, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -249,6 +249,15 @@ class OrderStore:
         if row is None or row["outcome"] != outcome:
             raise RequestIdReused(request_id=event_id)
         return rows.dead_letter(row)
+
+    async def must_be_relabelling(self, order_id: UUID, event_id: UUID, labels_digest: str) -> None:
+        """Make sure that an event of the past was this change of labels.
+
+        Raises: RequestIdReused when it was something else, or gave other labels.
+        """
+        row = await self._db.fetchrow(queries.get_event, order_id, id_time(order_id), event_id)
+        if row is None or row["kind"] != Kind.RELABELLED or row["evidence"]["digest"] != labels_digest:
+            raise RequestIdReused(request_id=event_id)
 
     async def put_hold(
         self, hold_id: UUID, scope: str, reason: str, actor: str, until: datetime | None

@@ -37,6 +37,7 @@ from order_svc.events import (
     Poisoned,
     ProbeFailed,
     Redriven,
+    Relabelled,
     Resolved,
     Source,
     SubmitBegun,
@@ -251,6 +252,16 @@ class OrderMachine(RuleBasedStateMachine):
             # Its deadline is over and its process died: nobody says anything about it any more.
             self.calls.remove(call)
             self.lose(call, None, None)
+
+    @rule(jitter=SHORT, labels=st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy")))
+    def somebody_puts_on_other_labels(self, jitter: float, labels: dict[str, str]) -> None:
+        self.now()
+        before = self.model
+        seen_version = before.order.version
+        event = Relabelled(event_id=uuid4(), actor="alice", labels=labels, expected_version=seen_version)
+        self.tell(event, jitter)
+        assert self.model.order.labels == labels
+        assert (self.model.tally, self.model.case) == (before.tally, before.case)
 
     @rule(jitter=SHORT)
     @precondition(lambda self: self.model.order.stage is Stage.PARKED)

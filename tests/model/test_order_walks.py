@@ -23,6 +23,7 @@ from order_svc.events import (
     NotSent,
     ProbeFailed,
     Redriven,
+    Relabelled,
     Source,
     SubmitBegun,
     Told,
@@ -92,6 +93,9 @@ class Walk:
         elif self.seen.order.stage is Stage.READY and self.chance.random() < 0.8:
             self.tell(SubmitBegun(event_id=self.event_id(), actor="order_svc"))
             self.begin_call()
+        elif self.chance.random() < 0.05:
+            labels = {"n": str(self.chance.randint(1, 3))}
+            self.tell(Relabelled(event_id=self.event_id(), actor="alice", labels=labels, expected_version=0))
         elif self.seen.order.stage is Stage.PARKED and self.chance.random() < 0.5:
             self.tell(Redriven(event_id=self.event_id(), actor="mira", reason="-"))
         else:

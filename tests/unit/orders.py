@@ -18,6 +18,7 @@ from order_svc.events import (
     Poisoned,
     ProbeFailed,
     Redriven,
+    Relabelled,
     Resolved,
     Source,
     SubmitBegun,
@@ -143,6 +144,11 @@ def poisoned() -> Poisoned:
 
 def redriven() -> Redriven:
     return Redriven(event_id=uuid4(), actor="mira", reason="the upstream is well again")
+
+
+def relabelled(labels: dict[str, str] | None = None, *, expected_version: int = 0) -> Relabelled:
+    wanted = {"shop": "3"} if labels is None else labels
+    return Relabelled(event_id=uuid4(), actor="alice", labels=wanted, expected_version=expected_version)
 
 
 def resolved(

@@ -94,6 +94,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The path does not know this method; only on REST."""
     REASON_UNSUPPORTED_MEDIA_TYPE: _Reason.ValueType  # 35
     """The body's media type is not supported; only on REST."""
+    REASON_VERSION_MISMATCH: _Reason.ValueType  # 36
+    """The order has another version than the caller decided on; read it again."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -170,4 +172,6 @@ REASON_METHOD_NOT_ALLOWED: Reason.ValueType  # 34
 """The path does not know this method; only on REST."""
 REASON_UNSUPPORTED_MEDIA_TYPE: Reason.ValueType  # 35
 """The body's media type is not supported; only on REST."""
+REASON_VERSION_MISMATCH: Reason.ValueType  # 36
+"""The order has another version than the caller decided on; read it again."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
