@@ -26,6 +26,7 @@ from order_svc.events import (
     Resolved,
     SubmitBegun,
     Told,
+    Unserved,
     Unsure,
 )
 from order_svc.order import (
@@ -225,7 +226,9 @@ def _tally(seen: Seen, signal: Signal, after: Order, rules: Rules) -> Tally:
         case Signal.NOT_SENT if seen.order.attempt == 1:
             # Nothing of this leg ever left us, so no key can expire.
             return replace(tally, first_sent_at=None, last_sent_at=None)
-        case Signal.UNSURE | Signal.NOT_SENT | Signal.TOO_LATE | Signal.LATE | Signal.POISON | Signal.RELABEL:
+        case Signal.UNSURE | Signal.NOT_SENT | Signal.TOO_LATE | Signal.UNSERVED:
+            return tally
+        case Signal.LATE | Signal.POISON | Signal.RELABEL:
             return tally
         case _:
             return _heard(tally, signal, at)
@@ -362,6 +365,8 @@ def _evidence(seen: Seen, event: AnyEvent) -> Evidence:
             facts = {"fault": event.fault.value, "detail": event.detail}
         case Poisoned():
             facts = {"unfinished_count": event.unfinished_count}
+        case Unserved():
+            facts = {"detail": "no address of this upstream is configured here"}
         case Redriven():
             return {"reason": event.reason, "case": str(seen.case.dead_letter_id) if seen.case else ""}
         case Resolved():

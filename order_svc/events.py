@@ -116,6 +116,11 @@ class Poisoned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unserved(Event):
+    """A READY order waited long enough for an upstream that this process does not know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Redriven(Event):
     """A person puts a parked order back to automation."""
 
@@ -140,4 +145,15 @@ class Relabelled(Event):
     expected_version: int
 
 
-AnyEvent = SubmitBegun | Told | Unsure | NotSent | ProbeFailed | Poisoned | Redriven | Resolved | Relabelled
+AnyEvent = (
+    SubmitBegun
+    | Told
+    | Unsure
+    | NotSent
+    | ProbeFailed
+    | Poisoned
+    | Unserved
+    | Redriven
+    | Resolved
+    | Relabelled
+)

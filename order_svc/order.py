@@ -96,6 +96,7 @@ class CaseReason(StrEnum):
     POISON = "POISON"
     UNDO_REQUIRED = "UNDO_REQUIRED"
     CONTRADICTED = "CONTRADICTED"
+    UPSTREAM_UNKNOWN = "UPSTREAM_UNKNOWN"
 
 
 class Outcome(StrEnum):

@@ -197,6 +197,16 @@ SELECT l.lease_token, l.lease_until, l.unfinished_count, o.*
   FROM leased l
  CROSS JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = l.order_id AND o.created_at = l.created_at LIMIT 1) o;
 
+-- name: list_unserved
+-- Orders that are READY for other upstreams than those given, and past their time for so long, the most overdue first.
+SELECT t.order_id FROM order_timers t
+ WHERE t.class = 'SUBMIT' AND t.due_at <= (SELECT ordermesh.clock() - $2::interval) AND t.upstream <> ALL ($1::text[])
+   AND NOT EXISTS (SELECT FROM holds h
+                    WHERE h.scope IN ('all', 'upstream:' || t.upstream) AND h.lifted_at IS NULL
+                      AND (h.until_at IS NULL OR h.until_at > (SELECT ordermesh.clock())))
+   AND (SELECT f.state FROM bucket_fence f WHERE f.bucket = t.bucket) = 'OWNED'
+ ORDER BY t.due_at LIMIT $3;
+
 -- name: claim_one
 -- Lease one order for a probe, due or not and held or not, unless somebody else has it. No row: it is not to be had.
 WITH moment AS MATERIALIZED (

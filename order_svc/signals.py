@@ -24,6 +24,7 @@ from order_svc.events import (
     Source,
     SubmitBegun,
     Told,
+    Unserved,
     Unsure,
     Verdict,
 )
@@ -54,6 +55,9 @@ def signal_of(seen: Seen, event: AnyEvent, rules: Rules) -> Signal:
             return _probe_failed(seen, event, rules)
         case Poisoned():
             return Signal.ECHO if seen.order.stage in (Stage.READY, Stage.DONE) else Signal.POISON
+        case Unserved():
+            waits = seen.order.stage is Stage.READY and seen.order.upstream not in rules.contracts
+            return Signal.UNSERVED if waits else Signal.ECHO
         case Redriven():
             if seen.order.stage is not Stage.PARKED:
                 raise OrderNotParked(order_id=seen.order.order_id, stage=seen.order.stage)
@@ -169,6 +173,9 @@ def _ignorant(seen: Seen, event: Told, rules: Rules) -> Signal:
     if order.stage is Stage.SUBMITTING and tally.last_sent_at is not None and seen.at < tally.last_sent_at:
         return Signal.TOO_EARLY
     absent = event.answer.verdict is Verdict.NOT_FOUND
+    if tally.first_sent_at is None and tally.accepted_at is None:
+        # It was parked before its first submission: nothing of this leg ever left us.
+        return _another_try(seen, rules, Signal.ABSENT if absent else Signal.NO_WORD)
     contract = rules.contract(order.upstream)
     if absent and tally.not_found_count >= 1:
         left = contract.proves_absence_in(tally, seen.at)

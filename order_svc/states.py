@@ -51,6 +51,7 @@ class Signal(StrEnum):
 
     BEGIN = "BEGIN"
     TOO_LATE = "TOO_LATE"
+    UNSERVED = "UNSERVED"
     EXECUTED = "EXECUTED"
     EXECUTED_LAST = "EXECUTED_LAST"
     MISMATCH = "MISMATCH"
@@ -84,6 +85,7 @@ class Signal(StrEnum):
 MEANING: dict[Signal, str] = {
     Signal.BEGIN: "the driver begins a submission",
     Signal.TOO_LATE: "the driver comes to a resubmission when the upstream may have forgotten the key",
+    Signal.UNSERVED: "a READY order waits for an upstream that is not configured here",
     Signal.EXECUTED: "SUCCEEDED, everything matches, and another leg follows",
     Signal.EXECUTED_LAST: "SUCCEEDED, everything matches, and this was the last leg",
     Signal.MISMATCH: "SUCCEEDED with another amount, currency or reference than asked or known",
@@ -94,7 +96,8 @@ MEANING: dict[Signal, str] = {
     Signal.ABSENT: "NOT_FOUND that is no proof yet; spends budget",
     Signal.ABSENT_FINAL: "NOT_FOUND that is proof, and the contract does not want the leg sent again",
     Signal.NO_WORD: "UNKNOWN to a probe; spends budget",
-    Signal.RESEND: "NOT_FOUND that is proof, or any ignorance of an idempotent upstream; and the key lives",
+    Signal.RESEND: "ignorance of a leg that was never sent; NOT_FOUND that is proof, or any ignorance of an "
+    "idempotent upstream, while the key lives",
     Signal.SPENT: "an answer that settles nothing, and the budget ends with it",
     Signal.UNSURE: "a submission without a verdict",
     Signal.NOT_SENT: "our process knows that it never made the call",
@@ -139,6 +142,7 @@ def _rows() -> dict[tuple[Where, Signal], Row]:
     table = {
         (_R, Signal.BEGIN): Row(_S, Kind.SUBMITTED),
         (_R, Signal.TOO_LATE): Row(_U, Kind.UNSURE),
+        (_R, Signal.UNSERVED): Row(_P, Kind.PARKED, opens=CaseReason.UPSTREAM_UNKNOWN),
         (_S, Signal.UNSURE): Row(_U, Kind.UNSURE),
         (_S, Signal.TOO_EARLY): Row(_S, None),
         (_A, Signal.IN_PROGRESS): Row(_A, Kind.PROBED),

@@ -19,7 +19,7 @@ from order_svc.errors import DeadLetterNotFound, OrderNotFound, RequestIdReused
 from order_svc.order import Change, Decision, Kind, Order, Outcome, Rewait, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -201,6 +201,11 @@ class OrderStore:
         claims = [rows.claim(row) for row in await self._db.fetch(sql, *arguments)]
         await faults.point(points.CLAIM_AFTER_COMMIT)
         return claims
+
+    async def unserved(self, known: Collection[str], overdue: timedelta, limit: int) -> list[UUID]:
+        """Orders that are READY for an upstream not among those known, and past their time for so long."""
+        found = await self._db.fetch(queries.list_unserved, sorted(known), overdue, limit)
+        return [row["order_id"] for row in found]
 
     async def list_due(
         self, after: tuple[datetime, UUID], *, overdue_only: bool, limit: int

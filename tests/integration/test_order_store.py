@@ -24,6 +24,7 @@ from tests.unit.orders import (
     SILENT,
     begun,
     failed_probe,
+    not_sent,
     poisoned,
     redriven,
     relabelled,
@@ -390,6 +391,24 @@ async def test_ready_orders_are_claimed_for_submission_by_upstream_and_not_for_p
     sent = await shard.decide(order, begun())
     assert sent.order.stage is Stage.SUBMITTING
     assert not (await shard.decide(order, begun())).is_written
+
+
+async def test_ready_orders_are_unserved_once_long_overdue_for_an_upstream_not_known_and_not_held(
+    shard: Shard,
+) -> None:
+    minute, hour = timedelta(minutes=1), timedelta(hours=1)
+    known, order = [(await shard.create(leg, user_id=leg)).order for leg in ("payments", "removed")]
+    for each in (known, order):
+        await shard.decide(each, not_sent(seen(each)))
+    assert await shard.store.unserved(["payments"], minute, 9) == [], "somebody else may come yet"
+    await shard.let_pass(2 * minute)
+    assert await shard.store.unserved(["payments"], minute, 9) == [order.order_id]
+    assert await shard.store.unserved(["payments", "removed"], minute, 9) == []
+    await shard.store.put_hold(uuid4(), "upstream:removed", "being moved", "mira", None)
+    assert await shard.store.unserved(["payments"], minute, 9) == []
+    await shard.store.lift_hold(uuid4(), "upstream:removed", "mira", "done")
+    await shard.store.claim_submissions(9, hour, "d1", "removed")
+    assert await shard.store.unserved(["payments"], minute, 9) == [], "a process that knows it has it"
 
 
 async def test_waiting_orders_are_counted_and_paged_from_the_most_overdue(shard: Shard) -> None:

@@ -42,6 +42,7 @@ from order_svc.events import (
     Source,
     SubmitBegun,
     Told,
+    Unserved,
     Unsure,
     Verdict,
 )
@@ -143,13 +144,14 @@ class OrderMachine(RuleBasedStateMachine):
         self.world.catch_up(at, self.contract)
         return at
 
-    def tell(self, event: AnyEvent, jitter: float) -> None:
+    def tell(self, event: AnyEvent, jitter: float, consulted: Rules | None = None) -> None:
         """Let both decide on the same event and compare what they saw, said and wrote."""
         asked: list[Seen] = []
+        rules = consulted or self.consulted
 
         def sql_rule(seen: Seen) -> Decision:
             asked.append(seen)
-            return transition(seen, event, self.consulted, jitter=jitter)
+            return transition(seen, event, rules, jitter=jitter)
 
         decided = self.sql(
             self.shard.store.decide(self.model.order.order_id, event.event_id, sql_rule, at=points.SETTLE)
@@ -157,7 +159,7 @@ class OrderMachine(RuleBasedStateMachine):
         (seen,) = asked
         self.model = replace(self.model, at=seen.at)
         assert stripped(seen) == stripped(self.model)
-        decision = transition(self.model, event, self.consulted, jitter=jitter)
+        decision = transition(self.model, event, rules, jitter=jitter)
         assert decision == decided.decision
         if isinstance(decision, Change):
             self.model = after(self.model, decision)
@@ -217,7 +219,7 @@ class OrderMachine(RuleBasedStateMachine):
 
     @rule(
         jitter=SHORT,
-        odd=st.sampled_from([*Fault, "old answer", "poison", "driver"]),
+        odd=st.sampled_from([*Fault, "old answer", "poison", "driver", "unserved"]),
         seldom=st.integers(0, 3),
     )
     def something_odd_happens(self, jitter: float, odd: str, seldom: int) -> None:
@@ -231,6 +233,9 @@ class OrderMachine(RuleBasedStateMachine):
                 self.tell(Poisoned(event_id=uuid4(), actor="order_svc", unfinished_count=4), jitter)
             case "driver":
                 self.tell(SubmitBegun(event_id=uuid4(), actor="order_svc"), jitter)
+            case "unserved":
+                event = Unserved(event_id=uuid4(), actor="order_svc")
+                self.tell(event, jitter, Rules({}, POLICY))
             case "old answer":
                 about.attempt -= 1
                 self.tell(self.told(about, self.world.truth(order.leg), Source.SUBMIT), jitter)

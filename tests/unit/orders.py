@@ -23,6 +23,7 @@ from order_svc.events import (
     Source,
     SubmitBegun,
     Told,
+    Unserved,
     Unsure,
     Verdict,
 )
@@ -140,6 +141,10 @@ def begun() -> SubmitBegun:
 
 def poisoned() -> Poisoned:
     return Poisoned(event_id=uuid4(), actor="order_svc", unfinished_count=4)
+
+
+def unserved() -> Unserved:
+    return Unserved(event_id=uuid4(), actor="order_svc")
 
 
 def redriven() -> Redriven:

@@ -35,6 +35,7 @@ from tests.unit.orders import (
     rules,
     standing,
     told,
+    unserved,
     unsure,
 )
 
@@ -54,13 +55,15 @@ def situations() -> Iterator[Seen]:
         yield replace(seen, tally=replace(seen.tally, not_found_count=1, first_not_found_at=long_ago))
         yield replace(seen, order=replace(seen.order, basis=Basis.OPERATOR))
         yield replace(seen, order=replace(seen.order, upstream_ref="ref-1"))
+        if leg == 1:
+            yield replace(seen, order=replace(seen.order, legs=("payments", "removed")))
         for severity in (1, 2):
             if at is Where.PARKED or at.is_settled:
                 yield replace(seen, case=a_case(severity))
 
 
 def events(seen: Seen) -> Iterator[AnyEvent]:
-    yield from (begun(), unsure(seen), not_sent(seen), poisoned(), redriven(), relabelled())
+    yield from (begun(), unsure(seen), not_sent(seen), poisoned(), unserved(), redriven(), relabelled())
     yield from (failed_probe(seen, fault) for fault in Fault)
     for outcome, ref, evidence in itertools.product(
         (Status.SUCCESS, Status.FAILED), ("", "ref-9"), ("", "a file")
