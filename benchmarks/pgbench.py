@@ -65,7 +65,7 @@ _CREATE: Mapping[int, str] = {
     22: """'{"key": "bench", "upstream": "payments"}'""",
 }
 _SETTLE: Mapping[int, str] = {
-    **dict.fromkeys(range(21, 40), "NULL"),
+    **dict.fromkeys(range(21, 41), "NULL"),
     1: ":o_order_id::uuid",
     2: ":o_created_at::timestamptz",
     3: "1",

@@ -83,6 +83,7 @@ _MAP = frozenset({Role.SERVICE, Role.OPERATOR, Role.RECOVERY})
 MATRIX: Mapping[str, frozenset[Role]] = {
     _O + "CreateOrder": _WRITE,
     _O + "GetOrder": _READ,
+    _O + "UpdateOrder": _WRITE,
     _O + "BatchGetOrders": frozenset({Role.SERVICE, Role.OPERATOR, Role.RECOVERY}),
     _O + "WatchOrder": _READ,
     _O + "ListOrderEvents": _READ,

@@ -24,6 +24,7 @@ REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 VERSION_MAX = 2**63 - 1
 _TIMEOUT = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s)?", re.ASCII)
 _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE | re.ASCII)
+_STRONG_ETAG = re.compile(r'"(\d{1,19})"', re.ASCII)
 _ETAG = re.compile(r'(?:W/)?"(\d{1,19})"', re.ASCII)
 
 
@@ -94,6 +95,19 @@ def matches(if_none_match: str | None, version: int) -> bool:
     if if_none_match.strip() == "*":
         return True
     return str(version) in _ETAG.findall(if_none_match)
+
+
+def expected_version(if_match: str | None) -> int:
+    """The only version that a change is meant for; 0 when any will do.
+
+    Raises: InvalidField.
+    """
+    if if_match is None or if_match.strip() == "*":
+        return 0
+    match = _STRONG_ETAG.fullmatch(if_match.strip())
+    if match is None or not 1 <= int(match[1]) <= VERSION_MAX:
+        raise InvalidField.of("If-Match", "must be the ETag of one version, or *")
+    return int(match[1])
 
 
 def last_event_id(header: str | None) -> int:

@@ -45,6 +45,11 @@ class Mesh:
         answer: ORDERS.GetOrderResponse = await self._call(self._orders.GetOrder, request, ask)
         return answer
 
+    async def update_order(self, request: ORDERS.UpdateOrderRequest, ask: Ask) -> ORDERS.UpdateOrderResponse:
+        """Change an order."""
+        answer: ORDERS.UpdateOrderResponse = await self._call(self._orders.UpdateOrder, request, ask)
+        return answer
+
     async def list_orders(self, request: HISTORY.ListOrdersRequest, ask: Ask) -> HISTORY.ListOrdersResponse:
         """A page of a user's orders."""
         answer: HISTORY.ListOrdersResponse = await self._call(self._history.ListOrders, request, ask)

@@ -1,5 +1,5 @@
-"""The OpenAPI document: what FastAPI derives from the routes, with our problems, our security and the body of
-a new order. `/docs` (gateway/docs.py) shows it to people.
+"""The OpenAPI document: what FastAPI derives from the routes, with our problems, our security and the
+bodies of requests. `/docs` (gateway/docs.py) shows it to people.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ PROBLEMS = {
     405: "The path does not know this method",
     408: "The request did not arrive in time",
     409: "The order is changing; send the request again",
+    412: "The order has another version than If-Match says; get it and decide anew",
     413: "The body is larger than the limit",
     415: "The body is not JSON",
-    422: "The Idempotency-Key was used before with another body",
+    422: "The Idempotency-Key was used before with another request",
     429: "Too many requests; see Retry-After",
     500: "Something went wrong inside; `traceId` leads to it",
     503: "A part of the mesh cannot be reached now; send the request again",
@@ -47,11 +48,14 @@ _ANSWERS: dict[str, dict[int, tuple[type[BaseModel] | None, str]]] = {
         200: (wire.Order, "The order that the first try made"),
     },
     "get_order": {200: (wire.Order, "The order"), 304: (None, "It is still the version you have")},
+    "update_order": {200: (wire.Order, "The order with its labels")},
     "list_orders": {200: (wire.OrderPage, "A page of orders")},
     "follow_order": {200: (None, "Events, each an order"), 204: (None, "Nothing more will come")},
     "read_journal": {200: (wire.Journal, "A page of the journal")},
 }
 _ONLY_WITH_BODY = frozenset({413, 415, 422})
+_ONLY_OF_UPDATES = frozenset({412})
+_BODIES: dict[str, type[BaseModel]] = {"create_order": wire.CreateOrder, "update_order": wire.UpdateOrder}
 
 
 def install(app: FastAPI) -> None:
@@ -78,7 +82,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    models: list[type[BaseModel]] = [wire.CreateOrder, wire.Order, wire.OrderPage, wire.Journal, Problem]
+    models: list[type[BaseModel]] = [*_BODIES.values(), wire.Order, wire.OrderPage, wire.Journal, Problem]
     _, definitions = models_json_schema(
         [(model, "validation") for model in models],
         by_alias=True,
@@ -92,14 +96,16 @@ def _complete(operation: dict[str, Any]) -> None:
     name = operation["operationId"].split("_v1_")[0]
     operation["operationId"] = name
     operation["security"] = [{"token": []}]
-    has_body = name == "create_order"
-    if has_body:
-        operation["requestBody"] = {"required": True, "content": {"application/json": _ref("CreateOrder")}}
+    body = _BODIES.get(name)
+    if body is not None:
+        content = {"application/json": _ref(body.__name__)}
+        operation["requestBody"] = {"required": True, "content": content}
     answers = {str(status): _answer(name, model, text) for status, (model, text) in _ANSWERS[name].items()}
     refusals = {
         str(status): {"description": text, "content": {MEDIA_TYPE: _ref("Problem")}}
         for status, text in PROBLEMS.items()
-        if has_body or status not in _ONLY_WITH_BODY
+        if (body is not None or status not in _ONLY_WITH_BODY)
+        and (name == "update_order" or status not in _ONLY_OF_UPDATES)
     }
     operation["responses"] = {**answers, **refusals}
 

@@ -32,6 +32,14 @@ PageSize = Annotated[int | None, Query(alias="pageSize", ge=1, le=100, descripti
 PageToken = Annotated[
     str | None, Query(alias="pageToken", max_length=PAGE_TOKEN_CHARS_MAX, description="From the page before.")
 ]
+IdempotencyKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        description="A UUID, made before the first try, the same for each.",
+        json_schema_extra={"format": "uuid"},
+    ),
+]
 Instant = datetime
 
 
@@ -40,14 +48,7 @@ async def create_order(
     ask: Entrance,
     house: Inside,
     request: Request,
-    idempotency_key: Annotated[
-        str,
-        Header(
-            alias="Idempotency-Key",
-            description="A UUID, made before the first try, the same for each.",
-            json_schema_extra={"format": "uuid"},
-        ),
-    ],
+    idempotency_key: IdempotencyKey,
     prefer: Annotated[
         str | None, Header(description="`wait=N`: wait up to N seconds for the outcome.")
     ] = None,
@@ -84,6 +85,31 @@ async def get_order(
     if asks.matches(if_none_match, order.version):
         return Response(status_code=304, headers=headers)
     return _answer(wire.order(order), headers=headers)
+
+
+@router.patch("/orders/{order_id}", summary="Change an order's labels")
+async def update_order(
+    ask: Entrance,
+    house: Inside,
+    request: Request,
+    order_id: OrderId,
+    idempotency_key: IdempotencyKey,
+    if_match: Annotated[
+        str | None, Header(description="The ETag of the version you decided on; without it, any.")
+    ] = None,
+) -> Response:
+    """Give an order other labels, all of them; nothing else of it changes but its version. A repeat with the
+    same Idempotency-Key shows the order as it is.
+    """
+    body = bodies.read(wire.UpdateOrder, await request.body(), request.headers.get("content-type"))
+    wanted = wire.update_request(
+        body,
+        order_id=str(parse_order_id(order_id)),
+        request_id=asks.idempotency_key(idempotency_key),
+        expected_version=asks.expected_version(if_match),
+    )
+    order = (await house.mesh.update_order(wanted, ask)).order
+    return _answer(wire.order(order), headers={"etag": f'"{order.version}"'})
 
 
 @router.get("/orders", summary="List orders")

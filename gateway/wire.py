@@ -44,6 +44,7 @@ def _fits(labels: dict[str, str]) -> dict[str, str]:
 
 Text = Annotated[str, AfterValidator(_clean)]
 LabelName = Annotated[Text, Field(min_length=1, max_length=LABEL_NAME_CHARS_MAX)]
+Labels = Annotated[dict[LabelName, Text], Field(max_length=LABELS_MAX), AfterValidator(_fits)]
 StatusName = Literal["PENDING", "SUCCESS", "FAILED"]
 
 
@@ -75,9 +76,15 @@ class CreateOrder(_Model):
     description: Annotated[Text, Field(max_length=DESCRIPTION_CHARS_MAX)] = Field(
         "", description="Free text."
     )
-    labels: Annotated[dict[LabelName, Text], Field(max_length=LABELS_MAX), AfterValidator(_fits)] = Field(
-        default_factory=dict, description="Labels of the caller, at most 256 and 4 KiB in all."
+    labels: Labels = Field(
+        default_factory=dict, description="Labels of the caller, at most 64 and 4 KiB in all."
     )
+
+
+class UpdateOrder(_Model):
+    """What of an order is changed."""
+
+    labels: Labels = Field(description="All its labels from now on, at most 64 and 4 KiB in all.")
 
 
 class Order(_Model):
@@ -154,6 +161,15 @@ def create_request(
         description=body.description,
         labels=body.labels,
         wait=Duration(seconds=wait_s) if wait_s else None,
+    )
+
+
+def update_request(
+    body: UpdateOrder, *, order_id: str, request_id: str, expected_version: int
+) -> order_service_pb2.UpdateOrderRequest:
+    """The call that changes an order."""
+    return order_service_pb2.UpdateOrderRequest(
+        order_id=order_id, request_id=request_id, labels=body.labels, expected_version=expected_version
     )
 
 

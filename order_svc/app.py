@@ -34,6 +34,7 @@ from order_svc.errors import UnknownShard
 from order_svc.housekeeping import Housekeeping
 from order_svc.service import OrderService
 from order_svc.store import OrderStore
+from order_svc.unserved import Unserved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -112,7 +113,9 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
             health.set(name, serving=True)
         readiness = admin.Readiness(database=database.ping)
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
-        loops = (driver, shard_clock, Housekeeping(orders, clock), CertificateWatcher(identity, clock))
+        unserved = Unserved(orders, rules, overdue_s=settings.unserved_s, clock=clock, jitter=jitter)
+        keeping = (Housekeeping(orders, clock), CertificateWatcher(identity, clock))
+        loops = (driver, unserved, shard_clock, *keeping)
         yield Lane(server.port, server, readiness, health, driver, owned, loops)
 
 

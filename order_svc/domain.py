@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, assert_never
 from uuid import UUID, uuid5
 
 from chassis.ids import id_bucket, id_time
+from order_svc import labels
 from order_svc.errors import IllegalTransition
 from order_svc.events import (
     Answer,
@@ -21,9 +22,11 @@ from order_svc.events import (
     Poisoned,
     ProbeFailed,
     Redriven,
+    Relabelled,
     Resolved,
     SubmitBegun,
     Told,
+    Unserved,
     Unsure,
 )
 from order_svc.order import (
@@ -124,7 +127,8 @@ def transition(seen: Seen, event: AnyEvent, rules: Rules, *, jitter: float) -> D
 
     Returns the Change to write in one transaction (compare-and-swap on order.version), a Rewait when only
     the timer moves, Unchanged when the event repeats what is known or comes too late to matter.
-    Raises: IllegalTransition, OrderNotParked, EvidenceRequired when a person asks for what must not be.
+    Raises: IllegalTransition, OrderNotParked, EvidenceRequired when a person asks for what must not be;
+    VersionMismatch when somebody decided on another version.
     Source: docs/ORDER_STATES.md, the table that tests/unit and tests/model walk.
     """
     signal = signal_of(seen, event, rules)
@@ -201,6 +205,8 @@ def _after(seen: Seen, event: AnyEvent, signal: Signal, row: Row) -> Order:
             return replace(after, upstream_ref=ref, failure_reason="", basis=Basis.OPERATOR)
         case Signal.RESOLVE_FAILED if isinstance(event, Resolved):
             return replace(after, failure_reason=before.failure_reason or event.reason, basis=Basis.OPERATOR)
+        case Signal.RELABEL if isinstance(event, Relabelled):
+            return replace(after, labels=event.labels)
         case _:
             return after
 
@@ -220,7 +226,9 @@ def _tally(seen: Seen, signal: Signal, after: Order, rules: Rules) -> Tally:
         case Signal.NOT_SENT if seen.order.attempt == 1:
             # Nothing of this leg ever left us, so no key can expire.
             return replace(tally, first_sent_at=None, last_sent_at=None)
-        case Signal.UNSURE | Signal.NOT_SENT | Signal.TOO_LATE | Signal.LATE | Signal.POISON:
+        case Signal.UNSURE | Signal.NOT_SENT | Signal.TOO_LATE | Signal.UNSERVED:
+            return tally
+        case Signal.LATE | Signal.POISON | Signal.RELABEL:
             return tally
         case _:
             return _heard(tally, signal, at)
@@ -274,7 +282,7 @@ def _wake(
     jitter: float,
 ) -> Wake | None:
     """When to look again. None leaves the timer alone, and a settled order has none."""
-    if row.to.is_settled or signal is Signal.LATE:
+    if row.to.is_settled or signal in (Signal.LATE, Signal.RELABEL):
         return None
     match row.to:
         case Where.READY:
@@ -357,11 +365,15 @@ def _evidence(seen: Seen, event: AnyEvent) -> Evidence:
             facts = {"fault": event.fault.value, "detail": event.detail}
         case Poisoned():
             facts = {"unfinished_count": event.unfinished_count}
+        case Unserved():
+            facts = {"detail": "no address of this upstream is configured here"}
         case Redriven():
             return {"reason": event.reason, "case": str(seen.case.dead_letter_id) if seen.case else ""}
         case Resolved():
             facts = {"outcome": event.outcome.value, "evidence": event.evidence, "reason": event.reason}
             return {**facts, "upstream_ref": event.upstream_ref}
+        case Relabelled():
+            return labels.difference(seen.order.labels, event.labels)
         case SubmitBegun():
             return {"upstream": seen.order.upstream, "key": seen.order.upstream_key}
         case _:

@@ -55,6 +55,12 @@ class OrderNotParked(OrdermeshError):
     code, reason = StatusCode.FAILED_PRECONDITION, Reason.ORDER_NOT_PARKED
 
 
+class VersionMismatch(OrdermeshError):
+    """The order has another version by now; read it again and decide anew."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.VERSION_MISMATCH
+
+
 class EvidenceRequired(OrdermeshError):
     """Closing a case needs evidence, and closing it with SUCCESS the upstream's reference."""
 

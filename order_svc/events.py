@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from order_svc.order import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
     from chassis.money import Money
@@ -115,6 +116,11 @@ class Poisoned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unserved(Event):
+    """A READY order waited long enough for an upstream that this process does not know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Redriven(Event):
     """A person puts a parked order back to automation."""
 
@@ -131,4 +137,23 @@ class Resolved(Event):
     upstream_ref: str = ""
 
 
-AnyEvent = SubmitBegun | Told | Unsure | NotSent | ProbeFailed | Poisoned | Redriven | Resolved
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relabelled(Event):
+    """Whoever may change the order gives it other labels, all of them. expected_version: 0 means any."""
+
+    labels: Mapping[str, str]
+    expected_version: int
+
+
+AnyEvent = (
+    SubmitBegun
+    | Told
+    | Unsure
+    | NotSent
+    | ProbeFailed
+    | Poisoned
+    | Unserved
+    | Redriven
+    | Resolved
+    | Relabelled
+)

@@ -84,6 +84,7 @@ class Kind(StrEnum):
     REOPENED = "REOPENED"
     REDRIVEN = "REDRIVEN"
     CASE_RESOLVED = "CASE_RESOLVED"
+    RELABELLED = "RELABELLED"
 
 
 class CaseReason(StrEnum):
@@ -95,6 +96,7 @@ class CaseReason(StrEnum):
     POISON = "POISON"
     UNDO_REQUIRED = "UNDO_REQUIRED"
     CONTRADICTED = "CONTRADICTED"
+    UPSTREAM_UNKNOWN = "UPSTREAM_UNKNOWN"
 
 
 class Outcome(StrEnum):

@@ -49,6 +49,11 @@ REDRIVE = _commit(
     "the case is open",
     "the case is closed and the order is due for a probe; a repeat changes nothing",
 )
+UPDATE = _commit(
+    "update",
+    "the order has its old labels; a repeat gives it the new ones",
+    "the order has its new labels and nobody was told; a repeat changes nothing",
+)
 RESOLVE = _commit(
     "resolve", "the case is open", "the case is closed and the order is settled; a repeat changes nothing"
 )

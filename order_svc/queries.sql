@@ -90,7 +90,8 @@ WITH moment AS MATERIALIZED (
     UPDATE orders
        SET version = version + 1, status = $4, stage = $5, leg = $6, attempt = $7, upstream_ref = $8, failure_reason = $9,
            basis = $10, updated_at = m.at, route_epoch = NULL,
-           settled_at = CASE WHEN $5 <> 'DONE' THEN NULL WHEN status = $4 THEN settled_at ELSE m.at END
+           settled_at = CASE WHEN $5 <> 'DONE' THEN NULL WHEN status = $4 THEN settled_at ELSE m.at END,
+           labels = COALESCE($40::jsonb, labels)
       FROM moment m
      WHERE order_id = $1 AND created_at = $2 AND version = $3
     RETURNING orders.*
@@ -196,6 +197,16 @@ SELECT l.lease_token, l.lease_until, l.unfinished_count, o.*
   FROM leased l
  CROSS JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = l.order_id AND o.created_at = l.created_at LIMIT 1) o;
 
+-- name: list_unserved
+-- Orders that are READY for other upstreams than those given, and past their time for so long, the most overdue first.
+SELECT t.order_id FROM order_timers t
+ WHERE t.class = 'SUBMIT' AND t.due_at <= (SELECT ordermesh.clock() - $2::interval) AND t.upstream <> ALL ($1::text[])
+   AND NOT EXISTS (SELECT FROM holds h
+                    WHERE h.scope IN ('all', 'upstream:' || t.upstream) AND h.lifted_at IS NULL
+                      AND (h.until_at IS NULL OR h.until_at > (SELECT ordermesh.clock())))
+   AND (SELECT f.state FROM bucket_fence f WHERE f.bucket = t.bucket) = 'OWNED'
+ ORDER BY t.due_at LIMIT $3;
+
 -- name: claim_one
 -- Lease one order for a probe, due or not and held or not, unless somebody else has it. No row: it is not to be had.
 WITH moment AS MATERIALIZED (
@@ -235,6 +246,10 @@ SELECT p.due_at, p.class, p.probe_count, p.silent_count, p.claim_count,
   FROM page p
  CROSS JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = p.order_id AND o.created_at = p.created_at LIMIT 1) o
  ORDER BY p.due_at, p.order_id;
+
+-- name: get_event
+-- What one event wrote into the journal of an order.
+SELECT kind, evidence FROM order_journal WHERE order_id = $1 AND created_at = $2 AND event_id = $3;
 
 -- name: list_events
 -- A page of the journal after a version, with the fence of the order's bucket. No entry: one row with NULL version.

@@ -342,6 +342,7 @@ def change(change: Change) -> tuple[object, ...]:
         *_timer(change),
         *((opens.dead_letter_id, opens.reason, opens.severity, opens.evidence) if opens else (None,) * 4),
         *((closes.outcome, closes.actor, closes.reason) if closes else (None,) * 3),
+        dict(after.labels) if after.labels != before.labels else None,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from order_svc import points, wire
+from order_svc import labels, points, wire
 from order_svc.domain import open_order, transition
 from order_svc.errors import UnknownKind, UnknownShard
 from order_svc.events import AnyEvent, Poisoned
@@ -75,6 +75,17 @@ class OrderService:
     async def GetOrder(self, request: pb.GetOrderRequest, call: Call) -> pb.GetOrderResponse:
         """One order as it is now."""
         return pb.GetOrderResponse(order=wire.order(await self._mine(request.order_id, call)))
+
+    async def UpdateOrder(self, request: pb.UpdateOrderRequest, call: Call) -> pb.UpdateOrderResponse:
+        """Give an order other labels, wherever it stands."""
+        event = wire.relabelled(request, call)
+        order_id = (await self._mine(request.order_id, call)).order_id
+        decided = await self._decide(order_id, event, points.UPDATE)
+        if decided.decision is None:
+            await self.orders.must_be_relabelling(order_id, event.event_id, labels.digest(event.labels))
+        return pb.UpdateOrderResponse(
+            order=wire.order(decided.order), consistency_token=wire.consistency_token(decided.position)
+        )
 
     async def BatchGetOrders(
         self, request: pb.BatchGetOrdersRequest, call: Call

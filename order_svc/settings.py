@@ -142,6 +142,13 @@ class OrderSettings(ProcessSettings):
         le=300,
         description="How long a claimed READY order is left to the process that claimed it.",
     )
+    unserved_s: float = Field(
+        60.0,
+        ge=0.05,
+        le=3600,
+        description="How long a READY order of an upstream that is not configured here is left to other"
+        " processes; then it is parked.",
+    )
     watchers_max: int = Field(1024, ge=1, le=65_536, description="Calls at once that wait for a change.")
     page_token_keys: tuple[PageTokenKey, ...] = Field(
         (),

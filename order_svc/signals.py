@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, assert_never
 
-from order_svc.errors import EvidenceRequired, IllegalTransition, OrderNotParked
+from order_svc.errors import EvidenceRequired, IllegalTransition, OrderNotParked, VersionMismatch
 from order_svc.events import (
     Answer,
     AnyEvent,
@@ -19,10 +19,12 @@ from order_svc.events import (
     Poisoned,
     ProbeFailed,
     Redriven,
+    Relabelled,
     Resolved,
     Source,
     SubmitBegun,
     Told,
+    Unserved,
     Unsure,
     Verdict,
 )
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 def signal_of(seen: Seen, event: AnyEvent, rules: Rules) -> Signal:
     """What one event means for one order.
 
-    Raises: OrderNotParked, EvidenceRequired, IllegalTransition for what a person may not do.
+    Raises: OrderNotParked, EvidenceRequired, IllegalTransition for what a person may not do; VersionMismatch
+    for what was decided on another version.
     """
     match event:
         case SubmitBegun():
@@ -52,12 +55,21 @@ def signal_of(seen: Seen, event: AnyEvent, rules: Rules) -> Signal:
             return _probe_failed(seen, event, rules)
         case Poisoned():
             return Signal.ECHO if seen.order.stage in (Stage.READY, Stage.DONE) else Signal.POISON
+        case Unserved():
+            waits = seen.order.stage is Stage.READY and seen.order.upstream not in rules.contracts
+            return Signal.UNSERVED if waits else Signal.ECHO
         case Redriven():
             if seen.order.stage is not Stage.PARKED:
                 raise OrderNotParked(order_id=seen.order.order_id, stage=seen.order.stage)
             return Signal.REDRIVE
         case Resolved():
             return _resolved(seen, event)
+        case Relabelled():
+            if event.expected_version not in (0, seen.order.version):
+                raise VersionMismatch(
+                    order_id=seen.order.order_id, version=seen.order.version, expected=event.expected_version
+                )
+            return Signal.RELABEL
         case _:
             assert_never(event)
 
@@ -161,6 +173,9 @@ def _ignorant(seen: Seen, event: Told, rules: Rules) -> Signal:
     if order.stage is Stage.SUBMITTING and tally.last_sent_at is not None and seen.at < tally.last_sent_at:
         return Signal.TOO_EARLY
     absent = event.answer.verdict is Verdict.NOT_FOUND
+    if tally.first_sent_at is None and tally.accepted_at is None:
+        # It was parked before its first submission: nothing of this leg ever left us.
+        return _another_try(seen, rules, Signal.ABSENT if absent else Signal.NO_WORD)
     contract = rules.contract(order.upstream)
     if absent and tally.not_found_count >= 1:
         left = contract.proves_absence_in(tally, seen.at)

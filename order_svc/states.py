@@ -51,6 +51,7 @@ class Signal(StrEnum):
 
     BEGIN = "BEGIN"
     TOO_LATE = "TOO_LATE"
+    UNSERVED = "UNSERVED"
     EXECUTED = "EXECUTED"
     EXECUTED_LAST = "EXECUTED_LAST"
     MISMATCH = "MISMATCH"
@@ -77,12 +78,14 @@ class Signal(StrEnum):
     REDRIVE = "REDRIVE"
     RESOLVE_SUCCESS = "RESOLVE_SUCCESS"
     RESOLVE_FAILED = "RESOLVE_FAILED"
+    RELABEL = "RELABEL"
     ECHO = "ECHO"
 
 
 MEANING: dict[Signal, str] = {
     Signal.BEGIN: "the driver begins a submission",
     Signal.TOO_LATE: "the driver comes to a resubmission when the upstream may have forgotten the key",
+    Signal.UNSERVED: "a READY order waits for an upstream that is not configured here",
     Signal.EXECUTED: "SUCCEEDED, everything matches, and another leg follows",
     Signal.EXECUTED_LAST: "SUCCEEDED, everything matches, and this was the last leg",
     Signal.MISMATCH: "SUCCEEDED with another amount, currency or reference than asked or known",
@@ -93,7 +96,8 @@ MEANING: dict[Signal, str] = {
     Signal.ABSENT: "NOT_FOUND that is no proof yet; spends budget",
     Signal.ABSENT_FINAL: "NOT_FOUND that is proof, and the contract does not want the leg sent again",
     Signal.NO_WORD: "UNKNOWN to a probe; spends budget",
-    Signal.RESEND: "NOT_FOUND that is proof, or any ignorance of an idempotent upstream; and the key lives",
+    Signal.RESEND: "ignorance of a leg that was never sent; NOT_FOUND that is proof, or any ignorance of an "
+    "idempotent upstream, while the key lives",
     Signal.SPENT: "an answer that settles nothing, and the budget ends with it",
     Signal.UNSURE: "a submission without a verdict",
     Signal.NOT_SENT: "our process knows that it never made the call",
@@ -109,6 +113,7 @@ MEANING: dict[Signal, str] = {
     Signal.REDRIVE: "a person puts the order back to automation",
     Signal.RESOLVE_SUCCESS: "a person vouches for SUCCESS, with evidence and reference",
     Signal.RESOLVE_FAILED: "a person vouches for FAILED, with evidence",
+    Signal.RELABEL: "somebody gives the order other labels; it goes on as before",
     Signal.ECHO: "nothing new",
 }
 
@@ -137,6 +142,7 @@ def _rows() -> dict[tuple[Where, Signal], Row]:
     table = {
         (_R, Signal.BEGIN): Row(_S, Kind.SUBMITTED),
         (_R, Signal.TOO_LATE): Row(_U, Kind.UNSURE),
+        (_R, Signal.UNSERVED): Row(_P, Kind.PARKED, opens=CaseReason.UPSTREAM_UNKNOWN),
         (_S, Signal.UNSURE): Row(_U, Kind.UNSURE),
         (_S, Signal.TOO_EARLY): Row(_S, None),
         (_A, Signal.IN_PROGRESS): Row(_A, Kind.PROBED),
@@ -187,6 +193,7 @@ def _rows() -> dict[tuple[Where, Signal], Row]:
         table[at, Signal.SILENT] = table[at, Signal.OUR_FAULT] = Row(at, None)
     for at in Where:
         table[at, Signal.LATE] = Row(at, Kind.LATE_VERDICT)
+        table[at, Signal.RELABEL] = Row(at, Kind.RELABELLED)
     return table
 
 

@@ -16,10 +16,10 @@ from chassis.errors import Contended, StaleRoute
 from chassis.ids import id_bucket, id_time
 from order_svc import points, rows
 from order_svc.errors import DeadLetterNotFound, OrderNotFound, RequestIdReused
-from order_svc.order import Change, Decision, Order, Outcome, Rewait, Seen
+from order_svc.order import Change, Decision, Kind, Order, Outcome, Rewait, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -202,6 +202,11 @@ class OrderStore:
         await faults.point(points.CLAIM_AFTER_COMMIT)
         return claims
 
+    async def unserved(self, known: Collection[str], overdue: timedelta, limit: int) -> list[UUID]:
+        """Orders that are READY for an upstream not among those known, and past their time for so long."""
+        found = await self._db.fetch(queries.list_unserved, sorted(known), overdue, limit)
+        return [row["order_id"] for row in found]
+
     async def list_due(
         self, after: tuple[datetime, UUID], *, overdue_only: bool, limit: int
     ) -> list[DueOrder]:
@@ -249,6 +254,15 @@ class OrderStore:
         if row is None or row["outcome"] != outcome:
             raise RequestIdReused(request_id=event_id)
         return rows.dead_letter(row)
+
+    async def must_be_relabelling(self, order_id: UUID, event_id: UUID, labels_digest: str) -> None:
+        """Make sure that an event of the past was this change of labels.
+
+        Raises: RequestIdReused when it was something else, or gave other labels.
+        """
+        row = await self._db.fetchrow(queries.get_event, order_id, id_time(order_id), event_id)
+        if row is None or row["kind"] != Kind.RELABELLED or row["evidence"]["digest"] != labels_digest:
+            raise RequestIdReused(request_id=event_id)
 
     async def put_hold(
         self, hold_id: UUID, scope: str, reason: str, actor: str, until: datetime | None

@@ -20,9 +20,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis import ids, money
 from chassis.errors import InvalidField, PageTokenInvalid, Violation
+from order_svc import labels
 from order_svc.domain import Wish
 from order_svc.errors import RoutingKeyMismatch, RoutingKeyMissing
-from order_svc.events import Answer, Fault, ProbeFailed, Redriven, Resolved, Source, Told, Verdict
+from order_svc.events import Answer, Fault, ProbeFailed, Redriven, Relabelled, Resolved, Source, Told, Verdict
 from order_svc.order import Order, Status
 from ordermesh.money.v1 import money_pb2
 from ordermesh.order.v1 import order_pb2
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BUCKET_HEADER, EPOCH_HEADER = "x-ordermesh-bucket", "x-ordermesh-epoch"
 DESCRIPTION_CHARS_MAX = 512
-LABELS_MAX = 256
-"""As JSON each takes up to eight bytes more than it says, and the table holds 16 KiB of them."""
-LABELS_BYTES_MAX = 4096
 REASON_CHARS_MAX = 512
 EVIDENCE_CHARS_MAX = 2048
 EVIDENCE_BYTES_MAX = 3600
@@ -171,7 +169,7 @@ def asked(request: pb.CreateOrderRequest) -> Asked:
     description = _collect(
         wrong, lambda: _text("description", request.description, 0, DESCRIPTION_CHARS_MAX), ""
     )
-    labels: dict[str, str] = _collect(wrong, lambda: _labels(request.labels), dict[str, str]())
+    kept: dict[str, str] = _collect(wrong, lambda: labels.read(request.labels), dict[str, str]())
     wait_s = _collect(wrong, lambda: _seconds("wait", request.wait), 0.0)
     if wrong:
         raise InvalidField(*wrong)
@@ -181,7 +179,7 @@ def asked(request: pb.CreateOrderRequest) -> Asked:
         kind=kind,
         amount=amount,
         description=description,
-        labels=labels,
+        labels=kept,
         wait_s=wait_s,
     )
 
@@ -203,17 +201,6 @@ def _amount(request: pb.CreateOrderRequest) -> money.Money:
     if not request.HasField("amount"):
         raise InvalidField.of("amount", "is required")
     return money.asked_for(request.amount.currency_code, request.amount.amount_minor)
-
-
-def _labels(labels: Mapping[str, str]) -> dict[str, str]:
-    for key, value in labels.items():
-        if not key or _printable(key) != key or _printable(value) != value:
-            raise InvalidField.of("labels", "keys must not be empty, and nothing may hold control characters")
-    if len(labels) > LABELS_MAX:
-        raise InvalidField.of("labels", f"must be at most {LABELS_MAX}")
-    if sum(len(key.encode()) + len(value.encode()) for key, value in labels.items()) > LABELS_BYTES_MAX:
-        raise InvalidField.of("labels", f"must have at most {LABELS_BYTES_MAX} bytes in all")
-    return dict(labels)
 
 
 def _text(field: str, text: str, least: int, most: int) -> str:
@@ -361,6 +348,22 @@ def resolved(request: pb.ResolveDeadLetterRequest, call: Call) -> Resolved:
         evidence=evidence,
         reason=reason,
         upstream_ref=upstream_ref,
+    )
+
+
+def relabelled(request: pb.UpdateOrderRequest, call: Call) -> Relabelled:
+    """Read new labels; the request_id names the event.
+
+    Raises: InvalidField.
+    """
+    if request.expected_version < 0:
+        raise InvalidField.of("expected_version", "must not be negative")
+    return Relabelled(
+        event_id=ids.parse_uuid(request.request_id, field_name="request_id"),
+        actor=call.subject.name,
+        traceparent=call.traceparent,
+        labels=labels.read(request.labels),
+        expected_version=request.expected_version,
     )
 
 

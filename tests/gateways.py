@@ -44,6 +44,12 @@ class Reused(OrdermeshError):
     code, reason = StatusCode.FAILED_PRECONDITION, Reason.REQUEST_ID_REUSED
 
 
+class Outdated(OrdermeshError):
+    """The order has another version by now."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.VERSION_MISMATCH
+
+
 @dataclass
 class Mesh:
     """OrderService and HistoryService over a dictionary, keeping the promises the gateway repeats.
@@ -86,6 +92,16 @@ class Mesh:
     async def GetOrder(self, request: Any, call: rpc.Call) -> Any:
         self._enter(call)
         return orders.GetOrderResponse(order=self._seen(request.order_id, call))
+
+    async def UpdateOrder(self, request: Any, call: rpc.Call) -> Any:
+        self._enter(call)
+        order = self._seen(request.order_id, call)
+        if request.expected_version not in (0, order.version):
+            raise Outdated(version=order.version)
+        order.version += 1
+        order.labels.clear()
+        order.labels.update(request.labels)
+        return orders.UpdateOrderResponse(order=order)
 
     async def WatchOrder(self, request: Any, call: rpc.Call) -> AsyncIterator[Any]:
         self._enter(call)
@@ -217,6 +233,11 @@ class Rest:
         """Ask for an order."""
         headers = self.headers(user, idempotency_key=key or str(uuid.uuid4()), **more)
         return await self.http.post("/v1/orders", json=new_order() if body is None else body, headers=headers)
+
+    async def patch(self, path: str, body: Any, user: str = "alice", **more: str) -> httpx.Response:
+        """Ask for a change."""
+        headers = self.headers(user, idempotency_key=str(uuid.uuid4()), **more)
+        return await self.http.patch(path, json=body, headers=headers)
 
     async def get(self, path: str, user: str = "alice", *roles: str, **more: str) -> httpx.Response:
         """Ask for something."""

@@ -27,7 +27,7 @@ COMMANDS = (
         "Local stack", "start", "ops.cli.dev:start", "Start a process again that `ordermesh stop` keeps down."
     ),
     Entry("Local stack", "doctor", "ops.cli.doctor:doctor", "Say what is wrong here, and what to do."),
-    Entry("Orders", "order", "ops.cli.order:app", "create, get, list, watch, journal."),
+    Entry("Orders", "order", "ops.cli.order:app", "create, get, list, watch, label, journal."),
     Entry("Orders", "where", "ops.cli.where:where", "Say where a user or an order lives, and why."),
     Entry("Orders", "token", "ops.cli.token:token", "Print a user's JWT, for curl."),
     Entry("Operations", "dlq", "ops.cli.dlq:app", "Dead letters: list, show, redrive, resolve."),

@@ -1,4 +1,4 @@
-"""`ordermesh order`: create, get, list, watch and journal, by the same RPCs as every caller."""
+"""`ordermesh order`: create, get, list, watch, label and journal, by the same RPCs as every caller."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.
 """What a watcher sees when a process between it and the order was killed."""
 
 app = typer.Typer(
-    help="create, get, list, watch, journal.",
+    help="create, get, list, watch, label, journal.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -173,6 +173,46 @@ def watch(
 
 
 @app.command()
+def label(
+    order_id: OrderId,
+    changes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=VALUE|NAME-...", help="Put a label, or take one away.", show_default=False
+        ),
+    ],
+    request_id: RequestId,
+    state_dir: StateDir,
+    replace: Annotated[bool, typer.Option("--replace", help="Take away all labels not given here.")] = False,
+    form: Output = Format.TABLE,
+) -> None:
+    """Change an order's labels, settled or not. Refused when the order changes meanwhile, unless --replace.
+
+    \b
+    Example:
+      ordermesh order label 01939c5e-7a3b-7000-8af5-... shop=7 cart-
+    """
+    taken = {text[:-1] for text in changes if text.endswith("-") and "=" not in text}
+    put = _labels([text for text in changes if text[:-1] not in taken])
+
+    async def work(mesh: Mesh) -> order_pb2.Order:
+        seen = await mesh.orders.GetOrder(
+            order_service_pb2.GetOrderRequest(order_id=order_id), timeout=TIMEOUT_S
+        )
+        before = {} if replace else dict(seen.order.labels)
+        request = order_service_pb2.UpdateOrderRequest(
+            order_id=order_id,
+            request_id=str(request_id),
+            labels={name: value for name, value in {**before, **put}.items() if name not in taken},
+            expected_version=0 if replace else seen.order.version,
+        )
+        return (await mesh.orders.UpdateOrder(request, timeout=TIMEOUT_S)).order
+
+    changed = ask(state_dir, work)
+    output.emit(form, changed, _one(changed))
+
+
+@app.command()
 def journal(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE) -> None:
     """Show everything that happened to an order, oldest first.
 
@@ -293,5 +333,5 @@ def _labels(given: list[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in given]
     for name, separator, _ in pairs:
         if not name or not separator:
-            raise InvalidField.of("labels", "each --label is NAME=VALUE")
+            raise InvalidField.of("labels", "each is NAME=VALUE")
     return {name: value for name, _, value in pairs}

@@ -18,6 +18,8 @@ from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceStub
 from tests.stack import World
 
 GOOD = {"kind": "payment", "amount": {"currencyCode": "EUR", "amountMinor": 100}}
+NOBODYS = "/v1/orders/01939c5e-7a3b-7000-8000-1234567890ab"
+"""An order id that ordermesh could have made, and did not."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,59 @@ REST = (
     Bad("an unknown path", 404, "NO_SUCH_PATH", path="/v1/wishes"),
     Bad("an unknown method", 405, "METHOD_NOT_ALLOWED", method="DELETE"),
     Bad("an id that is none", 400, "ORDER_ID_INVALID", method="GET", path="/v1/orders/7"),
+    Bad(
+        "labels of an id that is none",
+        400,
+        "ORDER_ID_INVALID",
+        method="PATCH",
+        path="/v1/orders/7",
+        body={"labels": {}},
+    ),
+    Bad(
+        "a change of nothing",
+        400,
+        "INVALID_FIELD",
+        method="PATCH",
+        path=NOBODYS,
+        body={},
+        field_name="labels",
+    ),
+    Bad(
+        "a change of the status",
+        400,
+        "INVALID_FIELD",
+        method="PATCH",
+        path=NOBODYS,
+        body={"labels": {}, "status": "SUCCESS"},
+        field_name="status",
+    ),
+    Bad(
+        "labels without names",
+        400,
+        "INVALID_FIELD",
+        method="PATCH",
+        path=NOBODYS,
+        body={"labels": {"": "x"}},
+    ),
+    Bad(
+        "a change on a version in words",
+        400,
+        "INVALID_FIELD",
+        method="PATCH",
+        path=NOBODYS,
+        body={"labels": {}},
+        headers={"if-match": "latest"},
+        field_name="If-Match",
+    ),
+    Bad(
+        "a change without a key",
+        400,
+        "INVALID_FIELD",
+        method="PATCH",
+        path=NOBODYS,
+        drop=("idempotency-key",),
+    ),
+    Bad("labels of no order", 404, "ORDER_NOT_FOUND", method="PATCH", path=NOBODYS, body={"labels": {}}),
     Bad("an unknown parameter", 400, "INVALID_FIELD", method="GET", path="/v1/orders?colour=red"),
     Bad("a made-up page token", 400, "PAGE_TOKEN_INVALID", method="GET", path="/v1/orders?pageToken=abc"),
 )

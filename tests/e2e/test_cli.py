@@ -95,6 +95,14 @@ async def test_an_order_is_created_once_and_can_be_read_in_every_way(operator: O
     assert [each["orderId"] for each in listed] == [order_id]
     assert [int(each["version"]) for each in journal] == list(range(1, len(journal) + 1))
 
+    changed = await operator.gets("order", "label", order_id, "cart=9", "note=late", "shop-")
+    assert (changed["labels"], changed["status"]) == ({"cart": "9", "note": "late"}, "SUCCESS")
+    assert int(changed["version"]) == len(journal) + 1
+    alone = await operator.gets("order", "label", order_id, "--replace", "a=b")
+    assert alone["labels"] == {"a": "b"}
+    unnamed = await operator.types("order", "label", order_id, "=x", "-o", "json")
+    assert (unnamed.exit_code, unnamed.error["reason"]) == (4, "INVALID_FIELD")
+
     shows = (operator.types("order", word, order_id) for word in ("get", "watch", "journal"))
     for shown in await asyncio.gather(*shows):
         assert shown.exit_code == 0

@@ -16,6 +16,7 @@ class Story(Enum):
     RESUBMIT = "the upstream never saw the order, and it is submitted again"
     REDRIVE = "a parked order is redriven"
     RESOLVE = "a parked order is resolved by a person"
+    UPDATE = "a settled order gets other labels"
 
 
 @dataclass(frozen=True)
@@ -49,4 +50,6 @@ POINTS = (
     Point("redrive.after_commit", ORDER_SVC, Story.REDRIVE),
     Point("resolve.before_commit", ORDER_SVC, Story.RESOLVE),
     Point("resolve.after_commit", ORDER_SVC, Story.RESOLVE),
+    Point("update.before_commit", ORDER_SVC, Story.UPDATE),
+    Point("update.after_commit", ORDER_SVC, Story.UPDATE),
 )

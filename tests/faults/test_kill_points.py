@@ -103,7 +103,22 @@ async def resolved(world: World, user: str, arm) -> Order:
     return order
 
 
-STORIES = {Story.CREATE: created, Story.RECOVER: recovered, Story.REDRIVE: redriven, Story.RESOLVE: resolved}
+async def updated(world: World, user: str, arm) -> Order:
+    order = await world.until_settled((await world.create(user)).order_id)
+    await arm()
+    request = pb.UpdateOrderRequest(order_id=order.order_id, request_id=str(uuid4()), labels={"shop": "3"})
+    changed = (await retried(lambda: world.mesh.orders.UpdateOrder(request, timeout=5.0))).order
+    assert (changed.version, dict(changed.labels)) == (order.version + 1, {"shop": "3"})
+    return changed
+
+
+STORIES = {
+    Story.CREATE: created,
+    Story.RECOVER: recovered,
+    Story.REDRIVE: redriven,
+    Story.RESOLVE: resolved,
+    Story.UPDATE: updated,
+}
 
 
 async def test_a_repeated_create_after_a_kill_returns_the_first_order(world: World) -> None:

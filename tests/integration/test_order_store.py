@@ -24,8 +24,10 @@ from tests.unit.orders import (
     SILENT,
     begun,
     failed_probe,
+    not_sent,
     poisoned,
     redriven,
+    relabelled,
     resolved,
     rules,
     told,
@@ -53,6 +55,42 @@ async def parked(shard: Shard) -> Order:
     decided = await shard.decide(order, told(seen(order), Verdict.UNKNOWN), tight)
     assert decided.order.stage is Stage.PARKED
     return decided.order
+
+
+async def test_labels_of_a_settled_order_of_months_ago_are_changed_in_one_statement(shard: Shard) -> None:
+    order = (await shard.create()).order
+    settled = (await shard.decide(order, told(seen(order), Verdict.SUCCEEDED))).order
+    await shard.let_pass(timedelta(days=70))
+    await shard.store.ensure_partitions()
+    event = relabelled({"shop": "ä", "gift": ""})
+
+    changed = (await shard.decide(order, event)).order
+    again = await shard.decide(order, event)
+
+    assert again.decision is None
+    assert again.order == changed == await shard.store.get(order.order_id)
+    assert replace(changed, updated_at=None) == replace(
+        settled, updated_at=None, version=3, labels={"shop": "ä", "gift": ""}
+    )
+    assert await shard.journal(order) == ["OPENED", "SETTLED", "RELABELLED"]
+    (last,) = await shard.rows("SELECT kind, payload FROM outbox WHERE version = 3")
+    assert (last["kind"], last["payload"]["labels"]) == ("RELABELLED", {"shop": "ä", "gift": ""})
+    assert settled.settled_at is not None
+    (key,) = await shard.rows("SELECT expires_at FROM idempotency_keys")
+    assert key["expires_at"] == settled.settled_at + timedelta(hours=72)
+    assert await shard.rows("SELECT FROM order_timers") == []
+
+
+async def test_labels_of_a_waiting_order_leave_its_timer_and_lease_alone(shard: Shard) -> None:
+    order = (await shard.create()).order
+    await shard.decide(order, unsure(seen(order)))
+    await shard.let_pass(timedelta(minutes=5))
+    (claim,) = await shard.store.claim_probes(1, LEASE, "r1")
+    before = await shard.rows("SELECT * FROM order_timers")
+    await shard.decide(order, relabelled())
+    assert await shard.rows("SELECT * FROM order_timers") == before
+    done = await shard.decide(order, told(seen(order), Verdict.SUCCEEDED), lease_token=claim.lease_token)
+    assert (done.order.status, done.order.labels) == (Status.SUCCESS, {"shop": "3"})
 
 
 async def test_a_new_order_is_written_with_key_timer_journal_and_event_or_not_at_all(shard: Shard) -> None:
@@ -353,6 +391,24 @@ async def test_ready_orders_are_claimed_for_submission_by_upstream_and_not_for_p
     sent = await shard.decide(order, begun())
     assert sent.order.stage is Stage.SUBMITTING
     assert not (await shard.decide(order, begun())).is_written
+
+
+async def test_ready_orders_are_unserved_once_long_overdue_for_an_upstream_not_known_and_not_held(
+    shard: Shard,
+) -> None:
+    minute, hour = timedelta(minutes=1), timedelta(hours=1)
+    known, order = [(await shard.create(leg, user_id=leg)).order for leg in ("payments", "removed")]
+    for each in (known, order):
+        await shard.decide(each, not_sent(seen(each)))
+    assert await shard.store.unserved(["payments"], minute, 9) == [], "somebody else may come yet"
+    await shard.let_pass(2 * minute)
+    assert await shard.store.unserved(["payments"], minute, 9) == [order.order_id]
+    assert await shard.store.unserved(["payments", "removed"], minute, 9) == []
+    await shard.store.put_hold(uuid4(), "upstream:removed", "being moved", "mira", None)
+    assert await shard.store.unserved(["payments"], minute, 9) == []
+    await shard.store.lift_hold(uuid4(), "upstream:removed", "mira", "done")
+    await shard.store.claim_submissions(9, hour, "d1", "removed")
+    assert await shard.store.unserved(["payments"], minute, 9) == [], "a process that knows it has it"
 
 
 async def test_waiting_orders_are_counted_and_paged_from_the_most_overdue(shard: Shard) -> None:

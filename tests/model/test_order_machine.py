@@ -37,10 +37,12 @@ from order_svc.events import (
     Poisoned,
     ProbeFailed,
     Redriven,
+    Relabelled,
     Resolved,
     Source,
     SubmitBegun,
     Told,
+    Unserved,
     Unsure,
     Verdict,
 )
@@ -142,13 +144,14 @@ class OrderMachine(RuleBasedStateMachine):
         self.world.catch_up(at, self.contract)
         return at
 
-    def tell(self, event: AnyEvent, jitter: float) -> None:
+    def tell(self, event: AnyEvent, jitter: float, consulted: Rules | None = None) -> None:
         """Let both decide on the same event and compare what they saw, said and wrote."""
         asked: list[Seen] = []
+        rules = consulted or self.consulted
 
         def sql_rule(seen: Seen) -> Decision:
             asked.append(seen)
-            return transition(seen, event, self.consulted, jitter=jitter)
+            return transition(seen, event, rules, jitter=jitter)
 
         decided = self.sql(
             self.shard.store.decide(self.model.order.order_id, event.event_id, sql_rule, at=points.SETTLE)
@@ -156,7 +159,7 @@ class OrderMachine(RuleBasedStateMachine):
         (seen,) = asked
         self.model = replace(self.model, at=seen.at)
         assert stripped(seen) == stripped(self.model)
-        decision = transition(self.model, event, self.consulted, jitter=jitter)
+        decision = transition(self.model, event, rules, jitter=jitter)
         assert decision == decided.decision
         if isinstance(decision, Change):
             self.model = after(self.model, decision)
@@ -216,7 +219,7 @@ class OrderMachine(RuleBasedStateMachine):
 
     @rule(
         jitter=SHORT,
-        odd=st.sampled_from([*Fault, "old answer", "poison", "driver"]),
+        odd=st.sampled_from([*Fault, "old answer", "poison", "driver", "unserved"]),
         seldom=st.integers(0, 3),
     )
     def something_odd_happens(self, jitter: float, odd: str, seldom: int) -> None:
@@ -230,6 +233,9 @@ class OrderMachine(RuleBasedStateMachine):
                 self.tell(Poisoned(event_id=uuid4(), actor="order_svc", unfinished_count=4), jitter)
             case "driver":
                 self.tell(SubmitBegun(event_id=uuid4(), actor="order_svc"), jitter)
+            case "unserved":
+                event = Unserved(event_id=uuid4(), actor="order_svc")
+                self.tell(event, jitter, Rules({}, POLICY))
             case "old answer":
                 about.attempt -= 1
                 self.tell(self.told(about, self.world.truth(order.leg), Source.SUBMIT), jitter)
@@ -251,6 +257,16 @@ class OrderMachine(RuleBasedStateMachine):
             # Its deadline is over and its process died: nobody says anything about it any more.
             self.calls.remove(call)
             self.lose(call, None, None)
+
+    @rule(jitter=SHORT, labels=st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy")))
+    def somebody_puts_on_other_labels(self, jitter: float, labels: dict[str, str]) -> None:
+        self.now()
+        before = self.model
+        seen_version = before.order.version
+        event = Relabelled(event_id=uuid4(), actor="alice", labels=labels, expected_version=seen_version)
+        self.tell(event, jitter)
+        assert self.model.order.labels == labels
+        assert (self.model.tally, self.model.case) == (before.tally, before.case)
 
     @rule(jitter=SHORT)
     @precondition(lambda self: self.model.order.stage is Stage.PARKED)

@@ -23,9 +23,11 @@ from order_svc.events import (
     NotSent,
     ProbeFailed,
     Redriven,
+    Relabelled,
     Source,
     SubmitBegun,
     Told,
+    Unserved,
     Unsure,
     Verdict,
 )
@@ -89,9 +91,14 @@ class Walk:
     def step(self) -> None:
         if self.calls and self.chance.random() < 0.7:
             self.end_call()
+        elif self.seen.order.stage is Stage.READY and self.chance.random() < 0.1:
+            self.tell(Unserved(event_id=self.event_id(), actor="order_svc"), Rules({}, POLICY))
         elif self.seen.order.stage is Stage.READY and self.chance.random() < 0.8:
             self.tell(SubmitBegun(event_id=self.event_id(), actor="order_svc"))
             self.begin_call()
+        elif self.chance.random() < 0.05:
+            labels = {"n": str(self.chance.randint(1, 3))}
+            self.tell(Relabelled(event_id=self.event_id(), actor="alice", labels=labels, expected_version=0))
         elif self.seen.order.stage is Stage.PARKED and self.chance.random() < 0.5:
             self.tell(Redriven(event_id=self.event_id(), actor="mira", reason="-"))
         else:
@@ -180,8 +187,8 @@ class Walk:
     def event_id(self) -> UUID:
         return UUID(int=self.chance.getrandbits(128), version=4)
 
-    def tell(self, event: AnyEvent) -> None:
-        decision = transition(self.seen, event, self.rules, jitter=self.chance.random())
+    def tell(self, event: AnyEvent, rules: Rules | None = None) -> None:
+        decision = transition(self.seen, event, rules or self.rules, jitter=self.chance.random())
         if isinstance(decision, Change):
             self.kinds.append(decision.entry.kind)
             self.seen = after(self.seen, decision)

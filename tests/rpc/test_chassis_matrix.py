@@ -29,6 +29,7 @@ EXPECTED = {
     "order.v1.OrderService": {
         "CreateOrder": "us-o",
         "GetOrder": "usro",
+        "UpdateOrder": "us-o",
         "BatchGetOrders": "-sro",
         "WatchOrder": "usro",
         "ListOrderEvents": "usro",

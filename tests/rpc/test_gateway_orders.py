@@ -97,6 +97,43 @@ async def test_an_order_that_did_not_change_is_304(rest):
     assert changed.headers["cache-control"] == "private, no-cache"
 
 
+async def test_labels_are_replaced_when_the_version_is_the_one_that_was_seen(rest):
+    made = await rest.create(body=new_order(labels={"cart": "7"}))
+    path = made.headers["location"]
+    changed = await rest.patch(path, {"labels": {"shop": "3"}}, if_match=made.headers["etag"])
+    assert (changed.status_code, changed.headers["etag"]) == (200, '"2"')
+    assert changed.json()["labels"] == {"shop": "3"}
+    late = await rest.patch(path, {"labels": {}}, if_match=made.headers["etag"])
+    assert (late.status_code, late.json()["reason"]) == (412, "VERSION_MISMATCH")
+    assert late.json()["metadata"] == {"version": "2"}
+    for any_version in ({"if_match": "*"}, {}):
+        assert (await rest.patch(path, {"labels": {}}, **any_version)).status_code == 200
+    assert "labels" not in (await rest.get(path)).json()
+    stranger = await rest.patch(path, {"labels": {}}, "bob")
+    assert (stranger.status_code, stranger.json()["reason"]) == (403, "NOT_YOUR_ORDER")
+
+
+@pytest.mark.parametrize(
+    ("body", "if_match", "wrong"),
+    [
+        ({}, "*", "labels"),
+        ({"labels": {"": "x"}}, "*", "labels"),
+        ({"labels": None}, "*", "labels"),
+        ({"labels": {}, "status": "SUCCESS"}, "*", "status"),
+        ({"labels": {}}, '"0"', "If-Match"),
+        ({"labels": {}}, 'W/"1"', "If-Match"),
+        ({"labels": {}}, '"1", "2"', "If-Match"),
+        ({"labels": {}}, "1", "If-Match"),
+    ],
+)
+async def test_a_change_that_makes_no_sense_is_refused_with_its_field(rest, body, if_match, wrong):
+    path = (await rest.create()).headers["location"]
+    refused = await rest.patch(path, body, if_match=if_match)
+    assert (refused.status_code, refused.json()["reason"]) == (400, "INVALID_FIELD")
+    assert refused.json()["fieldViolations"][0]["field"].startswith(wrong)
+    assert (await rest.get(path)).headers["etag"] == '"1"'
+
+
 async def test_another_users_order_is_forbidden_on_every_path_and_an_operator_may_look(rest):
     order_id = (await rest.create("alice")).json()["orderId"]
     for path in (f"/v1/orders/{order_id}", f"/v1/orders/{order_id}/events", f"/v1/orders/{order_id}/journal"):
@@ -228,6 +265,10 @@ async def test_the_document_lists_every_path_with_its_problems(rest):
         "/v1/orders/{order_id}/journal",
     }
     create = document["paths"]["/v1/orders"]["post"]
+    update = document["paths"]["/v1/orders/{order_id}"]["patch"]
+    assert "412" in update["responses"]
+    assert update["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/UpdateOrder")
+    assert "412" not in create["responses"]
     assert create["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/CreateOrder")
     for methods in document["paths"].values():
         for operation in methods.values():

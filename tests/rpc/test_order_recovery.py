@@ -23,6 +23,7 @@ from tests.lanes import (
     DONE,
     MIRA,
     PARKED,
+    READY,
     RECOVERY,
     UNKNOWN,
     Lane,
@@ -187,6 +188,35 @@ async def test_a_claim_that_is_lost_again_and_again_parks_the_order_as_poison(
             await lane.by(MIRA).call("GetDeadLetter", pb.GetDeadLetterRequest(order_id=order.order_id))
         ).dead_letter
         assert case.reason == "POISON"
+
+
+async def test_a_ready_order_of_an_upstream_nobody_knows_is_parked_and_redriven_once_it_is_known(
+    trust: Trust, shard_database: DatabaseFactory, tmp_path: Path
+) -> None:
+    database = await shard_database()
+    async with lanes.serving(trust, database, tmp_path) as lane:
+        await lane.payments.misbehave("SLOW", duration_s=0.3)
+        order = (await lane.create(kind="purchase")).order
+        await lane.sql("UPDATE orders SET legs = '{payments,removed}', route_epoch = NULL")
+        order = await lane.at(order, READY)
+        assert order.leg == 1
+    async with lanes.serving(trust, database, tmp_path, unserved_s=0.1) as lane:
+        order = await lane.at(order, PARKED)
+        asked = pb.GetDeadLetterRequest(order_id=order.order_id)
+        case = (await lane.by(MIRA).call("GetDeadLetter", asked)).dead_letter
+        assert (case.reason, case.severity) == ("UPSTREAM_UNKNOWN", 2)
+        assert '"upstream": "removed"' in case.evidence_json
+        assert await lane.journal(order) == ["OPENED", "LEG_DONE", "PARKED"]
+        await lane.sql("UPDATE orders SET legs = '{payments,payments}', route_epoch = NULL")
+        redrive = pb.RedriveDeadLetterRequest(
+            order_id=order.order_id, request_id=str(uuid4()), reason="configured again"
+        )
+        await lane.by(MIRA).call("RedriveDeadLetter", redrive)
+        assert (await lane.probe(order)).stage == READY, (
+            "it was never sent: not knowing it proves nothing else"
+        )
+        assert (await lane.at(order, DONE)).status == Order.SUCCESS
+        assert len(lane.payments.executions(f"{order.order_id}/1")) == 1
 
 
 async def test_holds_stop_claims_and_say_why_until_they_are_lifted(lane: Lane) -> None:

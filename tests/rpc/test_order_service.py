@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import grpc
 import pytest
 
-from chassis import faults
+from chassis import faults, rpc
 from chassis.errors import Reason
 from chassis.ids import user_bucket
 from chassis.testing import eventually
@@ -218,6 +219,72 @@ async def test_what_does_not_exist_is_not_found_and_what_is_no_id_is_invalid(lan
     for wrong in ([], [order.order_id] * 101):
         with refuses(Reason.INVALID_FIELD):
             await lane.call("BatchGetOrders", pb.BatchGetOrdersRequest(order_ids=wrong))
+
+
+def update(order: Order, **fields: Any) -> pb.UpdateOrderRequest:
+    return pb.UpdateOrderRequest(**{"order_id": order.order_id, "request_id": str(uuid4()), **fields})
+
+
+async def test_labels_are_replaced_once_and_a_repeat_returns_the_order(lane: Lane) -> None:
+    order = (await lane.create(wait_s=5, labels={"cart": "7"})).order
+    ask = update(order, labels={"shop": "3"}, expected_version=order.version)
+
+    first = await lane.call("UpdateOrder", ask)
+    again = await lane.call("UpdateOrder", ask)
+
+    assert again.order == first.order == await lane.get(order)
+    assert (dict(first.order.labels), first.order.version) == ({"shop": "3"}, order.version + 1)
+    assert (first.order.status, first.order.settle_time) == (order.status, order.settle_time)
+    assert first.consistency_token
+    assert await lane.journal(order) == ["OPENED", "SETTLED", "RELABELLED"]
+    with refuses(Reason.REQUEST_ID_REUSED):
+        await lane.call("UpdateOrder", update(order, request_id=ask.request_id, labels={"shop": "4"}))
+    with refuses(Reason.VERSION_MISMATCH) as facts:
+        await lane.call("UpdateOrder", update(order, labels={}, expected_version=order.version))
+    assert facts[0].metadata["version"] == str(first.order.version)
+    assert not (await lane.call("UpdateOrder", update(order))).order.labels
+
+
+async def test_an_order_in_flight_takes_labels_and_settles_all_the_same(lane: Lane) -> None:
+    await lane.payments.misbehave("SLOW", duration_s=0.4)
+    order = (await lane.create()).order
+    changed = (await lane.call("UpdateOrder", update(order, labels={"a": "b"}))).order
+    assert (changed.stage, changed.version) == (Order.SUBMITTING, 2)
+    done = await lane.at(order, DONE)
+    assert (done.status, dict(done.labels)) == (Order.SUCCESS, {"a": "b"})
+    assert await lane.journal(order) == ["OPENED", "RELABELLED", "SETTLED"]
+    assert len(lane.payments.executions()) == 1
+
+
+async def test_a_change_that_makes_no_sense_or_is_not_yours_changes_nothing(lane: Lane) -> None:
+    order = (await lane.create(wait_s=5)).order
+    for wrong in (
+        {"request_id": "7"},
+        {"labels": {"": "x"}},
+        {"labels": {"a": "\0"}},
+        {"labels": {"a": "x" * 4096}},
+        {"labels": {str(n): "" for n in range(257)}},
+        {"expected_version": -1},
+    ):
+        with refuses(Reason.INVALID_FIELD):
+            await lane.call("UpdateOrder", update(order, **wrong))
+    with refuses(Reason.ORDER_NOT_FOUND):
+        await lane.call("UpdateOrder", update(order, order_id=order.order_id[:-4] + "0000"))
+    with refuses(Reason.NOT_YOUR_ORDER):
+        await lane.by(as_user("bob")).call("UpdateOrder", update(order, labels={"a": "b"}))
+    with refuses(Reason.ROLE_REQUIRED):
+        await lane.by(lanes.RECOVERY).call("UpdateOrder", update(order, labels={"a": "b"}))
+    assert await lane.get(order) == order
+
+
+async def test_racing_changes_of_one_version_let_one_through(lane: Lane) -> None:
+    order = (await lane.create(wait_s=5)).order
+    asks = [update(order, labels={"n": str(n)}, expected_version=order.version) for n in range(8)]
+    answers = await asyncio.gather(*(lane.call("UpdateOrder", ask) for ask in asks), return_exceptions=True)
+    (won,) = [answer for answer in answers if isinstance(answer, pb.UpdateOrderResponse)]
+    assert await lane.get(order) == won.order
+    lost = [rpc.error_of(each).reason for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+    assert lost == [Reason.VERSION_MISMATCH] * 7
 
 
 async def watched(lane: Lane, order: Order, after_version: int = 0) -> list[int]:

@@ -18,10 +18,12 @@ from order_svc.events import (
     Poisoned,
     ProbeFailed,
     Redriven,
+    Relabelled,
     Resolved,
     Source,
     SubmitBegun,
     Told,
+    Unserved,
     Unsure,
     Verdict,
 )
@@ -141,8 +143,17 @@ def poisoned() -> Poisoned:
     return Poisoned(event_id=uuid4(), actor="order_svc", unfinished_count=4)
 
 
+def unserved() -> Unserved:
+    return Unserved(event_id=uuid4(), actor="order_svc")
+
+
 def redriven() -> Redriven:
     return Redriven(event_id=uuid4(), actor="mira", reason="the upstream is well again")
+
+
+def relabelled(labels: dict[str, str] | None = None, *, expected_version: int = 0) -> Relabelled:
+    wanted = {"shop": "3"} if labels is None else labels
+    return Relabelled(event_id=uuid4(), actor="alice", labels=wanted, expected_version=expected_version)
 
 
 def resolved(

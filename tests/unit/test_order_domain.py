@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from chassis.money import Money
+from order_svc import labels
 from order_svc.contract import RecoveryPolicy, Rules, UpstreamContract
 from order_svc.domain import open_order, transition
-from order_svc.errors import EvidenceRequired, IllegalTransition, OrderNotParked
+from order_svc.errors import EvidenceRequired, IllegalTransition, OrderNotParked, VersionMismatch
 from order_svc.events import Fault, Source, Verdict
 from order_svc.order import (
     SEVERITY_MONEY,
@@ -45,6 +47,7 @@ from tests.unit.orders import (
     opened,
     poisoned,
     redriven,
+    relabelled,
     resolved,
     rules,
     standing,
@@ -488,6 +491,28 @@ def test_an_upstream_that_loses_every_submission_parks_in_the_end() -> None:
             if seen.order.stage is Stage.PARKED:
                 break
         assert where(seen.order) is Where.PARKED
+
+
+def test_labels_are_changed_on_the_version_that_was_seen_or_on_any() -> None:
+    seen = standing(Where.SUCCESS)
+    for expected in (0, seen.order.version):
+        change = change_of(seen, relabelled({}, expected_version=expected))
+        assert change.after.labels == {}
+        assert change.entry.evidence["removed"] == ["cart"]
+    with pytest.raises(VersionMismatch) as late:
+        decide(seen, relabelled(expected_version=seen.order.version + 1))
+    assert late.value.facts["version"] == str(seen.order.version)
+
+
+def test_what_changed_about_labels_is_evidence_and_always_fits() -> None:
+    before = {"cart": "7", "shop": "3"}
+    facts = labels.difference(before, {"cart": "8", "gift": ""})
+    assert (facts["put"], facts["removed"]) == ({"cart": "8", "gift": ""}, ["shop"])
+    assert facts["digest"] == labels.digest({"gift": "", "cart": "8"})
+    for most in ({"k": "x" * 4095}, {f"{n:02x}": '"' * 14 for n in range(256)}):
+        counted = labels.difference(before, labels.read(most))
+        assert (counted["put_count"], counted["removed_count"]) == (len(most), 2)
+        assert len(json.dumps(labels.difference(most, {}), ensure_ascii=False).encode()) <= 4096
 
 
 def test_an_upstream_that_is_no_longer_configured_proves_nothing() -> None:

@@ -13,7 +13,7 @@ from chassis.errors import OrdermeshError
 from chassis.money import Money
 from order_svc.contract import UpstreamContract
 from order_svc.domain import transition
-from order_svc.events import AnyEvent, Fault, Resolved, Source, Told, Verdict
+from order_svc.events import AnyEvent, Fault, Relabelled, Resolved, Source, Told, Verdict
 from order_svc.order import Basis, Change, Rewait, Seen, Stage, Status, Unchanged
 from order_svc.signals import signal_of
 from order_svc.states import TABLE, Signal, Where, where
@@ -30,10 +30,12 @@ from tests.unit.orders import (
     not_sent,
     poisoned,
     redriven,
+    relabelled,
     resolved,
     rules,
     standing,
     told,
+    unserved,
     unsure,
 )
 
@@ -53,13 +55,15 @@ def situations() -> Iterator[Seen]:
         yield replace(seen, tally=replace(seen.tally, not_found_count=1, first_not_found_at=long_ago))
         yield replace(seen, order=replace(seen.order, basis=Basis.OPERATOR))
         yield replace(seen, order=replace(seen.order, upstream_ref="ref-1"))
+        if leg == 1:
+            yield replace(seen, order=replace(seen.order, legs=("payments", "removed")))
         for severity in (1, 2):
             if at is Where.PARKED or at.is_settled:
                 yield replace(seen, case=a_case(severity))
 
 
 def events(seen: Seen) -> Iterator[AnyEvent]:
-    yield from (begun(), unsure(seen), not_sent(seen), poisoned(), redriven())
+    yield from (begun(), unsure(seen), not_sent(seen), poisoned(), unserved(), redriven(), relabelled())
     yield from (failed_probe(seen, fault) for fault in Fault)
     for outcome, ref, evidence in itertools.product(
         (Status.SUCCESS, Status.FAILED), ("", "ref-9"), ("", "a file")
@@ -123,7 +127,7 @@ def assert_sound(seen: Seen, event: AnyEvent, change: Change) -> None:
     if after.status is Status.SUCCESS:
         assert after.upstream_ref
         assert after.basis is not None
-        assert isinstance(event, (Told, Resolved))
+        assert isinstance(event, (Told, Resolved)) or after.status is before.status
     if after.stage is Stage.DONE:
         assert change.wake is None
     elif before.stage is Stage.DONE or after.stage is not before.stage:
@@ -134,6 +138,25 @@ def assert_sound(seen: Seen, event: AnyEvent, change: Change) -> None:
     if before.stage is Stage.PARKED and after.stage is not Stage.PARKED:
         assert change.closes is not None, "a case is closed by whatever takes the order out of the park"
     assert not (change.opens is not None and change.closes is not None)
+
+
+def test_other_labels_are_put_on_at_every_place_and_move_nothing() -> None:
+    for seen in situations():
+        change = transition(seen, relabelled(), rules(), jitter=0.5)
+        assert isinstance(change, Change)
+        assert change.after == replace(seen.order, version=seen.order.version + 1, labels={"shop": "3"})
+        assert (change.wake, change.opens, change.closes, change.entry.proof) == (None, None, None, None)
+
+
+def test_only_other_labels_change_labels() -> None:
+    for seen, event, contract in walk():
+        if isinstance(event, Relabelled):
+            continue
+        try:
+            decision = transition(seen, event, rules(contract), jitter=0.5)
+        except OrdermeshError:
+            continue
+        assert not isinstance(decision, Change) or decision.after.labels == seen.order.labels
 
 
 def test_automation_never_sends_a_leg_again_without_a_reason_from_its_contract() -> None:

@@ -94,7 +94,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The path does not know this method; only on REST."""
     REASON_UNSUPPORTED_MEDIA_TYPE: _Reason.ValueType  # 35
     """The body's media type is not supported; only on REST."""
-    REASON_READ_MODEL_UNAVAILABLE: _Reason.ValueType  # 36
+    REASON_VERSION_MISMATCH: _Reason.ValueType  # 36
+    """The order has another version than the caller decided on; read it again."""
+    REASON_READ_MODEL_UNAVAILABLE: _Reason.ValueType  # 37
     """Older orders and searches cannot be answered now; orders themselves are not affected."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
@@ -172,6 +174,8 @@ REASON_METHOD_NOT_ALLOWED: Reason.ValueType  # 34
 """The path does not know this method; only on REST."""
 REASON_UNSUPPORTED_MEDIA_TYPE: Reason.ValueType  # 35
 """The body's media type is not supported; only on REST."""
-REASON_READ_MODEL_UNAVAILABLE: Reason.ValueType  # 36
+REASON_VERSION_MISMATCH: Reason.ValueType  # 36
+"""The order has another version than the caller decided on; read it again."""
+REASON_READ_MODEL_UNAVAILABLE: Reason.ValueType  # 37
 """Older orders and searches cannot be answered now; orders themselves are not affected."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -45,6 +45,11 @@ class OrderServiceStub:
                 request_serializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.GetOrderRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.GetOrderResponse.FromString,
                 _registered_method=True)
+        self.UpdateOrder = channel.unary_unary(
+                '/ordermesh.order.v1.OrderService/UpdateOrder',
+                request_serializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.UpdateOrderRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.UpdateOrderResponse.FromString,
+                _registered_method=True)
         self.BatchGetOrders = channel.unary_unary(
                 '/ordermesh.order.v1.OrderService/BatchGetOrders',
                 request_serializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.BatchGetOrdersRequest.SerializeToString,
@@ -130,6 +135,16 @@ class OrderServiceServicer:
         """Returns one order as it is now.
 
         Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateOrder(self, request, context):
+        """Gives an order other labels, all of them, at any stage: settled ones too, until their month is archived.
+
+        Nothing else of the order changes but its version. A repeat with the same `request_id` returns the order as it is.
+        Refuses with ORDER_NOT_FOUND, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,6 +282,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     request_deserializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.GetOrderRequest.FromString,
                     response_serializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.GetOrderResponse.SerializeToString,
             ),
+            'UpdateOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateOrder,
+                    request_deserializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.UpdateOrderRequest.FromString,
+                    response_serializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.UpdateOrderResponse.SerializeToString,
+            ),
             'BatchGetOrders': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetOrders,
                     request_deserializer=ordermesh_dot_order_dot_v1_dot_order__service__pb2.BatchGetOrdersRequest.FromString,
@@ -388,6 +408,33 @@ class OrderService:
             '/ordermesh.order.v1.OrderService/GetOrder',
             ordermesh_dot_order_dot_v1_dot_order__service__pb2.GetOrderRequest.SerializeToString,
             ordermesh_dot_order_dot_v1_dot_order__service__pb2.GetOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.order.v1.OrderService/UpdateOrder',
+            ordermesh_dot_order_dot_v1_dot_order__service__pb2.UpdateOrderRequest.SerializeToString,
+            ordermesh_dot_order_dot_v1_dot_order__service__pb2.UpdateOrderResponse.FromString,
             options,
             channel_credentials,
             insecure,

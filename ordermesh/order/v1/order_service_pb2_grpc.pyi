@@ -44,6 +44,12 @@ class OrderServiceStub:
 
     Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
     """
+    UpdateOrder: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.UpdateOrderRequest, _order_service_pb2.UpdateOrderResponse]
+    """Gives an order other labels, all of them, at any stage: settled ones too, until their month is archived.
+
+    Nothing else of the order changes but its version. A repeat with the same `request_id` returns the order as it is.
+    Refuses with ORDER_NOT_FOUND, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
+    """
     BatchGetOrders: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.BatchGetOrdersRequest, _order_service_pb2.BatchGetOrdersResponse]
     """Returns up to 100 orders of any shards, in no particular order.
 
@@ -127,6 +133,12 @@ class OrderServiceAsyncStub(OrderServiceStub):
     """Returns one order as it is now.
 
     Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
+    """
+    UpdateOrder: _aio.UnaryUnaryMultiCallable[_order_service_pb2.UpdateOrderRequest, _order_service_pb2.UpdateOrderResponse]  # type: ignore[assignment]
+    """Gives an order other labels, all of them, at any stage: settled ones too, until their month is archived.
+
+    Nothing else of the order changes but its version. A repeat with the same `request_id` returns the order as it is.
+    Refuses with ORDER_NOT_FOUND, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
     """
     BatchGetOrders: _aio.UnaryUnaryMultiCallable[_order_service_pb2.BatchGetOrdersRequest, _order_service_pb2.BatchGetOrdersResponse]  # type: ignore[assignment]
     """Returns up to 100 orders of any shards, in no particular order.
@@ -220,6 +232,18 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns one order as it is now.
 
         Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateOrder(
+        self,
+        request: _order_service_pb2.UpdateOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_service_pb2.UpdateOrderResponse, _abc.Awaitable[_order_service_pb2.UpdateOrderResponse]]:
+        """Gives an order other labels, all of them, at any stage: settled ones too, until their month is archived.
+
+        Nothing else of the order changes but its version. A repeat with the same `request_id` returns the order as it is.
+        Refuses with ORDER_NOT_FOUND, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
         """
 
     @_abc_1.abstractmethod
