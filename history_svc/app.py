@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,33 @@ from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from chassis.tokens import PageTokens
+from history_svc.explain import Explainer
+from history_svc.finder import Finder
+from history_svc.reader import Reader
+from history_svc.readmodel.opening import opened
+from history_svc.search import Searcher
 from history_svc.service import HistoryService
 from history_svc.store import Shards
 
 if TYPE_CHECKING:
+    from history_svc.readmodel.port import ReadModel
     from history_svc.settings import HistorySettings
 
 SERVICE = "ordermesh.history.v1.HistoryService"
+
+
+def service(settings: HistorySettings, shards: Shards, read_model: ReadModel) -> HistoryService:
+    """The handlers over these stores."""
+    hot_window = timedelta(seconds=settings.hot_window_s)
+    searcher = Searcher(read_model, settings.search_timeout_s)
+    reader = Reader(shards, searcher, hot_window)
+    return HistoryService(
+        reader,
+        Finder(shards, searcher),
+        Explainer(shards, searcher, reader, hot_window),
+        PageTokens(*settings.token_keys()),
+        SYSTEM_CLOCK,
+    )
 
 
 async def serve(settings: HistorySettings) -> None:
@@ -37,7 +58,8 @@ async def serve(settings: HistorySettings) -> None:
             auth.BehindProxy(auth.SubjectVerifier(settings.subject_dir)),
             Limiter(settings.calls_max, settings.calls_queue, name="history_calls"),
         )
-        mount = rpc.Mount(SERVICE, HistoryService(shards, PageTokens(*settings.token_keys())))
+        read_model = await stack.enter_async_context(opened(settings))
+        mount = rpc.Mount(SERVICE, service(settings, shards, read_model))
         server = await stack.enter_async_context(rpc.serve(settings.listen, [mount], gate=gate, tls=identity))
         # Ready whatever a shard does: its users get UNAVAILABLE, those of the other shards their lists.
         readiness = admin.Readiness()

@@ -132,12 +132,13 @@ def source_of(rows: Sequence[Row], limit: int) -> Source:
     return Source(rows, rows[-1].key if len(rows) >= limit else None)
 
 
-def merge(sources: Iterable[Source], size: int) -> Page:
+def merge(sources: Iterable[Source], size: int, wanted: Filter = EVERY_ORDER) -> Page:
     """Merge sources into one page.
 
-    Of an order that several sources have, the greatest version is shown: during a move of a bucket two shards
-    may hold it. With sources that were asked for more than `size` rows each, the page holds `size` rows
-    unless the list ends.
+    Of an order that several sources have, the greatest version is shown: the read model may be behind a
+    shard, and during a move of a bucket two shards may hold it. Whether it passes the filter is decided on
+    that version alone. With sources that were asked for enough rows, the page holds `size` rows unless the
+    list ends.
     """
     sources = list(sources)
     horizon = max((source.horizon for source in sources if source.horizon is not None), default=None)
@@ -146,7 +147,8 @@ def merge(sources: Iterable[Source], size: int) -> Page:
         seen = newest.get(row.key)
         if (horizon is None or row.key >= horizon) and (seen is None or row.version > seen.version):
             newest[row.key] = row
-    ordered = sorted(newest.values(), key=lambda row: row.key, reverse=True)
+    passing = (row for row in newest.values() if wanted.is_plain or wanted.shows(row.columns))
+    ordered = sorted(passing, key=lambda row: row.key, reverse=True)
     shown = tuple(ordered[:size])
     return Page(shown, _next_after(shown, len(ordered) > size, horizon))
 

@@ -49,6 +49,13 @@ class HistorySettings(ReadSideSettings):
         172_800, ge=0, le=2_592_000, description="Orders younger than this are read from the shards."
     )
     pool_size: int = Field(4, ge=1, le=32, description="Connections to each shard, opened when first needed.")
+    fallback_max: int = Field(
+        2, ge=1, le=64, description="Pages at once that the shards serve in the read model's stead."
+    )
+    fallback_queue: int = Field(4, ge=0, le=64, description="Such pages that may wait for a slot.")
+    search_timeout_s: float = Field(
+        1.5, gt=0, le=30, description="How long one search of the read model may take."
+    )
     pool_queue: int = Field(12, ge=0, le=96, description="Reads that may wait for a connection of one shard.")
     calls_max: int = Field(64, ge=1, le=1024, description="Calls at once.")
     calls_queue: int = Field(64, ge=0, le=1024, description="Calls that may wait for a slot.")

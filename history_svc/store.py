@@ -2,24 +2,32 @@
 needed.
 
 Fails loudly: a shard that cannot be read, or that does not own what it is asked for, is an error and never an
-empty answer.
+empty answer. A replica answers only where it may; whatever it cannot say, the primary is asked.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from chassis import pg
-from chassis.errors import ShardUnavailable, StaleRoute
-from history_svc.metrics import READ_SECONDS, STALE
-from history_svc.page import Key, Row, Source, Window, source_of
+from chassis.errors import DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute
+from chassis.limits import Limiter
+from history_svc.catalog import Catalog, catalog_of
+from history_svc.document import from_us
+from history_svc.metrics import READ_SECONDS, REPLICA_ANSWERS, STALE
+from history_svc.page import Key, Row
+from history_svc.parts import CHANGES_LOOKED_AT_MAX, OVERLAY_MAX, REPLICA_LAG_S_MAX, Mark, ShardPart
+from history_svc.position import Position, before_xid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from history_svc.page import Window
     from history_svc.placement import Held
     from history_svc.settings import HistorySettings
 
@@ -28,53 +36,123 @@ SESSION = {"enable_sort": "off", "enable_seqscan": "off", "enable_bitmapscan": "
 """A page walks the index from its newest entry and stops when it is full. The generic plan is made for the
 average user, who has so few orders that sorting them all looks cheap; for the greatest user it is ruinous.
 """
+REPLICA_REST_S = 2.0
+"""A replica that could not answer is not asked for so long."""
+_NOWHERE = datetime(1, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is asked of every shard of a page.
+
+    since:       recent rows are not older than this; at most `limit` of them.
+    changes:     whether the orders that the read model has not as they are now are wanted.
+    replica:     whether a replica may answer, and `lag_max` how far it may be behind; None for any.
+    tokens:      what the caller has seen, (log_epoch, xid) by shard.
+    """
+
+    window: Window
+    since: datetime
+    limit: int
+    changes: bool = True
+    replica: bool = False
+    lag_max: timedelta | None = timedelta(seconds=REPLICA_LAG_S_MAX)
+    tokens: Mapping[str, tuple[int, int]] | None = None
 
 
 class Shards:
-    """The databases of all shards, by name."""
+    """The databases of all shards, by name; primaries and, where there are some, replicas."""
 
-    def __init__(self, databases: Mapping[str, pg.Database], read_timeout_s: float) -> None:
-        self._databases = databases
+    def __init__(
+        self,
+        primaries: Mapping[str, pg.Database],
+        replicas: Mapping[str, pg.Database],
+        read_timeout_s: float,
+        fallback: Limiter,
+    ) -> None:
+        self._primaries = primaries
+        self._replicas = replicas
         self._read_timeout_s = read_timeout_s
+        self._resting: dict[str, float] = {}
+        self._catalogs: dict[str, Catalog] = {}
+        self.fallback = fallback
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: HistorySettings) -> AsyncIterator[Shards]:
         """Pools to every shard of the settings; none connects before it is needed."""
         async with AsyncExitStack() as stack:
-            databases = {}
-            for shard, dsn in settings.shards.items():
-                wanted = pg.PgSettings(
-                    dsn=dsn.get_secret_value(),
-                    pool_size=settings.pool_size,
-                    queue=settings.pool_queue,
-                    read_only=True,
-                    session=SESSION,
-                )
-                databases[shard] = await stack.enter_async_context(
-                    pg.open_database(wanted, name=f"history-{shard}")
-                )
-            yield cls(databases, settings.read_timeout_s)
+            pools: dict[str, dict[str, pg.Database]] = {"history": {}, "replica": {}}
+            for role, dsns in (("history", settings.shards), ("replica", settings.replicas)):
+                for shard, dsn in dsns.items():
+                    wanted = pg.PgSettings(
+                        dsn=dsn.get_secret_value(),
+                        pool_size=settings.pool_size,
+                        queue=settings.pool_queue,
+                        read_only=True,
+                        session=SESSION,
+                    )
+                    pools[role][shard] = await stack.enter_async_context(
+                        pg.open_database(wanted, name=f"{role}-{shard}")
+                    )
+            fallback = Limiter(settings.fallback_max, settings.fallback_queue, name="history_fallback")
+            yield cls(pools["history"], pools["replica"], settings.read_timeout_s, fallback)
 
-    async def read(
-        self, placement: Mapping[str, Sequence[Held]], window: Window, *, limit: int, timeout_s: float
-    ) -> list[Source]:
-        """What every shard of the placement has, each asked for at most `limit` orders, all at the same time.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All shards."""
+        return tuple(self._primaries)
 
-        Raises: StaleRoute, ShardUnavailable, DeadlineExceeded, Overloaded: the first that happens ends the
-        others.
+    def last_catalog(self, shard: str) -> Catalog | None:
+        """The catalog as the shard last said it, for when it says nothing."""
+        return self._catalogs.get(shard)
+
+    async def read(self, shard: str, held: Sequence[Held], ask: Reading, *, timeout_s: float) -> ShardPart:
+        """One shard's part of a page.
+
+        Raises: StaleRoute, ShardUnavailable, DeadlineExceeded, Overloaded.
         """
-        timeout_s = min(timeout_s, self._read_timeout_s)
-        reads = [self._read_one(shard, held, window, limit, timeout_s) for shard, held in placement.items()]
-        return await _all(reads)
-
-    async def _read_one(
-        self, shard: str, held: Sequence[Held], window: Window, limit: int, timeout_s: float
-    ) -> Source:
-        database = self._databases.get(shard)
-        if database is None:
+        primary = self._primaries.get(shard)
+        if primary is None:
             raise ShardUnavailable(shard=shard)
-        started = time.perf_counter()
+        end = time.monotonic() + min(timeout_s, self._read_timeout_s)
+        if ask.replica and (part := await self._of_replica(shard, held, ask, end)) is not None:
+            return part
+        return await self._fetch(primary, shard, held, ask, end)
+
+    async def _of_replica(
+        self, shard: str, held: Sequence[Held], ask: Reading, end: float
+    ) -> ShardPart | None:
+        """What the replica says, when it may speak; None when the primary has to."""
+        replica = self._replicas.get(shard)
+        if replica is None or self._resting.get(shard, 0.0) > time.monotonic():
+            return None
+        half = time.monotonic() + (end - time.monotonic()) / 2
+        try:
+            part = await self._fetch(replica, shard, held, ask, half)
+        except StaleRoute:
+            # It may be behind a change of the fence; only the primary's word counts.
+            REPLICA_ANSWERS.labels("stale_route").inc()
+            return None
+        except (ShardUnavailable, DeadlineExceeded, Overloaded):
+            self._resting[shard] = time.monotonic() + REPLICA_REST_S
+            REPLICA_ANSWERS.labels("away").inc()
+            return None
+        if not part.covers(ask.tokens or {}):
+            REPLICA_ANSWERS.labels("behind_token").inc()
+            return None
+        if ask.lag_max is not None and part.lag is not None and part.lag > ask.lag_max:
+            REPLICA_ANSWERS.labels("lagging").inc()
+            return None
+        REPLICA_ANSWERS.labels("used").inc()
+        return part
+
+    async def _fetch(
+        self, database: pg.Database, shard: str, held: Sequence[Held], ask: Reading, end: float
+    ) -> ShardPart:
+        started = time.monotonic()
+        known = self._catalogs.get(shard)
+        window = ask.window
         try:
             records = await database.fetch(
                 QUERIES.page_of_shard,
@@ -84,33 +162,86 @@ class Shards:
                 window.not_before,
                 window.before.created_at,
                 window.before.order_id,
-                window.filter.status,
-                limit,
-                timeout_s=timeout_s,
+                ask.since,
+                ask.limit,
+                ask.changes,
+                OVERLAY_MAX,
+                CHANGES_LOOKED_AT_MAX + 1,
+                -1 if known is None else known.version,
+                timeout_s=max(0.001, end - started),
             )
         except ShardUnavailable as down:
             raise ShardUnavailable(shard=shard) from down
-        READ_SECONDS.labels(shard).observe(time.perf_counter() - started)
-        stale = records[0]["stale"]
-        if stale is not None:
+        READ_SECONDS.labels(shard).observe(time.monotonic() - started)
+        meta = records[0]["meta"]
+        if meta["stale"] is not None:
             STALE.labels(shard).inc()
-            raise StaleRoute(**{name: value for name, value in stale.items() if value is not None})
-        rows = [_row(record) for record in records if record["order_id"] is not None]
-        return source_of(sorted(rows, key=lambda row: row.key, reverse=True), limit)
+            raise StaleRoute(**{name: value for name, value in meta["stale"].items() if value is not None})
+        if meta["catalog"] is not None or known is None:
+            known = self._catalogs[shard] = catalog_of(meta["catalog_version"], meta["catalog"] or ())
+        return _part(shard, meta, records[1:], known)
+
+    async def catalog(self, shard: str, *, timeout_s: float) -> tuple[Catalog, datetime | None]:
+        """A shard's catalog, and up to when the read model has all of the shard; None when parts of it have
+        nothing.
+
+        Raises: ShardUnavailable, DeadlineExceeded, Overloaded.
+        """
+        row = await self._primaries[shard].fetchrow(QUERIES.marks_of_shard, timeout_s=timeout_s)
+        assert row is not None, "a statement of subqueries always has its row"
+        since = row["source_at"]
+        is_known = row["is_whole"] and since is not None and since > _NOWHERE
+        return catalog_of(0, row["catalog"]), since if is_known else None
+
+    async def quarantined(
+        self, shard: str, user_id: str, limit: int, *, timeout_s: float
+    ) -> list[tuple[UUID, int, str]]:
+        """Orders of a user that the read model refused: id, version, reason.
+
+        Raises: ShardUnavailable, DeadlineExceeded, Overloaded.
+        """
+        rows = await self._primaries[shard].fetch(
+            QUERIES.quarantine_of_user, user_id, limit, timeout_s=timeout_s
+        )
+        return [(row["order_id"], row["version"], row["reason"]) for row in rows]
+
+
+def _part(shard: str, meta: Mapping[str, Any], records: Sequence[Any], catalog: Catalog) -> ShardPart:
+    rows: dict[str, list[Row]] = {"recent": [], "changed": []}
+    for record in records:
+        rows[record["part"]].append(_row(record))
+    lag_s, at = meta["lag_s"], datetime.fromtimestamp(meta["at"], UTC)
+    return ShardPart(
+        shard=shard,
+        recent=_newest_first(rows["recent"]),
+        changed=_newest_first(rows["changed"]),
+        changed_down_to=_key(*meta["changed_to"]) if meta["changed"] >= OVERLAY_MAX else None,
+        changes=meta["changes"],
+        marks=tuple(_mark(each) for each in meta["marks"] or ()),
+        log_epoch=meta["identity"]["log_epoch"],
+        floor=before_xid(meta["floor"][0], int(meta["floor"][1])) if meta["floor"] else None,
+        catalog=catalog,
+        xmin=int(meta["xmin"]),
+        lag=None if lag_s == 0 else timedelta(seconds=at.timestamp() if lag_s is None else lag_s),
+        at=at,
+    )
+
+
+def _key(created_us: float, order_id: str) -> Key:
+    return Key(from_us(int(created_us)), UUID(order_id))
 
 
 def _row(record: Any) -> Row:
     return Row(Key(record["created_at"], record["order_id"]), record["version"], record)
 
 
-async def _all(reads: Sequence[Coroutine[Any, Any, Source]]) -> list[Source]:
-    """Run reads together; when one fails the others are cancelled and awaited, so that no connection is left
-    in use.
-    """
-    tasks = [asyncio.create_task(read, name="history-read") for read in reads]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+def _newest_first(rows: list[Row]) -> tuple[Row, ...]:
+    return tuple(sorted(rows, key=lambda row: row.key, reverse=True))
+
+
+def _mark(plain: Sequence[Any]) -> Mark:
+    partition, log_epoch, xid, seq, at = plain
+    if log_epoch is None:
+        return Mark(partition, None, None)
+    as_of = None if at is None else datetime.fromtimestamp(float(at), UTC)
+    return Mark(partition, Position(log_epoch, int(xid), seq), as_of)

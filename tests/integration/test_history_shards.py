@@ -13,12 +13,15 @@ import pytest
 
 from chassis.errors import InternalError, ShardUnavailable, StaleRoute
 from chassis.ids import id_bucket, user_bucket
-from history_svc.page import NEWEST, OLDEST, Key, Row, Window, merge
+from history_svc.page import EVERY_ORDER, NEWEST, OLDEST, Filter, Key, Row, Window
 from history_svc.placement import Held
+from history_svc.reader import Reader, ServedBy, Wish
+from history_svc.search import Searcher
 from history_svc.settings import HistorySettings
-from history_svc.store import QUERIES, SESSION, Shards
+from history_svc.store import QUERIES, SESSION, Reading, Shards
 from tests.databases import Database
 from tests.histories import Shard, Stored, connected, order_at, scattered
+from tests.readmodels import MemoryReadModel
 
 ALICE = user_bucket("alice")
 DEDICATED = 4097
@@ -52,22 +55,26 @@ async def reading(*shards: Shard, **dsns: str) -> AsyncIterator[Shards]:
 
 
 def window(**changes: Any) -> Window:
-    return replace(Window("alice", NEWEST, OLDEST, None), **changes)
+    return replace(Window("alice", NEWEST, OLDEST, EVERY_ORDER), **changes)
 
 
-async def walk(
-    store: Shards, placement: Mapping[str, Sequence[Held]], wanted: Window, size: int
-) -> list[Row]:
+async def walk(store: Shards, placement: Placement, wanted: Window, size: int) -> list[Row]:
+    """A whole list, page by page, while nothing was ever indexed: so the shards alone serve it."""
+    reader = Reader(store, Searcher(MemoryReadModel(), READ_S), timedelta(days=2))
     rows: list[Row] = []
     before: Key | None = wanted.before
     while before is not None:
-        sources = await store.read(
-            placement, replace(wanted, before=before), limit=size + 1, timeout_s=READ_S
-        )
-        page = merge(sources, size)
-        rows += page.rows
-        before = page.next_after
+        wish = Wish(replace(wanted, before=before), size)
+        served = await reader.read(placement, wish, now=datetime.now(UTC), timeout_s=READ_S)
+        assert served.served_by is ServedBy.SQL_FALLBACK
+        rows += served.page.rows
+        before = served.page.next_after
     return rows
+
+
+def everything(held: Sequence[Held], limit: int = 5) -> tuple[Sequence[Held], Reading]:
+    """What a shard is asked for everything it has of alice."""
+    return held, Reading(window(), OLDEST, limit)
 
 
 def newest_first(orders: list[Stored]) -> list[UUID]:
@@ -82,7 +89,7 @@ async def test_a_walk_over_two_shards_shows_every_order_once_newest_first(shard,
     await v1.store(*new)
     placement = {"s1": (Held(ALICE, 1),), "v1": (Held(DEDICATED, 1),)}
     async with reading(s1, v1) as store:
-        rows = await walk(store, placement, window(status=status), size)
+        rows = await walk(store, placement, window(filter=Filter(status=status)), size)
     expected = [order for order in [*old, *new] if status in (None, order.status)]
     assert [row.key.order_id for row in rows] == newest_first(expected)
 
@@ -136,7 +143,7 @@ async def test_a_shard_that_does_not_own_the_bucket_refuses_and_says_who_does(sh
     await s1.fence(ALICE, **fence)
     async with reading(s1) as store:
         with pytest.raises(StaleRoute) as refused:
-            await store.read({"s1": (Held(4000, 1), Held(ALICE, 1))}, window(), limit=5, timeout_s=READ_S)
+            await store.read("s1", *everything((Held(4000, 1), Held(ALICE, 1))), timeout_s=READ_S)
     assert facts.items() <= refused.value.facts.items()
 
 
@@ -144,7 +151,7 @@ async def test_a_bucket_that_was_never_here_is_a_stale_route_and_not_an_empty_li
     s1 = await shard("s1", 1)
     async with reading(s1) as store:
         with pytest.raises(StaleRoute) as refused:
-            await store.read({"s1": (Held(ALICE, 1),)}, window(), limit=5, timeout_s=READ_S)
+            await store.read("s1", *everything((Held(ALICE, 1),)), timeout_s=READ_S)
     assert refused.value.facts == {"bucket": str(ALICE)}
 
 
@@ -156,7 +163,7 @@ async def test_a_shard_that_is_away_makes_the_page_unavailable_and_never_short(s
         for missing in ("s2", "s9"):
             placement = {"s1": (Held(ALICE, 1),), missing: (Held(DEDICATED, 1),)}
             with pytest.raises(ShardUnavailable) as refused:
-                await store.read(placement, window(), limit=5, timeout_s=READ_S)
+                await walk(store, placement, window(), 5)
             assert refused.value.facts == {"shard": missing}
         assert await walk(store, {"s1": (Held(ALICE, 1),)}, window(), 5)
 
@@ -165,7 +172,7 @@ async def test_the_read_side_cannot_write(shard):
     s1 = await shard("s1")
     async with reading(s1) as store:
         with pytest.raises(InternalError) as refused:
-            await store._databases["s1"].execute("DELETE FROM orders")
+            await store._primaries["s1"].execute("DELETE FROM orders")
     assert refused.value.facts == {"sqlstate": "25006"}
 
 
@@ -191,17 +198,20 @@ async def _read_by_plan(connection: Any, not_before: datetime, before: Key) -> d
         "search_path": "ordermesh",
     }.items():
         await connection.execute(f"SET {name} = {value}")
-    kinds = "int[], bigint[], text, timestamptz, timestamptz, uuid, text, int"
+    kinds = (
+        "int[], bigint[], text, timestamptz, timestamptz, uuid, timestamptz, int, boolean, int, int, bigint"
+    )
     await connection.execute(f"PREPARE page ({kinds}) AS {QUERIES.page_of_shard}")
     bounds = f"'{not_before}', '{before.created_at}', '{before.order_id}'"
-    given = f"'{{{ALICE}}}', '{{1}}', 'alice', {bounds}, NULL, {PAGE}"
+    given = f"'{{{ALICE}}}', '{{1}}', 'alice', {bounds}, '{OLDEST}', {PAGE}, false, 500, 2001, -1"
     (plan,) = await connection.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON, TIMING OFF) EXECUTE page ({given})")
     await connection.execute("DEALLOCATE page")
     scans: list[dict[str, Any]] = []
     _collect(json.loads(plan[0])[0]["Plan"], scans)
+    done = [scan for scan in scans if scan["Actual Loops"]]
     assert {scan["Node Type"] for scan in scans} == {"Index Scan"}
-    assert all("user_id_created_at_order_id" in scan["Index Name"] for scan in scans)
-    return {scan["Relation Name"]: int(scan["Actual Rows"]) for scan in scans if scan["Actual Loops"]}
+    assert all("user_id_created_at_order_id" in scan["Index Name"] for scan in done)
+    return {scan["Relation Name"]: int(scan["Actual Rows"]) for scan in done}
 
 
 def _collect(node: dict[str, Any], scans: list[dict[str, Any]]) -> None:

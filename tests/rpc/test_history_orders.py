@@ -14,8 +14,7 @@ from chassis.auth import Role, Subject
 from chassis.errors import Reason
 from chassis.ids import user_bucket
 from chassis.tokens import PageTokens
-from history_svc.app import SERVICE
-from history_svc.service import HistoryService
+from history_svc.app import SERVICE, service
 from history_svc.settings import HistorySettings
 from history_svc.store import Shards
 from ordermesh.history.v1 import history_service_pb2 as pb
@@ -23,6 +22,7 @@ from ordermesh.history.v1 import history_service_pb2_grpc as pb_grpc
 from ordermesh.order.v1.order_pb2 import Order
 from tests.histories import Shard, order_at, scattered
 from tests.listeners import ALICE, CALL_S, OPERATOR, Trust, refused
+from tests.readmodels import MemoryReadModel
 
 BOB = Subject("bob", frozenset({Role.USER}), "spiffe://ordermesh/gateway")
 PLACEMENT = f"{user_bucket('alice')}:s1:1,4097:v1:1"
@@ -71,11 +71,11 @@ async def history(tmp_path, shard_database) -> AsyncIterator[History]:
     )
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(Shards.open(settings))
-        service = HistoryService(shards, PageTokens(*settings.token_keys()))
+        handlers = service(settings, shards, MemoryReadModel())
         server = await stack.enter_async_context(
             rpc.serve(
                 "127.0.0.1:0",
-                [rpc.Mount(SERVICE, service)],
+                [rpc.Mount(SERVICE, handlers)],
                 gate=trust.lane(),
                 tls=trust.server("history_svc"),
             )
@@ -100,11 +100,12 @@ async def test_a_walk_shows_every_order_of_all_shards_once_newest_first(history)
     assert only == settled
 
 
-async def test_a_page_says_which_stores_answered_and_that_none_was_missing(history):
+async def test_a_page_says_which_stores_answered_and_which_did_not(history):
     await history.s1.store(order_at(datetime(2026, 4, 1, tzinfo=UTC)))
     page = await history.list_orders()
     assert list(page.read_info.sources) == ["sql:s1", "sql:v1"]
-    assert list(page.unreachable) == []
+    assert list(page.unreachable) == ["read-model"], "nothing was ever indexed here"
+    assert page.read_info.served_by == pb.ReadInfo.SQL_FALLBACK
     assert page.next_page_token == ""
     (order,) = page.orders
     assert (order.user_id, order.amount.currency_code, dict(order.labels)) == ("alice", "EUR", {"cart": "7"})

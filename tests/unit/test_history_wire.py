@@ -60,7 +60,7 @@ def test_each_wrong_field_is_named():
     with pytest.raises(InvalidField) as refused:
         wire.ask(request)
     named = [violation.field for violation in refused.value.violations]
-    assert named == ["user_id", "page_size", "status", "consistency_token", "from_time"]
+    assert named == ["user_id", "page_size", "status", "from_time", "consistency_token"]
 
 
 def test_a_plain_request_asks_for_everything():

@@ -1,0 +1,117 @@
+"""Which index holds which month, as a shard's catalog says it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from history_svc.document import month_of, month_start, next_month
+from history_svc.page import Key
+from history_svc.readmodel.port import IndexIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from history_svc.page import Window
+
+FIRST_SPAN = 3
+"""Months looked into at first; most users' pages end there. Then twice as many, and so on."""
+
+
+class State(StrEnum):
+    """What is done with an index."""
+
+    BUILDING = "BUILDING"
+    """Written, not read: it does not have everything yet."""
+    SERVING = "SERVING"
+    """Written and read."""
+    RETIRED = "RETIRED"
+    """Neither; its place is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """One month's index in one generation. month: its first day, UTC."""
+
+    month: date
+    generation: int
+    identity: IndexIdentity
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """A shard's catalog at one version."""
+
+    version: int
+    indices: tuple[Index, ...] = ()
+
+    def serving(self) -> dict[date, Index]:
+        """The index to read of each month: the newest generation that serves."""
+        return {
+            index.month: index
+            for index in sorted(self.indices, key=lambda index: index.generation)
+            if index.state is State.SERVING
+        }
+
+    def unserved(self) -> set[date]:
+        """Months that have documents somewhere and none that may be read."""
+        return {index.month for index in self.indices} - set(self.serving())
+
+
+def catalog_of(version: int, rows: Iterable[Sequence[Any]]) -> Catalog:
+    """A catalog from plain rows, as the statements return them."""
+    return Catalog(
+        version,
+        tuple(
+            Index(date.fromisoformat(month), generation, IndexIdentity(name, cluster, uuid), State(state))
+            for month, generation, name, cluster, uuid, state in rows
+        ),
+    )
+
+
+def months_in(catalogs: Iterable[Catalog], window: Window, until: datetime) -> dict[date, tuple[Index, ...]]:
+    """What has to be searched for a window below `until`, newest month first.
+
+    Shards may be at different generations of a month while it is rebuilt; then all of them are searched, and
+    the greatest version of an order wins.
+    """
+    found: dict[date, dict[str, Index]] = {}
+    newest = month_of(min(until, window.before.created_at))
+    oldest = month_of(window.not_before)
+    for catalog in catalogs:
+        for month, index in catalog.serving().items():
+            if oldest <= month <= newest:
+                found.setdefault(month, {})[index.identity.name] = index
+    return {month: tuple(found[month].values()) for month in sorted(found, reverse=True)}
+
+
+def is_unserved(catalogs: Iterable[Catalog], window: Window, until: datetime) -> bool:
+    """Whether a month of the window has documents that may not be read."""
+    newest = min(until, window.before.created_at)
+    return any(
+        month_start(month) <= newest and month_start(next_month(month)) > window.not_before
+        for catalog in catalogs
+        for month in catalog.unserved()
+    )
+
+
+def spans(months: Mapping[date, tuple[Index, ...]]) -> list[tuple[tuple[Index, ...], Key | None]]:
+    """Which indices to search together, newest first, and down to where each search is complete; None for the
+    last one, which ends the list.
+    """
+    ordered = list(months)
+    cut: list[tuple[tuple[Index, ...], Key | None]] = []
+    start, length = 0, FIRST_SPAN
+    while start < len(ordered):
+        chunk = ordered[start : start + length]
+        start += length
+        length *= 2
+        indices = tuple(index for month in chunk for index in months[month])
+        floor = Key(month_start(chunk[-1]), UUID(int=0)) if start < len(ordered) else None
+        cut.append((indices, floor))
+    return cut

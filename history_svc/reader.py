@@ -1,0 +1,289 @@
+"""One page: what the shards say, then what the read model has below, merged.
+
+The order matters. Each shard's watermarks are read in the same statement as the changes after them, and the
+read
+model is searched after that: so whatever the search does not see yet is among the changes. A page never
+depends on where the hot window begins or how far the index lags; both only decide who serves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+from chassis.errors import DeadlineExceeded, Overloaded, ShardUnavailable
+from history_svc.catalog import is_unserved, months_in, spans
+from history_svc.errors import ReadModelUnavailable
+from history_svc.metrics import OVERLAY_ROWS
+from history_svc.page import OLDEST, Key, Source, merge, source_of
+from history_svc.store import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping, Sequence
+
+    from history_svc.catalog import Catalog
+    from history_svc.page import Page, Row, Window
+    from history_svc.parts import ShardPart
+    from history_svc.placement import Held
+    from history_svc.search import Searcher
+    from history_svc.store import Shards
+
+FALLBACK_SCAN_MAX = 2000
+"""Rows of each shard that such a page looks through for those that pass its filter."""
+SEARCHES_MAX = 12
+"""Searches for one page. Spans double, so that 27 months take four; the others are for rows that the overlay
+replaced.
+"""
+EVER = datetime(9999, 12, 31, tzinfo=UTC)
+T = TypeVar("T")
+
+
+class ServedBy(StrEnum):
+    """Who served a page; names as in the proto."""
+
+    SQL = "SQL"
+    READ_MODEL = "READ_MODEL"
+    MERGED = "MERGED"
+    SQL_FALLBACK = "SQL_FALLBACK"
+    READ_MODEL_ONLY = "READ_MODEL_ONLY"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a page is asked to be.
+
+    replica, lag_max, tokens: as in store.Reading. partial: whether a shard that is away may be left out.
+    """
+
+    window: Window
+    size: int
+    replica: bool = False
+    lag_max: timedelta | None = None
+    tokens: Mapping[str, tuple[int, int]] | None = None
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A page and where it came from.
+
+    parts: what the shards said. unreachable: names of stores that could not be asked.
+    """
+
+    page: Page
+    served_by: ServedBy
+    parts: tuple[ShardPart, ...]
+    unreachable: tuple[str, ...]
+    overlay: int
+    asked_read_model: bool
+    as_of: datetime | None
+    indexed_until: datetime | None
+
+
+class Reader:
+    """Makes pages. hot_window: orders younger than this are read from the shards."""
+
+    def __init__(self, shards: Shards, searcher: Searcher, hot_window: timedelta) -> None:
+        self._shards = shards
+        self._searcher = searcher
+        self._hot_window = hot_window
+
+    async def read(
+        self, placement: Mapping[str, Sequence[Held]], wish: Wish, *, now: datetime, timeout_s: float
+    ) -> Served:
+        """One page.
+
+        now: an aware instant, only to place the hot window.
+        Raises: StaleRoute, ShardUnavailable, DeadlineExceeded, Overloaded; ReadModelUnavailable when only the
+        read model could answer.
+        """
+        end = time.monotonic() + timeout_s
+        # A filtered list is the read model's business all the way: a rare status would scan a VIP's two days.
+        since = now - self._hot_window if wish.window.filter.is_plain else EVER
+        parts, away = await self._parts(placement, wish, since, wish.size + 1, end)
+        hot = _hot_page(parts, wish, since)
+        if hot is not None and not away:
+            return _served(hot, ServedBy.SQL, parts)
+        unreliable = next((why for part in parts if (why := part.why_unreliable())), "")
+        try:
+            if unreliable:
+                raise ReadModelUnavailable(because=unreliable)
+            return await self._merged(parts, away, wish, EVER if away else since, end)
+        except ReadModelUnavailable:
+            if away:
+                raise ShardUnavailable(shard=away[0]) from None
+            return await self._fallen_back(placement, wish, end)
+
+    async def parts(
+        self, placement: Mapping[str, Sequence[Held]], wish: Wish, *, now: datetime, timeout_s: float
+    ) -> tuple[ShardPart, ...]:
+        """What the shards say for a page; for explanations.
+
+        Raises: as `read`.
+        """
+        end = time.monotonic() + timeout_s
+        parts, _ = await self._parts(placement, wish, now - self._hot_window, wish.size + 1, end)
+        return parts
+
+    async def _parts(
+        self,
+        placement: Mapping[str, Sequence[Held]],
+        wish: Wish,
+        since: datetime,
+        limit: int,
+        end: float,
+        *,
+        changes: bool = True,
+    ) -> tuple[tuple[ShardPart, ...], tuple[str, ...]]:
+        """What every shard says, and which ones were away, where that is allowed."""
+        ask = Reading(wish.window, since, limit, changes, wish.replica, wish.lag_max, wish.tokens)
+        left_s = end - time.monotonic()
+        reads = [
+            self._shards.read(shard, held, ask, timeout_s=max(0.001, left_s))
+            for shard, held in placement.items()
+        ]
+        if not wish.partial:
+            return tuple(await all_of(reads)), ()
+        said = await all_of([_or_away(read) for read in reads])
+        away = tuple(shard for shard, part in zip(placement, said, strict=True) if part is None)
+        return tuple(part for part in said if part is not None), away
+
+    async def _merged(
+        self, parts: Sequence[ShardPart], away: Sequence[str], wish: Wish, since: datetime, end: float
+    ) -> Served:
+        """The shards' rows over the read model's. since: the read model is searched below it."""
+        catalogs = self._catalogs(parts, away)
+        if is_unserved(catalogs, wish.window, since):
+            raise ReadModelUnavailable(because="a month is being built")
+        known = [source_of(part.recent, wish.size + 1) for part in parts]
+        known += [Source(part.changed, part.changed_down_to) for part in parts]
+        # The overlay may replace or hide as many hits as it has rows.
+        limit = wish.size + 1 + sum(len(part.changed) for part in parts)
+        older = replace(wish.window, before=min(wish.window.before, Key(since, UUID(int=0))))
+        page = merge(known, wish.size, wish.window.filter)
+        found: list[Row] = []
+        searches = 0
+        for indices, floor in spans(months_in(catalogs, older, since)):
+            is_full = True
+            while is_full:
+                rows = await self._search(indices, older, limit, end)
+                searches += 1
+                found += rows
+                is_full = len(rows) >= limit
+                horizon = rows[-1].key if is_full else floor
+                page = merge([*known, Source(found, horizon)], wish.size, wish.window.filter)
+                if len(page.rows) >= wish.size or searches >= SEARCHES_MAX:
+                    return _merged_page(page, parts, away, asked=True)
+                older = replace(older, before=rows[-1].key) if is_full else older
+        return _merged_page(page, parts, away, asked=searches > 0)
+
+    async def _search(self, indices: Any, window: Window, limit: int, end: float) -> list[Row]:
+        # Documents are routed by the name that the order froze when it was made, which is the user's.
+        routing = (window.user_id,) if window.user_id is not None else ()
+        left_s = max(0.001, end - time.monotonic())
+        return await self._searcher.search(indices, window, routing=routing, limit=limit, timeout_s=left_s)
+
+    def _catalogs(self, parts: Sequence[ShardPart], away: Sequence[str]) -> list[Catalog]:
+        known = [part.catalog for part in parts]
+        for shard in away:
+            catalog = self._shards.last_catalog(shard)
+            if catalog is None:
+                raise ShardUnavailable(shard=shard)
+            known.append(catalog)
+        return known
+
+    async def _fallen_back(self, placement: Mapping[str, Sequence[Held]], wish: Wish, end: float) -> Served:
+        """The page from the shards alone, within a bulkhead. With words to find there is none.
+
+        A filtered page looks through a bounded number of rows; it may be shorter than asked for and go on
+        after its token, but it leaves nothing out.
+        """
+        wanted = wish.window.filter
+        if wanted.asked:
+            raise ReadModelUnavailable(because="words are found by the read model only")
+        limit = wish.size + 1 if wanted.is_plain else FALLBACK_SCAN_MAX
+        async with self._shards.fallback.slot(max(0.001, end - time.monotonic())):
+            parts, _ = await self._parts(
+                placement, replace(wish, partial=False), OLDEST, limit, end, changes=False
+            )
+        page = merge([source_of(part.recent, limit) for part in parts], wish.size, wanted)
+        return _served(page, ServedBy.SQL_FALLBACK, parts, unreachable=("read-model",))
+
+
+def _hot_page(parts: Sequence[ShardPart], wish: Wish, since: datetime) -> Page | None:
+    """The page if the hot window fills it, or if it may show nothing older than that."""
+    if not wish.window.filter.is_plain:
+        return None
+    page = merge([source_of(part.recent, wish.size + 1) for part in parts], wish.size)
+    if len(page.rows) >= wish.size and page.next_after is not None:
+        return page
+    return page if wish.window.not_before >= since else None
+
+
+def _merged_page(page: Page, parts: Sequence[ShardPart], away: Sequence[str], *, asked: bool) -> Served:
+    overlay = sum(len(part.changed) for part in parts)
+    OVERLAY_ROWS.observe(overlay)
+    if not parts:
+        served_by = ServedBy.READ_MODEL_ONLY
+    elif not asked:
+        served_by = ServedBy.SQL
+    elif overlay or any(part.recent for part in parts):
+        served_by = ServedBy.MERGED
+    else:
+        served_by = ServedBy.READ_MODEL
+    return _served(page, served_by, parts, away, overlay=overlay, asked=asked)
+
+
+def _served(
+    page: Page,
+    served_by: ServedBy,
+    parts: Sequence[ShardPart],
+    away: Sequence[str] = (),
+    *,
+    overlay: int = 0,
+    asked: bool = False,
+    unreachable: Sequence[str] = (),
+) -> Served:
+    indexed = [part.indexed_until for part in parts]
+    return Served(
+        page=page,
+        served_by=served_by,
+        parts=tuple(parts),
+        unreachable=(*unreachable, *(f"shards/{shard}" for shard in away)),
+        overlay=overlay,
+        asked_read_model=asked,
+        as_of=None if away else min((part.as_of for part in parts), default=None),
+        indexed_until=oldest_of(indexed),
+    )
+
+
+def oldest_of(instants: Sequence[datetime | None]) -> datetime | None:
+    """The oldest of some instants, if all of them are known."""
+    known = [each for each in instants if each is not None]
+    return min(known) if known and len(known) == len(instants) else None
+
+
+async def _or_away(read: Coroutine[Any, Any, T]) -> T | None:
+    """A read's result, or none when its shard is away or has no time for us."""
+    try:
+        return await read
+    except (ShardUnavailable, DeadlineExceeded, Overloaded):
+        return None
+
+
+async def all_of(reads: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run reads together; when one fails the others are cancelled and awaited, so that no connection is left
+    in use.
+    """
+    tasks = [asyncio.create_task(read, name="history-read") for read in reads]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,71 @@
+"""A read model in memory, for tests of what stands on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from history_svc.document import columns, from_us
+from history_svc.errors import ReadModelUnavailable
+from history_svc.page import Key, Row, Window
+from history_svc.readmodel.port import IndexIdentity, Outcome, Verdict, Write
+
+
+class MemoryReadModel:
+    def __init__(self) -> None:
+        self.stored: dict[str, dict[str, Any]] = {}
+        self.visible: dict[str, dict[str, Any]] = {}
+        self.uuids: dict[str, int] = {}
+        self.down = False
+
+    async def create(self, name: str) -> IndexIdentity:
+        self.stored.setdefault(name, {})
+        self.visible.setdefault(name, {})
+        return IndexIdentity(name, "memory", "1")
+
+    async def identities(self, names: Sequence[str]) -> dict[str, IndexIdentity]:
+        self._check()
+        return {name: IndexIdentity(name, "memory", "1") for name in names if name in self.stored}
+
+    async def write(self, writes: Sequence[Write], *, timeout_s: float) -> list[Outcome]:
+        self._check()
+        outcomes = []
+        for write in writes:
+            index = self.stored[write.index]
+            known = index.get(write.document["order_id"])
+            if known is not None and known["version"] >= write.document["version"]:
+                outcomes.append(Outcome(Verdict.STALE))
+                continue
+            index[write.document["order_id"]] = write.document
+            outcomes.append(Outcome(Verdict.STORED))
+        return outcomes
+
+    async def refresh(self, names: Sequence[str]) -> None:
+        self._check()
+        for name in names:
+            self.visible[name] = dict(self.stored[name])
+
+    async def search(
+        self, names: Sequence[str], window: Window, *, routing: Sequence[str], limit: int, timeout_s: float
+    ) -> list[Row]:
+        self._check()
+        found = []
+        for name in names:
+            if name not in self.visible:
+                raise ReadModelUnavailable
+            for document in self.visible[name].values():
+                row = columns(document)
+                key = Key(from_us(document["created_us"]), row["order_id"])
+                if (
+                    window.user_id in (None, row["user_id"])
+                    and key < window.before
+                    and key.created_at >= window.not_before
+                    and window.filter.shows(row)
+                ):
+                    found.append(Row(key, row["version"], row))
+        found.sort(key=lambda row: row.key, reverse=True)
+        return found[:limit]
+
+    def _check(self) -> None:
+        if self.down:
+            raise ReadModelUnavailable
