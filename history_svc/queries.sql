@@ -25,9 +25,9 @@ WITH asked AS MATERIALIZED (
 ), changes AS MATERIALIZED (
     SELECT x.order_id, x.created_at
       FROM outbox x
-     WHERE $9 AND x.user_id = $3 AND (x.xid, x.seq) > ((SELECT xid FROM low), (SELECT seq FROM low))
+     -- The user stands in the comparison too, so that only the index by user fits; in no order, as that would invite the other.
+     WHERE $9 AND x.user_id = $3 AND (x.user_id, x.xid, x.seq) > ($3, (SELECT xid FROM low), (SELECT seq FROM low))
        AND EXISTS (SELECT FROM marks m WHERE m.stream_partition = x.stream_partition AND (x.xid, x.seq) > (m.xid, m.seq))
-     ORDER BY x.xid, x.seq
      LIMIT $11
 ), changed AS MATERIALIZED (
     SELECT DISTINCT c.order_id, c.created_at

@@ -191,31 +191,76 @@ async def test_a_page_reads_the_months_it_needs_and_stops_when_it_is_full(shard)
 
 
 async def _read_by_plan(connection: Any, not_before: datetime, before: Key) -> dict[str, int]:
-    """How many rows of which months are read, by the generic plan of the read side's own sessions."""
-    for name, value in {
-        **SESSION,
-        "plan_cache_mode": "force_generic_plan",
-        "search_path": "ordermesh",
-    }.items():
-        await connection.execute(f"SET {name} = {value}")
-    kinds = (
-        "int[], bigint[], text, timestamptz, timestamptz, uuid, timestamptz, int, boolean, int, int, bigint"
-    )
-    await connection.execute(f"PREPARE page ({kinds}) AS {QUERIES.page_of_shard}")
-    bounds = f"'{not_before}', '{before.created_at}', '{before.order_id}'"
-    given = f"'{{{ALICE}}}', '{{1}}', 'alice', {bounds}, '{OLDEST}', {PAGE}, false, 500, 2001, -1"
-    (plan,) = await connection.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON, TIMING OFF) EXECUTE page ({given})")
-    await connection.execute("DEALLOCATE page")
-    scans: list[dict[str, Any]] = []
-    _collect(json.loads(plan[0])[0]["Plan"], scans)
+    """How many rows of which months are read."""
+    scans = await _scans(connection, "false", "orders_2", not_before, before)
     done = [scan for scan in scans if scan["Actual Loops"]]
     assert {scan["Node Type"] for scan in scans} == {"Index Scan"}
     assert all("user_id_created_at_order_id" in scan["Index Name"] for scan in done)
     return {scan["Relation Name"]: int(scan["Actual Rows"]) for scan in done}
 
 
-def _collect(node: dict[str, Any], scans: list[dict[str, Any]]) -> None:
-    if str(node.get("Relation Name", "")).startswith("orders_"):
+async def _scans(
+    connection: Any, changes: str, table: str, not_before: datetime = OLDEST, before: Key = NEWEST
+) -> list[dict[str, Any]]:
+    """How a page scans tables whose names begin so, by the generic plan of the read side's own sessions."""
+    for name, value in {**SESSION, "plan_cache_mode": "force_generic_plan"}.items():
+        await connection.execute(f"SET {name} = {value}")
+    await connection.execute("SET search_path = ordermesh")
+    kinds = (
+        "int[], bigint[], text, timestamptz, timestamptz, uuid, timestamptz, int, boolean, int, int, bigint"
+    )
+    await connection.execute(f"PREPARE page ({kinds}) AS {QUERIES.page_of_shard}")
+    bounds = f"'{not_before}', '{before.created_at}', '{before.order_id}'"
+    given = f"'{{{ALICE}}}', '{{1}}', 'alice', {bounds}, '{OLDEST}', {PAGE}, {changes}, 500, 2001, -1"
+    (plan,) = await connection.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON, TIMING OFF) EXECUTE page ({given})")
+    await connection.execute("DEALLOCATE page")
+    scans: list[dict[str, Any]] = []
+    _collect(json.loads(plan[0])[0]["Plan"], table, scans)
+    return scans
+
+
+def _collect(node: dict[str, Any], prefix: str, scans: list[dict[str, Any]]) -> None:
+    if str(node.get("Relation Name", "")).startswith(prefix):
         scans.append(node)
     for child in node.get("Plans", ()):
-        _collect(child, scans)
+        _collect(child, prefix, scans)
+
+
+_MANY_CHANGES = """
+INSERT INTO outbox (event_id, order_id, created_at, user_id, bucket, route_epoch, stream_partition,
+read_routing,
+                    version, kind, occurred_at, payload)
+SELECT gen_random_uuid(), $1, ordermesh.id_time($1), $2, $3, 1, $3 % 8, $2, n, 'PROBED', clock_timestamp(),
+       '{}'
+  FROM generate_series(1, $4::int) AS n
+"""
+_MARKS = """
+INSERT INTO watermarks (stream_partition, log_epoch, xid, seq, updated_at, source_at)
+SELECT p, 1, $1::text::xid8, 0, clock_timestamp(), clock_timestamp() FROM generate_series(0, 7) AS p
+ON CONFLICT (stream_partition) DO UPDATE SET xid = excluded.xid
+"""
+
+
+@pytest.mark.parametrize(("behind", "looked_at"), [(False, 0), (True, 2001)])
+async def test_what_changed_after_the_watermark_is_found_by_user_and_within_a_bound(shard, behind, looked_at):
+    s1 = await shard("s1")
+    mine, others = (
+        order_at(datetime(2026, 4, 1, tzinfo=UTC)),
+        order_at(datetime(2026, 4, 1, tzinfo=UTC), "bob"),
+    )
+    await s1.store(mine, others)
+    async with connected(s1) as connection:
+        await connection.execute("SET search_path = ordermesh")
+        await connection.execute("SELECT ensure_partitions()")
+        first = await connection.fetchval("SELECT pg_current_xact_id()::text")
+        for order, user, count in ((others, "bob", 30_000), (mine, "alice", 5000)):
+            bucket = id_bucket(order.order_id)
+            await connection.execute(_MANY_CHANGES, order.order_id, user, bucket, count)
+        last = await connection.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
+        await connection.execute(_MARKS, first if behind else last)
+        await connection.execute("ANALYZE")
+        scans = await _scans(connection, "true", "outbox_2")
+    done = [scan for scan in scans if scan["Actual Loops"]]
+    assert {scan["Node Type"] for scan in done} <= {"Index Scan", "Index Only Scan"}
+    assert all("user_id_xid_seq" in scan["Index Name"] for scan in done)
+    assert sum(int(scan["Actual Rows"]) for scan in done) == looked_at
