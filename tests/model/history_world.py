@@ -1,0 +1,242 @@
+"""A user's history in a small world: a real shard, a read model with troubles of its own, a projector that may die at
+every await, and a reader. What the shard says is the truth that every page is held to.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from chassis import pg
+from chassis.ids import id_time, user_bucket
+from history_svc.page import NEWEST, OLDEST, Filter, Key, Row, Window
+from history_svc.placement import Held
+from history_svc.reader import Reader, Served, ServedBy, Wish
+from history_svc.search import Searcher
+from history_svc.store import Shards
+from order_svc import points
+from order_svc.domain import open_order, transition
+from order_svc.order import Order, Seen, Tally
+from order_svc.store import OrderStore
+from tests.readmodels import MemoryReadModel
+from tests.shards import EPOCH, Shard
+from tests.unit.orders import rules, told
+
+USERS = ("alice", "bob")
+DEDICATED = 4096
+READ_S = 10.0
+HOT = timedelta(hours=1)
+SIZES = (1, 2, 3, 7, 100)
+
+
+class Violation(AssertionError):
+    """A page broke a promise."""
+
+
+@dataclass
+class Walk:
+    """Somebody reads a user's whole list, page by page, while the world goes on."""
+
+    user_id: str
+    shown: Filter
+    size: int
+    at_start: dict[UUID, int]
+    before: Key | None = NEWEST
+    rows: list[Row] = field(default_factory=list)
+
+
+class InTransaction:
+    """A connection with an open transaction in the place of a pool: what is written is not committed yet."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    async def fetchrow(self, sql: str, *args: object, timeout_s: float = READ_S) -> Any:
+        return await self.connection.fetchrow(sql, *args)
+
+    async def fetch(self, sql: str, *args: object, timeout_s: float = READ_S) -> Any:
+        return await self.connection.fetch(sql, *args)
+
+
+@dataclass
+class Open:
+    """A transaction that is not over, and the orders it has touched."""
+
+    connection: Any
+    transaction: Any
+    orders: set[UUID]
+
+
+class World:
+    """Everything, and what is true of it."""
+
+    def __init__(self, shard: Shard, shards: Shards, stack: AsyncExitStack) -> None:
+        self.shard = shard
+        self.shards = shards
+        self.stack = stack
+        self.read_model = MemoryReadModel()
+        self.orders: dict[UUID, Order] = {}
+        self.open: list[Open] = []
+        self.buckets = {user: [user_bucket(user)] for user in USERS}
+        self.now_s = 0.0
+        self.served: dict[ServedBy, int] = {}
+        self.overlaid = 0
+        self.make_reader: Callable[[World], Reader] = lambda world: Reader(
+            world.shards, Searcher(world.read_model, READ_S, now=lambda: world.now_s), HOT
+        )
+        self.reader: Reader | None = None
+
+    # What happens to orders.
+
+    async def create(self, user: str, store: OrderStore | None = None) -> Order:
+        wish = await self.shard.wish(user_id=user, bucket=self.buckets[user][-1])
+        wish = replace(wish, description=random.choice(("a red book", "a Blue boat", "ein Buch")))
+        created = await (store or self.shard.store).create(
+            open_order(wish, rules()), epoch=EPOCH, fingerprint=b"m"
+        )
+        self.orders[created.order.order_id] = created.order
+        return created.order
+
+    async def change(self, order_id: UUID, event: Any, store: OrderStore | None = None) -> None:
+        decided = await (store or self.shard.store).decide(
+            order_id,
+            event.event_id,
+            lambda seen: transition(seen, event, rules(), jitter=0.5),
+            at=points.SETTLE,
+        )
+        self.orders[order_id] = decided.order
+
+    def settling(self, order_id: UUID, verdict: Any) -> Any:
+        order = self.orders[order_id]
+        return told(Seen(order, Tally(), None, order.created_at), verdict)
+
+    def free(self) -> list[UUID]:
+        """Orders that no open transaction holds, in a fixed order."""
+        held = set().union(*(each.orders for each in self.open)) if self.open else set()
+        return [order_id for order_id in sorted(self.orders) if order_id not in held]
+
+    async def begin(self, user: str) -> None:
+        """Somebody creates an order and does not commit yet: everything after it stands above the fence."""
+        connection = await asyncpg.connect(
+            self.shard.dsn, server_settings={"search_path": "ordermesh, public"}
+        )
+        await pg._prepare_connection(connection)
+        transaction = connection.transaction()
+        await transaction.start()
+        store = OrderStore(InTransaction(connection))  # type: ignore[arg-type]
+        order = await self.create(user, store)
+        del self.orders[order.order_id]
+        self.open.append(Open(connection, transaction, {order.order_id}))
+
+    async def end(self, number: int, *, commit: bool) -> None:
+        each = self.open.pop(number % len(self.open))
+        if commit:
+            await each.transaction.commit()
+        else:
+            await each.transaction.rollback()
+        await each.connection.close()
+        if commit:
+            for row in await self.shard.rows(
+                "SELECT order_id FROM orders WHERE order_id = ANY ($1)", list(each.orders)
+            ):
+                self.orders[row["order_id"]] = await self.shard.store.get(row["order_id"])
+
+    async def close(self) -> None:
+        for each in self.open:
+            await each.connection.close()
+
+    # What a reader sees.
+
+    async def truth(self, user: str) -> dict[UUID, int]:
+        """The user's committed orders and their versions, as the shard has them now."""
+        rows = await self.shard.rows("SELECT order_id, version FROM orders WHERE user_id = $1", user)
+        return {row["order_id"]: row["version"] for row in rows}
+
+    async def matching(self, user: str, shown: Filter) -> set[UUID]:
+        rows = await self.shard.rows("SELECT * FROM orders WHERE user_id = $1", user)
+        return {row["order_id"] for row in rows if shown.shows(row)}
+
+    def placement(self, user: str) -> dict[str, tuple[Held, ...]]:
+        return {"s1": tuple(Held(bucket, EPOCH) for bucket in self.buckets[user])}
+
+    async def page(self, user: str, shown: Filter, size: int, before: Key) -> Served:
+        if self.reader is None:
+            self.reader = self.make_reader(self)
+        at = await self.shard.value("SELECT ordermesh.clock()")
+        wish = Wish(Window(user, before, OLDEST, shown), size)
+        return await self.reader.read(self.placement(user), wish, now=at, timeout_s=READ_S)
+
+    async def checked_page(self, user: str, shown: Filter, size: int, before: Key = NEWEST) -> Served:
+        """A page, held to what the shard says before and after it.
+
+        Raises: Violation.
+        """
+        earlier, matched = await self.truth(user), await self.matching(user, shown)
+        served = await self.page(user, shown, size, before)
+        later = await self.truth(user)
+        matched &= await self.matching(user, shown)
+        self.served[served.served_by] = self.served.get(served.served_by, 0) + 1
+        self.overlaid += served.overlay > 0
+        self._hold_rows(served.page.rows, earlier, later, before, size, shown)
+        page = served.page
+        down_to = page.next_after if page.next_after is not None else Key(OLDEST, UUID(int=0))
+        due = {order_id for order_id in matched if down_to <= self._key(order_id) < before}
+        missing = due - {row.key.order_id for row in page.rows}
+        if missing:
+            raise Violation(f"{served.served_by}: {len(missing)} orders are missing")
+        if page.next_after is not None and len(page.rows) < size and not served.asked_read_model:
+            if served.served_by is not ServedBy.SQL_FALLBACK:
+                raise Violation("a short page of the shard alone")
+        return served
+
+    def _hold_rows(
+        self,
+        rows: tuple[Row, ...],
+        earlier: dict[UUID, int],
+        later: dict[UUID, int],
+        before: Key,
+        size: int,
+        shown: Filter,
+    ) -> None:
+        keys = [row.key for row in rows]
+        if keys != sorted(set(keys), reverse=True):
+            raise Violation("rows twice, or not newest first")
+        if len(rows) > size or any(key >= before for key in keys):
+            raise Violation("more rows than asked for, or rows of the page before")
+        for row in rows:
+            order_id = row.key.order_id
+            if order_id not in later:
+                raise Violation("an order that is not the user's, or was never committed")
+            if not earlier.get(order_id, 1) <= row.version <= later[order_id]:
+                raise Violation(f"version {row.version}, but the shard had {earlier.get(order_id)}")
+            if not shown.shows(row.columns):
+                raise Violation("an order that does not pass the filter")
+
+    @staticmethod
+    def _key(order_id: UUID) -> Key:
+        return Key(id_time(order_id), order_id)
+
+    async def start_walk(self, user: str, shown: Filter, size: int) -> Walk:
+        return Walk(user, shown, size, dict.fromkeys(await self.matching(user, shown), 1))
+
+    async def next_page(self, walk: Walk) -> None:
+        """Read on; at the end hold the whole walk to what was there all the time.
+
+        Raises: Violation.
+        """
+        assert walk.before is not None
+        served = await self.checked_page(walk.user_id, walk.shown, walk.size, walk.before)
+        walk.rows += served.page.rows
+        walk.before = served.page.next_after
+        shown = [row.key.order_id for row in walk.rows]
+        if len(shown) != len(set(shown)):
+            raise Violation("a walk shows an order twice")
+        if walk.before is None and walk.shown.is_plain and not walk.at_start.keys() <= set(shown):
+            raise Violation("a walk left out an order that was there from the start")
