@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("pg")
 
 STATEMENT_TIMEOUT_S = 5.0
+CLOSE_S = 5.0
 STALE_ROUTE_STATE = "SH001"
 _CONTENDED_STATES = frozenset({"55P03", "40001", "40P01"})
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
@@ -133,6 +134,61 @@ class Database:
         await self.fetchval("SELECT 1", timeout_s=1.0)
 
 
+class Session:
+    """One connection of its own, for locks that live as long as a session. For one task."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def fetchval(self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S) -> Any:
+        """The first column of the first row.
+
+        Raises: ShardUnavailable when the session is gone, and with it its locks; else as `Database`.
+        """
+        with _typed_errors():
+            return await self._connection.fetchval(sql, *args, timeout=timeout_s)
+
+    async def execute(self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S) -> str:
+        """Run a statement for its effect, outside of any transaction block; returns the command tag."""
+        with _typed_errors():
+            return cast("str", await self._connection.execute(sql, *args, timeout=timeout_s))
+
+    async def ping(self, timeout_s: float) -> None:
+        """Ask whether the session still lives."""
+        await self.fetchval("SELECT 1", timeout_s=timeout_s)
+
+
+@asynccontextmanager
+async def open_session(settings: PgSettings, *, name: str) -> AsyncIterator[Session]:
+    """A session that lives as long as the context; its locks go with it, also when the process dies.
+
+    Raises: ShardUnavailable, DeadlineExceeded.
+    """
+    with _typed_errors():
+        connection = await asyncpg.connect(
+            settings.dsn,
+            timeout=settings.connect_timeout_s,
+            command_timeout=STATEMENT_TIMEOUT_S,
+            server_settings=_session_settings(settings, name),
+        )
+    try:
+        with _typed_errors():
+            await _prepare_connection(connection)
+        yield Session(connection)
+    finally:
+        try:
+            await connection.close(timeout=CLOSE_S)
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            connection.terminate()
+
+
+def _session_settings(settings: PgSettings, name: str) -> dict[str, str]:
+    server_settings = {**_SERVER_SETTINGS, **settings.session, "application_name": f"ordermesh-{name}"}
+    if settings.read_only:
+        server_settings["default_transaction_read_only"] = "on"
+    return server_settings
+
+
 @asynccontextmanager
 async def open_database(
     settings: PgSettings, *, name: str = "pg", eager: bool = False
@@ -141,9 +197,6 @@ async def open_database(
 
     Raises: ShardUnavailable when `eager` and the database cannot be reached.
     """
-    server_settings = {**_SERVER_SETTINGS, **settings.session, "application_name": f"ordermesh-{name}"}
-    if settings.read_only:
-        server_settings["default_transaction_read_only"] = "on"
     pool = asyncpg.create_pool(
         settings.dsn,
         min_size=1 if eager else 0,
@@ -151,7 +204,7 @@ async def open_database(
         max_inactive_connection_lifetime=300.0,
         timeout=settings.connect_timeout_s,
         command_timeout=STATEMENT_TIMEOUT_S,
-        server_settings=server_settings,
+        server_settings=_session_settings(settings, name),
         init=_prepare_connection,
         reset=_keep_session,
     )
@@ -168,7 +221,7 @@ async def _close(pool: asyncpg.Pool[Any]) -> None:
     last for ever.
     """
     try:
-        await asyncio.wait_for(pool.close(), timeout=5.0)
+        await asyncio.wait_for(pool.close(), timeout=CLOSE_S)
     except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         pool.terminate()
 

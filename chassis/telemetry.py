@@ -10,20 +10,23 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import ecs_logging
 import structlog
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, MutableMapping
+    from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
+LINKS_MAX = 32
 _propagator = TraceContextTextMapPropagator()
 _tracer = trace.get_tracer("ordermesh")
 
@@ -143,6 +146,28 @@ def client_span(method: str) -> Iterator[Span]:
 def work_span(name: str, parent: str = "") -> Iterator[Span]:
     """The span of background work, continuing the trace that an order carries in `traceparent`."""
     with _span(name, SpanKind.INTERNAL, {"traceparent": parent}) as span:
+        yield span
+
+
+@contextmanager
+def linked_span(name: str, traceparents: Iterable[str]) -> Iterator[Span]:
+    """The span of work on many orders at once: it belongs to none of their traces and is linked to those that
+    are sampled, `LINKS_MAX` at most.
+    """
+    sampled = (parent for parent in dict.fromkeys(traceparents) if parent.endswith(("-01", "-03")))
+    contexts = (
+        trace.get_current_span(_propagator.extract({"traceparent": parent})).get_span_context()
+        for parent in islice(sampled, LINKS_MAX)
+    )
+    links = [Link(context) for context in contexts if context.is_valid]
+    with _tracer.start_as_current_span(
+        name,
+        context=Context(),
+        kind=SpanKind.INTERNAL,
+        links=links,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
         yield span
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from grpc import StatusCode
 
 from chassis.errors import OrdermeshError, Reason
+
+if TYPE_CHECKING:
+    from history_svc.events import Record
 
 
 class PlacementMissing(OrdermeshError):
@@ -26,3 +31,12 @@ class TooMuchAtOnce(Exception):
 
 class EventsUnavailable(Exception):
     """The channel of changes cannot be reached now."""
+
+
+class EventTooLarge(Exception):
+    """A record is larger than the channel carries; it would ruin the producer that took it."""
+
+    def __init__(self, record: Record, size_bytes: int) -> None:
+        super().__init__(f"{size_bytes} bytes")
+        self.record = record
+        self.size_bytes = size_bytes

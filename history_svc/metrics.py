@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from history_svc.channel.tail import Tail
 
 PAGES = Counter(
     "ordermesh_history_pages_total",
@@ -41,3 +46,47 @@ READ_SECONDS = Histogram(
 )
 SHARDS_OF_A_PAGE_MAX = 4
 """Label values stop here; more shards count as this many."""
+
+LEADS = Gauge(
+    "ordermesh_projector_leads", "Whether this process reads the shard's outbox, 0 or 1.", ["shard"]
+)
+FENCE_AGE = Gauge(
+    "ordermesh_outbox_fence_age_seconds",
+    "How long the oldest transaction that still writes keeps later changes back.",
+    ["shard"],
+)
+UNPUBLISHED_AGE = Gauge(
+    "ordermesh_outbox_unpublished_age_seconds",
+    "How old the oldest change may be that the relay has not published.",
+    ["shard"],
+)
+RELAY_BATCH_SECONDS = Histogram(
+    "ordermesh_relay_batch_seconds",
+    "Time from reading a batch of changes to its acknowledgement by all partitions.",
+    ["shard"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+RELAY_EVENTS = Counter(
+    "ordermesh_relay_events_total",
+    "Changes that the relay handed over: published, too_large, or failed and read again.",
+    ["shard", "result"],
+)
+REWINDS = Counter(
+    "ordermesh_rewinds_total",
+    "Stream partitions read again from an earlier position: by the outbox source, Kafka's, or the relay.",
+    ["shard", "by"],
+)
+DAYS_DROPPED = Counter(
+    "ordermesh_outbox_days_dropped_total",
+    "Days of the outbox that were dropped; unread ones make room at the cost of a rebuild.",
+    ["shard", "read"],
+)
+OUTBOX_BYTES = Gauge("ordermesh_outbox_bytes", "Size of a shard's outbox on its disk.", ["shard"])
+DEAD_EVENTS = Counter(
+    "ordermesh_dead_events_total", "Changes that were set aside for a person to look at.", ["channel"]
+)
+
+
+def observe_tail(shard: str, tail: Tail) -> None:
+    """Show how far the fence of a shard is behind."""
+    FENCE_AGE.labels(shard).set(tail.fence_age_s)

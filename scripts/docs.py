@@ -378,7 +378,11 @@ def log_events() -> list[list[str]]:
 
 def spans() -> list[list[str]]:
     """Spans of work that no RPC began."""
-    found = {(name, service) for service, path in sources() for _, name in calls_in(path, ("work_span",))}
+    found = {
+        (name, service)
+        for service, path in sources()
+        for _, name in calls_in(path, ("work_span", "linked_span"))
+    }
     return [[f"`{name}`", service] for name, service in sorted(found)]
 
 

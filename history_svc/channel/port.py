@@ -1,4 +1,4 @@
-"""What a source of changes does, for one shard.
+"""What a source of changes does, for one shard; and what the relay asks of whoever carries changes to it.
 
 Changes come at least once, and those of one stream partition in the order of their positions, each with the
 position before it; so whoever takes them sees a gap. Nothing is forgotten before `kept` says that it is
@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
-    from history_svc.events import Record
+    from history_svc.events import Record, StreamRange
     from history_svc.position import Position
 
 
@@ -40,5 +40,36 @@ class EventSource(Protocol):
         """Something after these positions is missing: give it again.
 
         Raises: EventsUnavailable, ShardUnavailable.
+        """
+        ...
+
+
+class Publisher(Protocol):
+    """Carries records away, each stream partition in order. After an error it is thrown away for another."""
+
+    async def prepare(self, streams: StreamRange) -> None:
+        """Make sure that a shard's part of the stream is there. Idempotent.
+
+        Raises: EventsUnavailable.
+        """
+        ...
+
+    async def send(self, partition: int, records: Sequence[Record]) -> Awaitable[None]:
+        """Hand over records of one partition; what is returned ends when all are stored for good.
+
+        For one task. Records of two calls are stored in the order of the calls.
+        If cancelled here, or when it raises: any of the records may come to be stored.
+        Raises: EventTooLarge, and no record was handed over; EventsUnavailable, here or by what is returned.
+        """
+        ...
+
+
+class DeadLetters(Protocol):
+    """Keeps changes that cannot be indexed for a person to look at."""
+
+    async def put(self, record: Record, reason: str) -> None:
+        """Keep one. Idempotent enough: a repeat keeps it twice.
+
+        Raises: EventsUnavailable, ShardUnavailable: it is not kept, try again later.
         """
         ...

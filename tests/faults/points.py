@@ -53,3 +53,13 @@ POINTS = (
     Point("update.before_commit", ORDER_SVC, Story.UPDATE),
     Point("update.after_commit", ORDER_SVC, Story.UPDATE),
 )
+
+READ_SIDE_POINTS = (
+    "lead.after_term",
+    "relay.before_send",
+    "relay.after_ack",
+    "relay.after_cursor",
+    "relay.after_rewind",
+)
+"""Points that no order waits for: tests/integration/test_relay.py dies at each of them and misses no change.
+"""

@@ -1,0 +1,276 @@
+"""Publishes one shard's outbox: reads its tail, hands records over by stream partition, and moves the cursors
+over what was acknowledged.
+
+One relay per shard at a time, the leader's. Whatever goes wrong, the publisher is thrown away and a new one
+goes on at the stored cursors: records may be published twice, in any mixture, but none is left out. A cursor
+only moves over the unbroken run of acknowledged batches, so what it stands at was published with all before
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import structlog
+
+from chassis import faults, telemetry
+from chassis.errors import OrdermeshError
+from history_svc import metrics
+from history_svc.channel.log import LogReplaced, TermLost
+from history_svc.channel.tail import BEAT_EVERY_S, LONG_AGO, Pace, Tail
+from history_svc.errors import EventsUnavailable, EventTooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from chassis.clock import Clock
+    from history_svc.channel.leadership import Leadership
+    from history_svc.channel.log import ShardLog, Starts
+    from history_svc.channel.port import DeadLetters, Publisher
+    from history_svc.events import Record
+    from history_svc.position import Position
+
+log = structlog.get_logger("relay")
+IN_FLIGHT_MAX = 4
+"""Batches that were handed over and are not acknowledged: one is read while one travels and one is written.
+"""
+HAND_OVER_S_MAX = 10.0
+ACKNOWLEDGE_S_MAX = 30.0
+"""An idempotent producer tries for ever; after this long it is replaced."""
+CURSOR_EVERY_S = 0.2
+"""A cursor that is a little behind costs some repeats after a crash, and a commit each time it moves."""
+AGAIN_S_MAX = 10.0
+BEFORE_SEND = faults.declare("relay.before_send", "changes were read, and nothing of them was published")
+AFTER_ACK = faults.declare("relay.after_ack", "changes are published, the cursors stand before them")
+AFTER_CURSOR = faults.declare("relay.after_cursor", "changes are published and the cursors stand behind them")
+AFTER_REWIND = faults.declare(
+    "relay.after_rewind", "cursors stand where they were asked back to, and nothing was published again"
+)
+
+
+class Batching(NamedTuple):
+    """How much is read at once, and how often partitions without changes get a beat."""
+
+    rows_max: int = 1000
+    bytes_max: int = 4 * 1024 * 1024
+    beat_every_s: float = BEAT_EVERY_S
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a relay works with."""
+
+    log: ShardLog
+    dead_letters: DeadLetters
+    clock: Clock
+    jitter: Callable[[], float]
+    batching: Batching = field(default_factory=Batching)
+
+
+class Relay:
+    """A loop that publishes a shard's outbox while this process leads the shard."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        leadership: Leadership,
+        open_publisher: Callable[[], AbstractAsyncContextManager[Publisher]],
+    ) -> None:
+        self.name = f"relay.{parts.log.shard}"
+        self._parts = parts
+        self._leadership = leadership
+        self._open_publisher = open_publisher
+        self._failures = 0
+
+    async def run(self) -> None:
+        """Publish until cancelled. A shard or a channel that is away is tried again, ever more rarely."""
+        shard = self._parts.log.shard
+        while True:
+            try:
+                await self._leadership.while_leading(self._publish)
+            except (OrdermeshError, EventsUnavailable, TermLost, LogReplaced) as failed:
+                self._failures += 1
+                log.warning("relay_failed", shard=shard, error=type(failed).__name__, because=str(failed))
+            ceiling = min(AGAIN_S_MAX, 0.1 * 2 ** min(self._failures, 8))
+            await self._parts.clock.sleep(ceiling * (0.5 + 0.5 * self._parts.jitter()))
+
+    async def _publish(self, term: int) -> None:
+        starts = await self._parts.log.starts()
+        async with self._open_publisher() as publisher:
+            await publisher.prepare(starts.streams)
+            publishing = Publishing(self._parts, term, starts, publisher)
+            try:
+                await publishing.run()
+            finally:
+                if publishing.has_moved:
+                    self._failures = 0
+                publishing.abandon()
+
+
+@dataclass(slots=True)
+class Flight:
+    """A batch that was handed over: where it leaves each partition, and how many changes it holds."""
+
+    acknowledged: asyncio.Future[Any]
+    positions: Mapping[int, Position]
+    changes: int
+    read_at_s: float
+
+
+class Publishing:
+    """One run over the tail with one publisher, in one term; it ends by an error only."""
+
+    def __init__(self, parts: Parts, term: int, starts: Starts, publisher: Publisher) -> None:
+        self.has_moved = False
+        """Whether a cursor was moved, so that what went wrong later is another failure."""
+        self._log = parts.log
+        self._dead_letters = parts.dead_letters
+        self._clock = parts.clock
+        self._batching = parts.batching
+        self._pace = Pace(parts.jitter)
+        self._term = term
+        self._publisher = publisher
+        self._tail = Tail(parts.log, starts, starts.cursors)
+        self._flights: deque[Flight] = deque()
+        self._published: dict[int, Position] = {}
+        self._published_to = LONG_AGO
+        self._cursor_at_s = self._beat_at_s = parts.clock.monotonic()
+        self._told_at = LONG_AGO
+        self._is_asked_back = True
+
+    async def run(self) -> None:
+        """Read, hand over, note.
+
+        If cancelled here: some of what was handed over may be published without a cursor that says so.
+        Raises: TermLost, LogReplaced, EventsUnavailable, ShardUnavailable, DeadlineExceeded, Overloaded,
+        Contended.
+        """
+        while True:
+            if self._is_asked_back:
+                await self._go_back()
+            found = await self._read_on()
+            while self._flights and (
+                self._flights[0].acknowledged.done() or len(self._flights) >= IN_FLIGHT_MAX
+            ):
+                await self._land()
+            if self._published and self._clock.monotonic() - self._cursor_at_s >= CURSOR_EVERY_S:
+                await self._move_cursors()
+            self._show_age()
+            if self._tail.is_whole:
+                await self._clock.sleep(self._pace.after(found=found))
+
+    def abandon(self) -> None:
+        """Wait for nothing more; what was handed over is read again."""
+        for flight in self._flights:
+            if not flight.acknowledged.cancel() and not flight.acknowledged.cancelled():
+                flight.acknowledged.exception()
+            metrics.RELAY_EVENTS.labels(self._log.shard, "failed").inc(flight.changes)
+        self._flights.clear()
+
+    async def _read_on(self) -> bool:
+        """Hand over what is next; whether there were changes."""
+        started_s = self._clock.monotonic()
+        records = await self._tail.read(rows_max=self._batching.rows_max, bytes_max=self._batching.bytes_max)
+        changes = len(records)
+        if self._tail.is_whole and started_s - self._beat_at_s >= self._batching.beat_every_s:
+            self._beat_at_s = started_s
+            beats = self._tail.beats()
+            self._told_at = beats[0].at if beats else self._told_at
+            records += beats
+        metrics.observe_tail(self._log.shard, self._tail)
+        if records:
+            await self._hand_over(records, changes, started_s)
+        return changes > 0
+
+    async def _hand_over(self, records: Sequence[Record], changes: int, started_s: float) -> None:
+        await faults.point(BEFORE_SEND)
+        by_partition: dict[int, list[Record]] = {}
+        for record in records:
+            by_partition.setdefault(record.stream_partition, []).append(record)
+        waiting = []
+        links = [record.event.traceparent for record in records if record.event is not None]
+        with telemetry.linked_span("relay batch", links):
+            try:
+                for partition, mine in by_partition.items():
+                    waiting.append(await self._send(partition, mine))
+            except BaseException:
+                asyncio.gather(*waiting, return_exceptions=True).cancel()
+                raise
+        self._flights.append(
+            Flight(
+                asyncio.gather(*waiting),
+                {partition: mine[-1].position for partition, mine in by_partition.items()},
+                changes,
+                started_s,
+            )
+        )
+
+    async def _send(self, partition: int, records: list[Record]) -> asyncio.Future[Any]:
+        """Hand over one partition's records; what does not fit is set aside, and a beat goes in its place."""
+        while True:
+            try:
+                async with asyncio.timeout(HAND_OVER_S_MAX):
+                    return asyncio.ensure_future(await self._publisher.send(partition, records))
+            except TimeoutError:
+                raise EventsUnavailable("nothing is taken") from None
+            except EventTooLarge as large:
+                await self._set_aside(large)
+                beat = replace(large.record, event=None, at=self._told_at)
+                records = [beat if record is large.record else record for record in records]
+
+    async def _set_aside(self, large: EventTooLarge) -> None:
+        """Lists take the order from the shard from now on, before anything after it can be searchable."""
+        event, reason = large.record.event, f"too large to publish: {large}"
+        assert event is not None
+        await self._dead_letters.put(large.record, reason)
+        await self._log.quarantine(large.record.stream_partition, event, reason)
+        metrics.RELAY_EVENTS.labels(self._log.shard, "too_large").inc()
+
+    async def _land(self) -> None:
+        """Wait for the oldest batch's acknowledgement."""
+        flight = self._flights[0]
+        try:
+            async with asyncio.timeout(ACKNOWLEDGE_S_MAX):
+                await flight.acknowledged
+        except TimeoutError:
+            raise EventsUnavailable("nothing is acknowledged") from None
+        self._flights.popleft()
+        self._published.update(flight.positions)
+        metrics.RELAY_EVENTS.labels(self._log.shard, "published").inc(flight.changes)
+        metrics.RELAY_BATCH_SECONDS.labels(self._log.shard).observe(
+            self._clock.monotonic() - flight.read_at_s
+        )
+
+    async def _move_cursors(self) -> None:
+        await faults.point(AFTER_ACK)
+        self._is_asked_back = await self._log.move_cursors(self._term, self._published)
+        await faults.point(AFTER_CURSOR)
+        self._published.clear()
+        self._cursor_at_s = self._clock.monotonic()
+        self.has_moved = True
+
+    async def _go_back(self) -> None:
+        """Read again from where somebody misses something, once nothing is under way any more."""
+        while self._flights:
+            await self._land()
+        if self._published:
+            await self._move_cursors()
+        self._is_asked_back = False
+        back = await self._log.take_rewinds(self._term)
+        if not back:
+            return
+        await faults.point(AFTER_REWIND)
+        metrics.REWINDS.labels(self._log.shard, "relay").inc(len(back))
+        log.info("goes_back", shard=self._log.shard, partitions=sorted(back))
+        self._tail.rewind(back)
+
+    def _show_age(self) -> None:
+        """Everything that is older than the fence is published when nothing is unread or under way."""
+        if self._tail.is_whole and not self._flights:
+            self._published_to = self._tail.whole_at
+        age = (self._tail.looked_at - self._published_to).total_seconds()
+        metrics.UNPUBLISHED_AGE.labels(self._log.shard).set(max(0.0, age))
