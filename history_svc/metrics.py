@@ -90,3 +90,31 @@ DEAD_EVENTS = Counter(
 def observe_tail(shard: str, tail: Tail) -> None:
     """Show how far the fence of a shard is behind."""
     FENCE_AGE.labels(shard).set(tail.fence_age_s)
+
+
+BULK_ITEMS = Counter(
+    "ordermesh_index_items_total", "Documents sent to the read model, by what became of them.", ["verdict"]
+)
+BULK_SECONDS = Histogram(
+    "ordermesh_index_bulk_seconds",
+    "Time of one request that writes documents.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+INDEXED_UNTIL = Gauge(
+    "ordermesh_indexed_until_seconds",
+    "Every change that was committed before this instant is searchable; unix time.",
+    ["shard"],
+)
+QUARANTINE = Gauge("ordermesh_quarantine_orders", "Orders whose document the read model refuses.", ["shard"])
+INDEX_HELD = Gauge(
+    "ordermesh_index_held", "1 while a watermark waits, for a gap or for too many refusals.", ["shard"]
+)
+HOLES = Counter("ordermesh_index_holes_total", "Gaps found between records of a stream partition.", ["shard"])
+UNDECODABLE = Counter(
+    "ordermesh_index_undecodable_total",
+    "Changes that could not be understood; they hold their watermark.",
+    ["shard"],
+)
+INDICES_DOUBTED = Counter(
+    "ordermesh_indices_doubted_total", "Indices that were gone or not the ones that were made.", ["shard"]
+)

@@ -162,8 +162,7 @@ class Reader:
             raise ReadModelUnavailable(because="a month is being built")
         known = [source_of(part.recent, wish.size + 1) for part in parts]
         known += [Source(part.changed, part.changed_down_to) for part in parts]
-        # The overlay may replace or hide as many hits as it has rows.
-        limit = wish.size + 1 + sum(len(part.changed) for part in parts)
+        limit = hits_wanted(wish.size, parts)
         older = replace(wish.window, before=min(wish.window.before, Key(since, UUID(int=0))))
         page = merge(known, wish.size, wish.window.filter)
         found: list[Row] = []
@@ -213,6 +212,11 @@ class Reader:
             )
         page = merge([source_of(part.recent, limit) for part in parts], wish.size, wanted)
         return _served(page, ServedBy.SQL_FALLBACK, parts, unreachable=("read-model",))
+
+
+def hits_wanted(size: int, parts: Sequence[ShardPart]) -> int:
+    """How many hits to search for: the overlay may replace or hide as many of them as it has rows."""
+    return size + 1 + sum(len(part.changed) for part in parts)
 
 
 def _hot_page(parts: Sequence[ShardPart], wish: Wish, since: datetime) -> Page | None:

@@ -49,6 +49,11 @@ class OutboxSource:
         self._tail: Tail | None = None
         self._term: int | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything below the fence was given out, as of the last look."""
+        return self._tail is not None and self._tail.is_whole
+
     async def take(self, *, bytes_max: int, wait_s: float) -> Sequence[Record]:
         """The next records; empty when none came for `wait_s`, or while another process leads.
 

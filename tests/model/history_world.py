@@ -1,12 +1,11 @@
-"""A user's history in a small world: a real shard, a read model with troubles of its own, a projector that may die at
-every await, and a reader. What the shard says is the truth that every page is held to.
+"""A user's history in a small world: a real shard, a read model with troubles of its own, a projector that
+may die at every await, and a reader. What the shard says is the truth that every page is held to.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -15,9 +14,18 @@ from uuid import UUID
 import asyncpg
 
 from chassis import pg
+from chassis.clock import SYSTEM_CLOCK, SystemClock
+from chassis.errors import OrdermeshError, StaleRoute
 from chassis.ids import id_time, user_bucket
+from history_svc.channel.log import ShardLog
+from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
+from history_svc.errors import ReadModelUnavailable
+from history_svc.events import Record
 from history_svc.page import NEWEST, OLDEST, Filter, Key, Row, Window
 from history_svc.placement import Held
+from history_svc.position import Position
+from history_svc.projector.indexer import Indexing, Parts, QuarantineFull
+from history_svc.projector.store import ProjectionStore
 from history_svc.reader import Reader, Served, ServedBy, Wish
 from history_svc.search import Searcher
 from history_svc.store import Shards
@@ -25,7 +33,7 @@ from order_svc import points
 from order_svc.domain import open_order, transition
 from order_svc.order import Order, Seen, Tally
 from order_svc.store import OrderStore
-from tests.readmodels import MemoryReadModel
+from tests.readmodels import Died, MemoryReadModel
 from tests.shards import EPOCH, Shard
 from tests.unit.orders import rules, told
 
@@ -34,6 +42,10 @@ DEDICATED = 4096
 READ_S = 10.0
 HOT = timedelta(hours=1)
 SIZES = (1, 2, 3, 7, 100)
+INDEX_STEPS_MAX = 20
+QUARANTINE_MAX = 2
+SPANS_MAX = 2
+"""Searches of one page: nobody here has orders in more than nine months."""
 
 
 class Violation(AssertionError):
@@ -74,13 +86,37 @@ class Open:
     orders: set[UUID]
 
 
+class Troubled(OutboxSource):
+    """A source whose stream partitions run at different speeds, and which may lose what it took.
+
+    held: partitions whose records wait. loses: how many of the next batches are lost.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.held: set[int] = set()
+        self.loses = 0
+        self._waiting: list[Record] = []
+
+    async def take(self, *, bytes_max: int, wait_s: float) -> list[Record]:
+        records = [*self._waiting, *await super().take(bytes_max=bytes_max, wait_s=wait_s)]
+        self._waiting = [record for record in records if record.stream_partition in self.held]
+        if self.loses > 0 and records:
+            self.loses -= 1
+            return []
+        return [record for record in records if record.stream_partition not in self.held]
+
+    async def rewind(self, watermarks: Mapping[int, Position]) -> None:
+        self._waiting = [each for each in self._waiting if each.stream_partition not in watermarks]
+        await super().rewind(watermarks)
+
+
 class World:
     """Everything, and what is true of it."""
 
-    def __init__(self, shard: Shard, shards: Shards, stack: AsyncExitStack) -> None:
+    def __init__(self, shard: Shard, shards: Shards) -> None:
         self.shard = shard
         self.shards = shards
-        self.stack = stack
         self.read_model = MemoryReadModel()
         self.orders: dict[UUID, Order] = {}
         self.open: list[Open] = []
@@ -92,6 +128,13 @@ class World:
             world.shards, Searcher(world.read_model, READ_S, now=lambda: world.now_s), HOT
         )
         self.reader: Reader | None = None
+        self.make_indexing: Callable[[World], Awaitable[Indexing]] = begin_indexing
+        self.indexing: Indexing | None = None
+        self.indexing_class = Indexing
+        self.shard_log = ShardLog("s1", shard.db)
+        self.source: Troubled | None = None
+        self.held: set[int] = set()
+        self.loses = 0
 
     # What happens to orders.
 
@@ -152,6 +195,38 @@ class World:
         for each in self.open:
             await each.connection.close()
 
+    async def pass_time(self, time: timedelta) -> None:
+        await self.shard.let_pass(time)
+        await self.shard.db.execute("SELECT ordermesh.ensure_partitions()")
+        self.now_s += time.total_seconds()
+
+    # The projector.
+
+    async def index(self, *, dies_at: int | None = None) -> None:
+        """Let the projector work until it has nothing to do, or until it dies at one of its awaits."""
+        passes = 0
+
+        async def at(_: str) -> None:
+            nonlocal passes
+            passes += 1
+            if dies_at is not None and passes >= dies_at:
+                raise Died
+
+        self.read_model.at = at
+        try:
+            if self.indexing is None:
+                self.indexing = await self.make_indexing(self)
+            for _ in range(INDEX_STEPS_MAX):
+                await self.indexing.step()
+                await self.indexing.prove()
+                if self.source is not None and self.source.is_whole:
+                    break
+        except (Died, BaseExceptionGroup, OrdermeshError, QuarantineFull):
+            # The process is gone with all that it knew; the next one starts at what is stored.
+            self.indexing = None
+        finally:
+            self.read_model.at = nothing
+
     # What a reader sees.
 
     async def truth(self, user: str) -> dict[UUID, int]:
@@ -162,6 +237,12 @@ class World:
     async def matching(self, user: str, shown: Filter) -> set[UUID]:
         rows = await self.shard.rows("SELECT * FROM orders WHERE user_id = $1", user)
         return {row["order_id"] for row in rows if shown.shows(row)}
+
+    async def owns(self, user: str) -> bool:
+        states = await self.shard.rows(
+            "SELECT state FROM bucket_fence WHERE bucket = ANY ($1)", self.buckets[user]
+        )
+        return all(row["state"] == "OWNED" for row in states)
 
     def placement(self, user: str) -> dict[str, tuple[Held, ...]]:
         return {"s1": tuple(Held(bucket, EPOCH) for bucket in self.buckets[user])}
@@ -179,7 +260,17 @@ class World:
         Raises: Violation.
         """
         earlier, matched = await self.truth(user), await self.matching(user, shown)
-        served = await self.page(user, shown, size, before)
+        self.read_model.searches = 0
+        try:
+            served = await self.page(user, shown, size, before)
+        except StaleRoute:
+            if await self.owns(user):
+                raise Violation("a bucket that is owned here was refused") from None
+            raise
+        if not await self.owns(user):
+            raise Violation("a list from a shard that does not own the bucket")
+        if self.read_model.searches > SPANS_MAX:
+            raise Violation(f"{self.read_model.searches} searches for one page")
         later = await self.truth(user)
         matched &= await self.matching(user, shown)
         self.served[served.served_by] = self.served.get(served.served_by, 0) + 1
@@ -191,9 +282,6 @@ class World:
         missing = due - {row.key.order_id for row in page.rows}
         if missing:
             raise Violation(f"{served.served_by}: {len(missing)} orders are missing")
-        if page.next_after is not None and len(page.rows) < size and not served.asked_read_model:
-            if served.served_by is not ServedBy.SQL_FALLBACK:
-                raise Violation("a short page of the shard alone")
         return served
 
     def _hold_rows(
@@ -223,6 +311,43 @@ class World:
     def _key(order_id: UUID) -> Key:
         return Key(id_time(order_id), order_id)
 
+    async def looked(
+        self, user: str, shown: Filter, size: int, *, meanwhile: tuple[UUID, Any] | None = None
+    ) -> None:
+        """Somebody looks at a first page; meanwhile, before the search, an order may change and be indexed.
+
+        Raises: Violation.
+        """
+
+        async def at(name: str) -> None:
+            if name == "search" and meanwhile is not None:
+                self.read_model.at = nothing
+                await self.change(*meanwhile)
+                await self.index()
+
+        self.read_model.at = at
+        try:
+            await self.checked_page(user, shown, size)
+        except ReadModelUnavailable:
+            self._must_have_reason(shown)
+        finally:
+            self.read_model.at = nothing
+
+    async def walk_on(self, walk: Walk) -> None:
+        """Somebody who walks asks for the next page.
+
+        Raises: Violation.
+        """
+        try:
+            await self.next_page(walk)
+        except ReadModelUnavailable:
+            self._must_have_reason(walk.shown)
+
+    @staticmethod
+    def _must_have_reason(shown: Filter) -> None:
+        if not shown.asked:
+            raise Violation("a list without words was refused")
+
     async def start_walk(self, user: str, shown: Filter, size: int) -> Walk:
         return Walk(user, shown, size, dict.fromkeys(await self.matching(user, shown), 1))
 
@@ -240,3 +365,47 @@ class World:
             raise Violation("a walk shows an order twice")
         if walk.before is None and walk.shown.is_plain and not walk.at_start.keys() <= set(shown):
             raise Violation("a walk left out an order that was there from the start")
+
+
+async def nothing(_: str) -> None:
+    """No trouble."""
+
+
+class Impatient(SystemClock):
+    """The projector's process is ended when it would wait for the read model."""
+
+    async def sleep(self, seconds: float) -> None:
+        raise Died
+
+
+class Leads:
+    """Nobody else indexes this shard."""
+
+    term = 1
+
+    async def until_leading(self) -> int:
+        return self.term
+
+
+async def begin_indexing(world: World) -> Indexing:
+    """A projector as it starts: from what is stored, and from nothing else."""
+    world.source = Troubled(
+        world.shard_log,
+        Leads(),  # type: ignore[arg-type]
+        clock=SYSTEM_CLOCK,
+        jitter=lambda: 0.0,
+        beat_every_s=0.0,
+    )
+    world.source.held, world.source.loses = world.held, world.loses
+    world.loses = 0
+    parts = Parts(
+        source=world.source,
+        read_model=world.read_model,
+        store=ProjectionStore("s1", world.shard.db),
+        dead_letters=LoggedDeadLetters(),
+        clock=Impatient(),
+        jitter=lambda: 0.0,
+        tick_s=0.0,
+        quarantine_max=QUARANTINE_MAX,
+    )
+    return await world.indexing_class.begin(parts)

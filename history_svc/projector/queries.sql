@@ -1,0 +1,64 @@
+-- Every statement of the projector about watermarks, quarantine and catalog; its log is in history_svc/channel.
+
+-- name: read_progress
+-- How far the read model has each stream partition of the shard. No row: the shard was never named.
+SELECT i.log_epoch, i.partition_base, i.partition_count,
+       (SELECT coalesce(json_agg(json_build_array(stream_partition, log_epoch, xid::text, seq)), '[]') FROM watermarks) AS watermarks
+  FROM shard_identity i;
+
+-- name: move_watermarks
+-- All that a refresh has proved, or nothing: watermarks go forward, what was refused is noted, what came through is freed.
+-- $1-$4 partitions, xids, seqs, instants before which everything is below; $5 log epoch; $6 catalog version they were written
+-- by; $7-$12 refused orders; $13 $14 written orders and their versions; $15 how many orders may be in quarantine.
+-- `is_full`: there would be more than that; then nothing is written.
+WITH refused AS MATERIALIZED (
+    SELECT * FROM unnest($7::uuid[], $8::timestamptz[], $9::text[], $10::int[], $11::bigint[], $12::text[])
+               AS r (order_id, created_at, user_id, stream_partition, version, reason)
+), room AS MATERIALIZED (
+    SELECT NOT EXISTS (SELECT FROM refused)
+        OR (SELECT count(*) FROM quarantine) + (SELECT count(*) FROM refused) <= $15 AS is_there
+), noted AS (
+    INSERT INTO quarantine AS q (order_id, created_at, user_id, stream_partition, version, reason, seen_at)
+    SELECT r.order_id, r.created_at, r.user_id, r.stream_partition, r.version, r.reason, clock_timestamp()
+      FROM refused r, room WHERE room.is_there
+    ON CONFLICT (order_id) DO UPDATE SET version = excluded.version, reason = excluded.reason, seen_at = excluded.seen_at
+     WHERE q.version <= excluded.version
+), freed AS (
+    DELETE FROM quarantine q USING unnest($13::uuid[], $14::bigint[]) AS w (order_id, version), room
+     WHERE room.is_there AND q.order_id = w.order_id AND q.version <= w.version
+), marked AS (
+    INSERT INTO watermarks AS m (stream_partition, log_epoch, xid, seq, catalog_version, updated_at, source_at)
+    SELECT n.stream_partition, $5, n.xid::xid8, n.seq, $6, clock_timestamp(), coalesce(n.source_at, '-infinity')
+      FROM unnest($1::int[], $2::text[], $3::bigint[], $4::timestamptz[]) AS n (stream_partition, xid, seq, source_at), room
+     WHERE room.is_there
+    ON CONFLICT (stream_partition) DO UPDATE
+       SET log_epoch = excluded.log_epoch, xid = excluded.xid, seq = excluded.seq, catalog_version = excluded.catalog_version,
+           updated_at = excluded.updated_at, source_at = greatest(m.source_at, excluded.source_at)
+     WHERE (m.log_epoch, m.xid, m.seq) < (excluded.log_epoch, excluded.xid, excluded.seq)
+)
+SELECT NOT room.is_there AS is_full, (SELECT version FROM projection_catalog) AS catalog_version,
+       (SELECT count(*) FROM quarantine) AS quarantined
+  FROM room;
+
+-- name: read_catalog
+-- The catalog and its version, of one snapshot.
+SELECT c.version, (SELECT coalesce(json_agg(json_build_array(month, generation, index_name, cluster_uuid, index_uuid, state)
+                                            ORDER BY month, generation), '[]') FROM projection_index) AS indices
+  FROM projection_catalog c;
+
+-- name: add_index
+-- Note a month's first index, which has every document of the month from the beginning. A month that is known stays as it is.
+INSERT INTO projection_index (month, generation, index_name, cluster_uuid, index_uuid, state, catalog_version, created_at)
+SELECT $1::date, 1, $2, $3, $4, 'SERVING', c.version + 1, clock_timestamp()
+  FROM projection_catalog c
+ WHERE NOT EXISTS (SELECT FROM projection_index WHERE month = $1)
+ON CONFLICT DO NOTHING;
+
+-- name: doubt_index
+-- An index is not the one that was made: nobody reads it until its month was built again. Before another is made in its place.
+UPDATE projection_index SET state = 'BUILDING', cluster_uuid = '', index_uuid = ''
+ WHERE index_name = $1 AND state <> 'RETIRED' AND (cluster_uuid, index_uuid) = ($2, $3);
+
+-- name: name_index
+-- The index that now stands in a doubted one's place.
+UPDATE projection_index SET cluster_uuid = $2, index_uuid = $3 WHERE index_name = $1 AND state = 'BUILDING' AND index_uuid = '';
