@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import Any
 
 from history_svc.document import columns, from_us
 from history_svc.errors import ReadModelUnavailable
 from history_svc.page import Key, Row, Window
-from history_svc.readmodel.port import IndexIdentity, Outcome, Verdict, Write
+from history_svc.readmodel.port import DaySum, Entry, IndexIdentity, Outcome, Verdict, Write
 
 
 class MemoryReadModel:
@@ -65,6 +66,39 @@ class MemoryReadModel:
                     found.append(Row(key, row["version"], row))
         found.sort(key=lambda row: row.key, reverse=True)
         return found[:limit]
+
+    async def drop(self, name: str) -> None:
+        self._check()
+        self.stored.pop(name, None)
+        self.visible.pop(name, None)
+
+    async def sums(self, name: str, partitions: Sequence[int]) -> list[DaySum]:
+        self._check()
+        found: dict[tuple[int, date], DaySum] = {}
+        for partition, day, document in self._by_day(name):
+            if partition in partitions:
+                known = found.get((partition, day), DaySum(partition, day, 0, 0, 0))
+                version, check = document["version"], document["h32"]
+                found[partition, day] = DaySum(
+                    partition, day, known.count + 1, known.versions + version, known.hashes + check
+                )
+        return list(found.values())
+
+    async def entries(self, name: str, partition: int, day: date, *, after: str, limit: int) -> list[Entry]:
+        self._check()
+        found = [
+            Entry(document["order_id"], document["version"])
+            for where, when, document in self._by_day(name)
+            if (where, when) == (partition, day) and document["order_id"] > after
+        ]
+        return sorted(found)[:limit]
+
+    async def ping(self) -> None:
+        self._check()
+
+    def _by_day(self, name: str) -> Iterator[tuple[int, date, dict[str, Any]]]:
+        for document in self.visible.get(name, {}).values():
+            yield document["stream_partition"], from_us(document["created_us"]).date(), document
 
     def _check(self) -> None:
         if self.down:
