@@ -5,24 +5,30 @@ is made for.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
 from chassis import rpc
 from chassis.auth import SUBJECT_HEADER
+from chassis.errors import Violation
+from gateway import wire
 from gateway.errors import MeshRefused
 from ordermesh.history.v1 import history_service_pb2, history_service_pb2_grpc
 from ordermesh.order.v1 import order_service_pb2, order_service_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from chassis.auth import SubjectMinter
+    from chassis.rpc import RemoteError
     from gateway.asks import Ask
 
 HISTORY = history_service_pb2
 ORDERS = order_service_pb2
+_SAME_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 class Mesh:
@@ -52,7 +58,9 @@ class Mesh:
 
     async def list_orders(self, request: HISTORY.ListOrdersRequest, ask: Ask) -> HISTORY.ListOrdersResponse:
         """A page of a user's orders."""
-        answer: HISTORY.ListOrdersResponse = await self._call(self._history.ListOrders, request, ask)
+        answer: HISTORY.ListOrdersResponse = await self._call(
+            self._history.ListOrders, request, ask, wire.LIST_FIELDS
+        )
         return answer
 
     async def list_events(
@@ -67,14 +75,26 @@ class Mesh:
         request = ORDERS.WatchOrderRequest(order_id=order_id, after_version=after_version)
         return self._orders.WatchOrder(request, timeout=timeout_s, metadata=self._metadata(ask))
 
-    async def _call(self, method: Callable[..., Awaitable[Any]], request: Any, ask: Ask) -> Any:
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[Any]],
+        request: Any,
+        ask: Ask,
+        names: Mapping[str, str] = _SAME_NAMES,
+    ) -> Any:
+        """One call. names: how the caller knows the request's fields, where the mesh calls them otherwise."""
         started = time.perf_counter()
         try:
             return await method(request, timeout=ask.time_remaining(), metadata=self._metadata(ask))
         except grpc.aio.AioRpcError as failed:
-            raise MeshRefused(rpc.error_of(failed)) from failed
+            raise MeshRefused(_renamed(rpc.error_of(failed), names)) from failed
         finally:
             ask.visit.mesh_s += time.perf_counter() - started
 
     def _metadata(self, ask: Ask) -> tuple[tuple[str, str], ...]:
         return ((SUBJECT_HEADER, self._minter.mint(ask.who.subject)),)
+
+
+def _renamed(refusal: RemoteError, names: Mapping[str, str]) -> RemoteError:
+    wrong = (Violation(names.get(one.field, one.field), one.description) for one in refusal.violations)
+    return replace(refusal, violations=tuple(wrong))

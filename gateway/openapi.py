@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from gateway import wire
+from gateway import seen, wire
 from gateway.problems import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ as it is PERMISSION_DENIED over gRPC. Every error is `application/problem+json` 
 catalogue. Every answer carries `X-Request-Id`: yours, if you send one. `X-Request-Timeout` sets the deadline,
 such as `2.5` or `800ms`; it is 5 s otherwise, to which `Prefer: wait=N` adds, and at most 35 s. Lists are
 paged by `pageToken`, also given as `Link: rel=next`.
+
+Every write is answered with `Ordermesh-Consistency-Token`, and with the same in a cookie that lives for a
+minute. A list that is asked for with either shows that write, whichever store answers. The token identifies
+nobody and allows nothing; in the header it has to be one of ours, in the cookie nonsense is ignored.
 """
 PROBLEMS = {
     400: "Something in the request is wrong; `fieldViolations` say what",
@@ -52,6 +56,12 @@ _ANSWERS: dict[str, dict[int, tuple[type[BaseModel] | None, str]]] = {
     "list_orders": {200: (wire.OrderPage, "A page of orders")},
     "follow_order": {200: (None, "Events, each an order"), 204: (None, "Nothing more will come")},
     "read_journal": {200: (wire.Journal, "A page of the journal")},
+}
+_TOLD_AFTER_A_WRITE = {
+    seen.HEADER: {
+        "description": "What you have seen by now, for your next list or write; also set as a cookie.",
+        "schema": {"type": "string"},
+    }
 }
 _ONLY_WITH_BODY = frozenset({413, 415, 422})
 _ONLY_OF_UPDATES = frozenset({412})
@@ -112,7 +122,8 @@ def _complete(operation: dict[str, Any]) -> None:
 
 def _answer(name: str, model: type[BaseModel] | None, text: str) -> dict[str, Any]:
     if model is not None:
-        return {"description": text, "content": {"application/json": _ref(model.__name__)}}
+        answer = {"description": text, "content": {"application/json": _ref(model.__name__)}}
+        return {**answer, "headers": _TOLD_AFTER_A_WRITE} if name in _BODIES else answer
     if name == "follow_order" and text.startswith("Events"):
         return {"description": text, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
     return {"description": text}

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Path, Query, Request
-from google.protobuf.timestamp_pb2 import Timestamp
 from starlette.responses import Response
 
-from chassis.errors import InvalidField, NotYourOrder
+from chassis.errors import NotYourOrder
 from chassis.ids import parse_order_id, parse_user_id
-from gateway import asks, bodies, wire
-from gateway.clients import HISTORY, ORDERS
+from chassis.money import AMOUNT_MINOR_MAX
+from gateway import asks, bodies, seen, wire
+from gateway.clients import ORDERS
 from gateway.house import Entrance, Inside
 from gateway.streams import EventStream
-from ordermesh.order.v1 import order_pb2
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from chassis.consistency import Seen
     from gateway.asks import Ask
+    from gateway.settings import GatewaySettings
+    from ordermesh.order.v1 import order_pb2
 
 router = APIRouter(prefix="/v1", tags=["orders"])
 PAGE_TOKEN_CHARS_MAX = 512
@@ -40,7 +42,18 @@ IdempotencyKey = Annotated[
         json_schema_extra={"format": "uuid"},
     ),
 ]
-Instant = datetime
+Token = Annotated[
+    str | None,
+    Header(alias=seen.HEADER, description="What you have seen: from the answer to your last write."),
+]
+KIND = "^[a-z][a-z0-9_-]{0,31}$"
+TEXT_CHARS_MAX = 128
+ABOUT_TEXT = "Only orders whose description holds all of these words, or words that begin with them."
+ABOUT_CONSISTENCY = (
+    "`strong`: as of now, from the primaries. `default`: not older than what you have seen, nor a second old."
+    " `eventual`: whatever answers; the cookie is not looked at."
+)
+ABOUT_PARTIAL = "Whether a shard that is away may be left out, named in `unreachable`; only with `eventual`."
 
 
 @router.post("/orders", status_code=201, summary="Create an order")
@@ -52,6 +65,7 @@ async def create_order(
     prefer: Annotated[
         str | None, Header(description="`wait=N`: wait up to N seconds for the outcome.")
     ] = None,
+    token: Token = None,
 ) -> Response:
     """Record an order and send it to its first upstream. A repeat with the same Idempotency-Key gives the
     first order.
@@ -61,10 +75,12 @@ async def create_order(
     wait_s = asks.wait_s(prefer, house.settings.wait_s_max)
     if "x-request-timeout" not in request.headers:
         ask.deadline = min(ask.deadline + (wait_s or 0), time.monotonic() + house.settings.timeout_s_max)
+    before = seen.before_a_write(token, request.cookies)
     body = bodies.read(wire.CreateOrder, await request.body(), request.headers.get("content-type"))
     wanted = wire.create_request(body, user_id=ask.who.user_id, request_id=request_id, wait_s=wait_s or 0)
     answer = await house.mesh.create_order(wanted, ask)
-    headers = {"location": f"/v1/orders/{answer.order.order_id}", "etag": f'"{answer.order.version}"'}
+    headers = _seen(answer.consistency_token, before, house.settings)
+    headers |= {"location": f"/v1/orders/{answer.order.order_id}", "etag": f'"{answer.order.version}"'}
     if wait_s is not None:
         headers["preference-applied"] = f"wait={wait_s}"
     if answer.replayed:
@@ -97,10 +113,12 @@ async def update_order(
     if_match: Annotated[
         str | None, Header(description="The ETag of the version you decided on; without it, any.")
     ] = None,
+    token: Token = None,
 ) -> Response:
     """Give an order other labels, all of them; nothing else of it changes but its version. A repeat with the
     same Idempotency-Key shows the order as it is.
     """
+    before = seen.before_a_write(token, request.cookies)
     body = bodies.read(wire.UpdateOrder, await request.body(), request.headers.get("content-type"))
     wanted = wire.update_request(
         body,
@@ -108,8 +126,9 @@ async def update_order(
         request_id=asks.idempotency_key(idempotency_key),
         expected_version=asks.expected_version(if_match),
     )
-    order = (await house.mesh.update_order(wanted, ask)).order
-    return _answer(wire.order(order), headers={"etag": f'"{order.version}"'})
+    answer = await house.mesh.update_order(wanted, ask)
+    headers = _seen(answer.consistency_token, before, house.settings)
+    return _answer(wire.order(answer.order), headers={**headers, "etag": f'"{answer.order.version}"'})
 
 
 @router.get("/orders", summary="List orders")
@@ -117,24 +136,52 @@ async def list_orders(
     ask: Entrance,
     house: Inside,
     request: Request,
+    status: Annotated[wire.StatusName | None, Query(description="Only orders of this status.")] = None,
+    kind: Annotated[str | None, Query(pattern=KIND, description="Only orders of this kind.")] = None,
+    from_time: Annotated[datetime | None, Query(alias="from", description="Created then or later.")] = None,
+    until_time: Annotated[datetime | None, Query(alias="until", description="Created before.")] = None,
+    currency: Annotated[
+        str | None, Query(pattern="^[A-Z]{3}$", description="Only amounts in this currency.")
+    ] = None,
+    min_amount: Annotated[
+        int | None,
+        Query(
+            alias="minAmount", ge=0, le=AMOUNT_MINOR_MAX, description="Not less; minor units of `currency`."
+        ),
+    ] = None,
+    max_amount: Annotated[
+        int | None,
+        Query(
+            alias="maxAmount", ge=1, le=AMOUNT_MINOR_MAX, description="Not more; minor units of `currency`."
+        ),
+    ] = None,
+    q: Annotated[str | None, Query(min_length=1, max_length=TEXT_CHARS_MAX, description=ABOUT_TEXT)] = None,
     page_size: PageSize = None,
     page_token: PageToken = None,
-    status: Annotated[wire.StatusName | None, Query(description="Only orders of this status.")] = None,
-    from_time: Annotated[
-        Instant | None, Query(alias="fromTime", description="Created then or later.")
-    ] = None,
-    until_time: Annotated[Instant | None, Query(alias="untilTime", description="Created before.")] = None,
+    consistency: Annotated[wire.ConsistencyName | None, Query(description=ABOUT_CONSISTENCY)] = None,
+    partial: Annotated[bool, Query(description=ABOUT_PARTIAL)] = False,
     user_id: Annotated[str | None, Query(alias="userId", description="Whose; operators only.")] = None,
+    token: Token = None,
 ) -> Response:
-    """List orders, newest first, each exactly once."""
-    wanted = HISTORY.ListOrdersRequest(
-        user_id=_listed_user(ask, user_id),
-        page_size=page_size or 0,
-        page_token=page_token or "",
-        status=order_pb2.Order.Status.Value(status) if status else order_pb2.Order.STATUS_UNSPECIFIED,
-        from_time=_stamp("fromTime", from_time),
-        until_time=_stamp("untilTime", until_time),
+    """List orders, newest first, each exactly once and as it is now; `readInfo` says where they came from.
+    With the cookie or the header of your last write the list shows that write.
+    """
+    query = wire.ListQuery(
+        status=status,
+        kind=kind,
+        from_time=from_time,
+        until_time=until_time,
+        currency=currency,
+        min_amount=min_amount,
+        max_amount=max_amount,
+        text=q,
+        page_size=page_size,
+        page_token=page_token,
+        consistency=consistency,
+        partial=partial,
     )
+    fresh_as = seen.before_a_read(token, {} if consistency == "eventual" else request.cookies)
+    wanted = wire.list_request(query, user_id=_listed_user(ask, user_id), token=fresh_as)
     page = wire.page(await house.mesh.list_orders(wanted, ask))
     return _answer(page, headers=_next_link(request, page.next_page_token))
 
@@ -193,17 +240,10 @@ def _listed_user(ask: Ask, user_id: str | None) -> str:
     return user_id
 
 
-def _stamp(name: str, instant: datetime | None) -> Timestamp | None:
-    if instant is None:
-        return None
-    if instant.tzinfo is None:
-        raise InvalidField.of(name, "must say its offset, such as 2026-11-23T12:00:00Z")
-    stamp = Timestamp()
-    try:
-        stamp.FromDatetime(instant)
-    except (OverflowError, ValueError):
-        raise InvalidField.of(name, "must be a time between the years 1 and 9999, in UTC") from None
-    return stamp
+def _seen(token: str, before: Seen, settings: GatewaySettings) -> dict[str, str]:
+    return seen.after_a_write(
+        token, before, cookie_s=settings.consistency_cookie_s, secure=settings.secure_cookies
+    )
 
 
 def _next_link(request: Request, token: str | None) -> dict[str, str]:

@@ -18,6 +18,7 @@ _LOCAL: dict[str, Any] = {
     "creates_per_user_per_s": 500,
     "creates_burst": 1000,
     "trust_traceparent": True,
+    "secure_cookies": False,
 }
 """What profile `local` changes, unless the environment says otherwise."""
 
@@ -58,6 +59,13 @@ class GatewaySettings(ProcessSettings):
     creates_per_user_per_s: float = Field(5, gt=0, description="Orders a user may create in the long run.")
     creates_burst: int = Field(20, ge=1, description="Orders a user may create at once.")
     users_tracked_max: int = Field(20_000, ge=100, description="Users whose rates are remembered at once.")
+
+    consistency_cookie_s: int = Field(
+        60, ge=1, le=3600, description="How long the cookie lives by which a caller sees its own writes."
+    )
+    secure_cookies: bool = Field(
+        True, description="Whether cookies are for https only; the profile `local` speaks http."
+    )
 
     streams_max: int = Field(500, ge=1, le=10_000, description="Event streams at once.")
     streams_per_user_max: int = Field(8, ge=1, le=1000, description="Event streams at once of one user.")

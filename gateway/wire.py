@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from chassis.errors import InvalidField
 from chassis.money import AMOUNT_MINOR_MAX
+from gateway import seen
 from ordermesh.history.v1 import history_service_pb2
 from ordermesh.money.v1 import money_pb2
 from ordermesh.order.v1 import order_pb2, order_service_pb2
-
-if TYPE_CHECKING:
-    from google.protobuf.timestamp_pb2 import Timestamp
 
 DESCRIPTION_CHARS_MAX = 512
 LABELS_BYTES_MAX = 4096
@@ -46,6 +47,25 @@ Text = Annotated[str, AfterValidator(_clean)]
 LabelName = Annotated[Text, Field(min_length=1, max_length=LABEL_NAME_CHARS_MAX)]
 Labels = Annotated[dict[LabelName, Text], Field(max_length=LABELS_MAX), AfterValidator(_fits)]
 StatusName = Literal["PENDING", "SUCCESS", "FAILED"]
+ConsistencyName = Literal["strong", "default", "eventual"]
+ServedByName = Literal["SQL", "READ_MODEL", "MERGED", "SQL_FALLBACK", "READ_MODEL_ONLY"]
+_CONSISTENCIES = {
+    "strong": history_service_pb2.CONSISTENCY_STRONG,
+    "default": history_service_pb2.CONSISTENCY_DEFAULT,
+    "eventual": history_service_pb2.CONSISTENCY_EVENTUAL,
+}
+LIST_FIELDS = {
+    "from_time": "from",
+    "until_time": "until",
+    "filter.kind": "kind",
+    "filter.text": "q",
+    "filter.amount.currency_code": "currency",
+    "filter.amount.min_minor": "minAmount",
+    "filter.amount.max_minor": "maxAmount",
+    "return_partial_success": "partial",
+    "consistency_token": seen.HEADER,
+}
+"""How REST calls the fields of a ListOrdersRequest, where it is not the same in camelCase."""
 
 
 class _Model(BaseModel):
@@ -111,15 +131,56 @@ class Order(_Model):
     request_id: str = Field(description="The Idempotency-Key that made it.")
 
 
+class ReadInfo(_Model):
+    """Where a page came from, and as of when."""
+
+    served_by: ServedByName | None = Field(
+        None,
+        description="`SQL`: the shards. `READ_MODEL`: the read model. `MERGED`: both. `SQL_FALLBACK`: the"
+        " shards, since the read model could not be asked. `READ_MODEL_ONLY`: the read model, since a shard"
+        " could not be asked.",
+    )
+    sources: list[str] = Field(description="The stores that answered, such as `sql:s1` or `read_model`.")
+    as_of: datetime | None = Field(
+        None, description="The page shows every change up to this time, and may show later ones."
+    )
+    index_lag_seconds: float | None = Field(
+        None, description="How far the read model is behind; absent if unknown."
+    )
+    overlay_count: int = Field(
+        description="Orders shown as they are now, since the read model has not their last change."
+    )
+    read_model_asked: bool = Field(description="Whether the read model was searched.")
+
+
 class OrderPage(_Model):
     """A page of a user's orders, newest first."""
 
     orders: list[Order]
     next_page_token: str | None = Field(None, description="For the next page; absent on the last.")
-    sources: list[str] = Field(description="The stores that answered.")
+    read_info: ReadInfo
     unreachable: list[str] = Field(
-        description="Stores that could not be read; empty when the page is complete."
+        description="Stores that could not be asked, such as `shards/s1` or `read-model`. The page is"
+        " complete all the same, unless `partial` allowed otherwise."
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListQuery:
+    """What a list is asked for, each part checked by itself; what they mean together the mesh judges."""
+
+    status: StatusName | None = None
+    kind: str | None = None
+    from_time: datetime | None = None
+    until_time: datetime | None = None
+    currency: str | None = None
+    min_amount: int | None = None
+    max_amount: int | None = None
+    text: str | None = None
+    page_size: int | None = None
+    page_token: str | None = None
+    consistency: ConsistencyName | None = None
+    partial: bool = False
 
 
 class OrderEvent(_Model):
@@ -173,6 +234,35 @@ def update_request(
     )
 
 
+def list_request(query: ListQuery, *, user_id: str, token: str) -> history_service_pb2.ListOrdersRequest:
+    """The call that lists a user's orders.
+
+    Raises: InvalidField.
+    """
+    wanted = history_service_pb2.OrderFilter(kind=query.kind or "", text=query.text or "")
+    if query.status is not None:
+        wanted.status = order_pb2.Order.Status.Value(query.status)
+    if query.currency is not None:
+        wanted.amount.currency_code = query.currency
+        wanted.amount.min_minor = query.min_amount or 0
+        wanted.amount.max_minor = query.max_amount or 0
+    elif query.min_amount is not None or query.max_amount is not None:
+        raise InvalidField.of("currency", "is needed with minAmount and maxAmount")
+    if query.partial and query.consistency != "eventual":
+        raise InvalidField.of("partial", "only with consistency=eventual")
+    return history_service_pb2.ListOrdersRequest(
+        user_id=user_id,
+        page_size=query.page_size or 0,
+        page_token=query.page_token or "",
+        filter=wanted,
+        from_time=_stamp("from", query.from_time),
+        until_time=_stamp("until", query.until_time),
+        consistency=_CONSISTENCIES[query.consistency or "default"],
+        consistency_token=token,
+        return_partial_success=query.partial,
+    )
+
+
 def order(message: order_pb2.Order) -> Order:
     """An order as JSON shows it."""
     return Order.model_construct(
@@ -205,8 +295,21 @@ def page(message: history_service_pb2.ListOrdersResponse) -> OrderPage:
     return OrderPage.model_construct(
         orders=[order(one) for one in message.orders],
         next_page_token=message.next_page_token or None,
-        sources=list(message.read_info.sources),
+        read_info=_read_info(message.read_info),
         unreachable=list(message.unreachable),
+    )
+
+
+def _read_info(message: history_service_pb2.ReadInfo) -> ReadInfo:
+    served_by = history_service_pb2.ReadInfo.ServedBy.Name(message.served_by)
+    lag = message.index_lag.ToTimedelta().total_seconds() if message.HasField("index_lag") else None
+    return ReadInfo.model_construct(
+        served_by=cast("ServedByName", served_by) if message.served_by else None,
+        sources=list(message.sources),
+        as_of=_instant(message.as_of) if message.HasField("as_of") else None,
+        index_lag_seconds=lag,
+        overlay_count=message.overlay_count,
+        read_model_asked=message.read_model_asked,
     )
 
 
@@ -245,6 +348,19 @@ def _evidence(text: str) -> dict[str, Any] | None:
     except ValueError:
         return {"text": text}
     return facts if isinstance(facts, dict) else {"value": facts}
+
+
+def _stamp(name: str, instant: datetime | None) -> Timestamp | None:
+    if instant is None:
+        return None
+    if instant.tzinfo is None:
+        raise InvalidField.of(name, "must say its offset, such as 2026-11-23T12:00:00Z")
+    stamp = Timestamp()
+    try:
+        stamp.FromDatetime(instant)
+    except (OverflowError, ValueError):
+        raise InvalidField.of(name, "must be a time between the years 1 and 9999, in UTC") from None
+    return stamp
 
 
 def _instant(stamp: Timestamp) -> datetime:

@@ -82,6 +82,15 @@ DAYS_DROPPED = Counter(
     ["shard", "read"],
 )
 OUTBOX_BYTES = Gauge("ordermesh_outbox_bytes", "Size of a shard's outbox on its disk.", ["shard"])
+KAFKA_LAG = Gauge(
+    "ordermesh_kafka_lag_records", "Messages of this process's partitions that it has not taken yet."
+)
+CONSUMERS_REPLACED = Counter(
+    "ordermesh_kafka_consumers_replaced_total", "Consumers that were given up for a new one.", ["error"]
+)
+FOREIGN_MESSAGES = Counter(
+    "ordermesh_kafka_foreign_messages_total", "Messages in the topic of changes that are none."
+)
 DEAD_EVENTS = Counter(
     "ordermesh_dead_events_total", "Changes that were set aside for a person to look at.", ["channel"]
 )

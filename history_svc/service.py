@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from history_svc import page, wire
 from history_svc.explain import explained
-from history_svc.metrics import PAGES, SHARDS_OF_A_PAGE_MAX
+from history_svc.metrics import PAGES, SHARDS_OF_A_PAGE_MAX, SHORT_PAGES
 from history_svc.placement import placement_of
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class HistoryService:
             placement, ask.wish(self._after(ask)), now=self._clock.now(), timeout_s=call.time_remaining()
         )
         PAGES.labels(min(len(placement), SHARDS_OF_A_PAGE_MAX), served.served_by.value).inc()
+        if served.page.next_after is not None and len(served.page.rows) < ask.page_size:
+            SHORT_PAGES.inc()
         return wire.listed(served, self._next_token(served.page.next_after, ask), self._clock.now())
 
     async def SearchOrders(self, request: pb.SearchOrdersRequest, call: rpc.Call) -> pb.SearchOrdersResponse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import re
@@ -13,6 +12,7 @@ from uuid import UUID
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from chassis import consistency
 from chassis.errors import InvalidField, Violation
 from chassis.ids import USER_ID_PATTERN
 from history_svc.page import NEWEST, OLDEST, Filter, Key, Window, effective_page_size
@@ -29,13 +29,10 @@ if TYPE_CHECKING:
     from history_svc.page import Row
     from history_svc.reader import Served
 
-CONSISTENCY_TOKEN_CHARS_MAX = 1024
 TEXT_CHARS_MAX = 128
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 _NIL = UUID(int=0)
-Tokens = dict[str, tuple[int, int]]
-"""What a caller has seen: (log_epoch, xid) by shard."""
 
 
 class Ask(NamedTuple):
@@ -51,8 +48,8 @@ class Ask(NamedTuple):
     not_before: datetime
     until: datetime | None
     query: str
-    tokens: Tokens
-    consistency: int
+    tokens: consistency.Seen
+    level: int
     partial: bool
 
     def window(self, after: Key | None) -> Window:
@@ -69,8 +66,8 @@ class Ask(NamedTuple):
         return Wish(
             window=self.window(after),
             size=self.page_size,
-            replica=self.consistency != pb.CONSISTENCY_STRONG,
-            lag_max=_REPLICA_LAG_MAX if self.consistency in _FRESH else None,
+            replica=self.level != pb.CONSISTENCY_STRONG,
+            lag_max=_REPLICA_LAG_MAX if self.level in _FRESH else None,
             tokens=self.tokens,
             partial=self.partial,
         )
@@ -93,9 +90,8 @@ def ask(request: pb.ListOrdersRequest) -> Ask:
     wrong += _consistency_violations(request)
     if wrong:
         raise InvalidField(*wrong)
-    tokens = _tokens(request.consistency_token) or {}
-    consistency, partial = request.consistency, request.return_partial_success
-    return _ask(request, merged, tokens, consistency, partial)
+    tokens = consistency.opened(request.consistency_token) or {}
+    return _ask(request, merged, tokens, request.consistency, request.return_partial_success)
 
 
 def ask_all(request: pb.SearchOrdersRequest) -> Ask:
@@ -104,7 +100,7 @@ def ask_all(request: pb.SearchOrdersRequest) -> Ask:
     Raises: InvalidField with every wrong field.
     """
     wrong = [*_user(request.user_id, required=False), *_size(request.page_size)]
-    wrong += _filter_violations(request.filter)
+    wrong += _filter_violations(request.filter, own="filter.")
     if wrong:
         raise InvalidField(*wrong)
     return _ask(request, request.filter, {}, pb.CONSISTENCY_EVENTUAL, False)
@@ -124,8 +120,8 @@ def user(user_id: str) -> str:
 def _ask(
     request: pb.ListOrdersRequest | pb.SearchOrdersRequest,
     wanted: pb.OrderFilter,
-    tokens: Tokens,
-    consistency: int,
+    tokens: consistency.Seen,
+    level: int,
     partial: bool,
 ) -> Ask:
     not_before = max(_instant(wanted, "from_time") or OLDEST, OLDEST)
@@ -141,7 +137,7 @@ def _ask(
         until=until,
         query=json.dumps([request.user_id, bounds, dataclasses.astuple(shown)]),
         tokens=tokens,
-        consistency=consistency,
+        level=level,
         partial=partial,
     )
 
@@ -181,12 +177,13 @@ def _shorthands(request: pb.ListOrdersRequest, merged: pb.OrderFilter) -> Iterat
             getattr(merged, name).CopyFrom(getattr(request, name))
 
 
-def _filter_violations(wanted: pb.OrderFilter) -> Iterator[Violation]:
+def _filter_violations(wanted: pb.OrderFilter, own: str = "") -> Iterator[Violation]:
+    """What is wrong in a filter. own: where the fields are that ListOrdersRequest has itself, too."""
     if wanted.status not in order_pb2.Order.Status.values():
-        yield Violation("status", "must be PENDING, SUCCESS or FAILED")
+        yield Violation(f"{own}status", "must be PENDING, SUCCESS or FAILED")
     for name in ("from_time", "until_time"):
         if wanted.HasField(name) and not _is_instant(getattr(wanted, name)):
-            yield Violation(name, "must be a time between the years 1 and 9999")
+            yield Violation(f"{own}{name}", "must be a time between the years 1 and 9999")
     if wanted.kind and not _KIND.fullmatch(wanted.kind):
         yield Violation("filter.kind", "must match [a-z][a-z0-9_-]{0,31}")
     if wanted.HasField("amount"):
@@ -203,35 +200,20 @@ def _amount_violations(amount: pb.AmountRange) -> Iterator[Violation]:
     if amount.min_minor < 0:
         yield Violation("filter.amount.min_minor", "must not be negative")
     if amount.max_minor < 0 or 0 < amount.max_minor < amount.min_minor:
-        yield Violation("filter.amount.max_minor", "must not be negative or below min_minor")
+        yield Violation("filter.amount.max_minor", "must not be negative or below the lower end")
 
 
 def _consistency_violations(request: pb.ListOrdersRequest) -> Iterator[Violation]:
     if request.consistency not in pb.Consistency.values():
         yield Violation("consistency", "must be one of the values of Consistency")
-    if len(request.consistency_token) > CONSISTENCY_TOKEN_CHARS_MAX:
-        yield Violation("consistency_token", f"must be at most {CONSISTENCY_TOKEN_CHARS_MAX} characters")
-    elif _tokens(request.consistency_token) is None:
+    if len(request.consistency_token) > consistency.TOKEN_CHARS_MAX:
+        yield Violation("consistency_token", f"must be at most {consistency.TOKEN_CHARS_MAX} characters")
+    elif consistency.opened(request.consistency_token) is None:
         yield Violation("consistency_token", "must be one that a mutating call returned")
     if request.consistency == pb.CONSISTENCY_AT_LEAST_AS_FRESH and not request.consistency_token:
         yield Violation("consistency_token", "is needed with CONSISTENCY_AT_LEAST_AS_FRESH")
     if request.return_partial_success and request.consistency != pb.CONSISTENCY_EVENTUAL:
         yield Violation("return_partial_success", "only with CONSISTENCY_EVENTUAL")
-
-
-def _tokens(text: str) -> Tokens | None:
-    """What a consistency token says; None when it is none of ours. Of one shard the newest counts."""
-    if not text:
-        return {}
-    try:
-        plain = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
-        seen: Tokens = {}
-        for entry in plain.split(","):
-            shard, log_epoch, xid = entry.split(":")
-            seen[shard] = max(seen.get(shard, (0, 0)), (int(log_epoch), int(xid)))
-    except ValueError:
-        return None
-    return seen
 
 
 def _is_instant(stamp: Timestamp) -> bool:

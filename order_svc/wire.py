@@ -6,7 +6,6 @@ says is cut rather than refused, so that no answer can keep an order from being 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -18,7 +17,7 @@ from uuid import UUID, uuid4
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from chassis import ids, money
+from chassis import consistency, ids, money
 from chassis.errors import InvalidField, PageTokenInvalid, Violation
 from order_svc import labels
 from order_svc.domain import Wish
@@ -429,8 +428,7 @@ def position(token_bytes: bytes | None) -> tuple[datetime, UUID]:
 
 def consistency_token(*positions: Position) -> str:
     """An opaque set of positions: whoever has read up to them has seen the change."""
-    text = ",".join(f"{each.shard}:{each.log_epoch}:{each.xid}" for each in positions)
-    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+    return consistency.sealed({each.shard: (each.log_epoch, each.xid) for each in positions})
 
 
 def execute_request(order: Order) -> upstream_pb.ExecuteRequest:

@@ -147,6 +147,7 @@ def errors() -> str:
 def settings_models() -> list[tuple[str, type[Settings]]]:
     """The settings of every process, by its name."""
     from gateway.settings import GatewaySettings
+    from history_svc.projector.settings import ProjectorSettings
     from history_svc.settings import HistorySettings
     from ops.issuer import IssuerSettings
     from ops.upstream.settings import UpstreamSettings
@@ -159,6 +160,7 @@ def settings_models() -> list[tuple[str, type[Settings]]]:
         ("shard_proxy", ProxySettings),
         ("order_svc", OrderSettings),
         ("history_svc", HistorySettings),
+        ("projector", ProjectorSettings),
         ("recovery_svc", RecoverySettings),
         ("upstream (simulated)", UpstreamSettings),
         ("issuer (local stack)", IssuerSettings),

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 
-from chassis import ids, rpc
+from chassis import consistency, ids, rpc
 from chassis.auth import Entrance, SubjectMinter, SubjectVerifier
 from chassis.errors import OrdermeshError, Reason
 from chassis.tls import ServerIdentity, TlsFiles
 from gateway import app, listener
 from gateway.settings import GatewaySettings
+from history_svc import wire
 from ops import ca, issuer
 from ordermesh.history.v1 import history_service_pb2 as history
 from ordermesh.order.v1 import order_pb2
@@ -55,7 +57,7 @@ class Mesh:
     """OrderService and HistoryService over a dictionary, keeping the promises the gateway repeats.
 
     `creates` and `pages` are the requests as they arrived, `calls` how; `refusal` is raised by every call
-    when set.
+    when set. `shard` and `xid` are where the next write happens.
     """
 
     orders: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +66,10 @@ class Mesh:
     pages: list[Any] = field(default_factory=list)
     calls: list[rpc.Call] = field(default_factory=list)
     next_page_token: str = ""
+    unreachable: tuple[str, ...] = ()
     refusal: Exception | None = None
+    shard: str = "s1"
+    xid: int = 100
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     watching: asyncio.Event = field(default_factory=asyncio.Event)
     unwatched: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,7 +92,7 @@ class Mesh:
         order.labels.update(request.labels)
         self.orders[order.order_id] = order
         self.by_request[request.user_id, request.request_id] = (fingerprint, order.order_id)
-        return orders.CreateOrderResponse(order=order)
+        return orders.CreateOrderResponse(order=order, consistency_token=self._written())
 
     async def GetOrder(self, request: Any, call: rpc.Call) -> Any:
         self._enter(call)
@@ -101,7 +106,7 @@ class Mesh:
         order.version += 1
         order.labels.clear()
         order.labels.update(request.labels)
-        return orders.UpdateOrderResponse(order=order)
+        return orders.UpdateOrderResponse(order=order, consistency_token=self._written())
 
     async def WatchOrder(self, request: Any, call: rpc.Call) -> AsyncIterator[Any]:
         self._enter(call)
@@ -138,13 +143,22 @@ class Mesh:
 
     async def ListOrders(self, request: Any, call: rpc.Call) -> Any:
         self._enter(call)
+        wire.ask(request)
         self.pages.append(request)
         call.subject.must_own(request.user_id)
         mine = [order for order in self.orders.values() if order.user_id == request.user_id]
         return history.ListOrdersResponse(
             orders=mine,
             next_page_token=self.next_page_token,
-            read_info=history.ReadInfo(sources=["sql:s1"]),
+            read_info=history.ReadInfo(
+                sources=["sql:s1", "read_model"],
+                served_by=history.ReadInfo.MERGED,
+                as_of=stamp(),
+                index_lag=Duration(seconds=2, nanos=500_000_000),
+                overlay_count=1,
+                read_model_asked=True,
+            ),
+            unreachable=self.unreachable,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -165,6 +179,10 @@ class Mesh:
             order.status, order.stage, order.basis = status, Order.DONE, Order.UPSTREAM
             order.settle_time.CopyFrom(stamp())
             self.changed.notify_all()
+
+    def _written(self) -> str:
+        self.xid += 1
+        return consistency.sealed({self.shard: (1, self.xid)})
 
     def _enter(self, call: rpc.Call) -> None:
         self.calls.append(call)

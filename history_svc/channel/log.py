@@ -173,6 +173,7 @@ class ShardLog:
             await self._database.fetchval(
                 QUERIES.ask_rewind,
                 list(positions),
+                [position.log_epoch for position in positions.values()],
                 [position.xid for position in positions.values()],
                 [position.seq for position in positions.values()],
             )

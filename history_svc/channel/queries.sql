@@ -76,14 +76,21 @@ ON CONFLICT (stream_partition) DO UPDATE
 RETURNING c.stream_partition, c.rewind_xid, c.rewind_seq;
 
 -- name: ask_rewind
--- Ask whoever publishes for everything after a position again. Of two wishes the lower one stays. Returns how many
+-- Ask whoever publishes for everything after a position again. Of two wishes the lower one stays, and who
+-- stands in another epoch of the log needs all of this one. Returns how many
 -- partitions have a cursor; one without any is published from the beginning anyway.
-WITH asked AS (
+WITH wished AS (
+    SELECT a.stream_partition, CASE WHEN is_current THEN a.xid ELSE 0 END::text::xid8 AS xid,
+           CASE WHEN is_current THEN a.seq ELSE 0 END AS seq
+      FROM unnest($1::int[], $2::int[], $3::bigint[], $4::bigint[]) AS a (stream_partition, log_epoch, xid, seq)
+      JOIN shard_identity i ON true
+     CROSS JOIN LATERAL (SELECT a.log_epoch = i.log_epoch AS is_current) AS e
+), asked AS (
     UPDATE relay_cursors c
-       SET rewind_xid = a.xid::text::xid8, rewind_seq = a.seq
-      FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS a (stream_partition, xid, seq)
-     WHERE c.stream_partition = a.stream_partition
-       AND (c.rewind_xid IS NULL OR (c.rewind_xid, c.rewind_seq) > (a.xid::text::xid8, a.seq))
+       SET rewind_xid = w.xid, rewind_seq = w.seq
+      FROM wished w
+     WHERE c.stream_partition = w.stream_partition
+       AND (c.rewind_xid IS NULL OR (c.rewind_xid, c.rewind_seq) > (w.xid, w.seq))
     RETURNING 1
 )
 SELECT count(*) FROM asked;

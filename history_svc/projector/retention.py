@@ -132,7 +132,7 @@ class Retention:
         if day.is_attached:
             await self._database.execute(_about(day, QUERIES.detach_day))
         elif day.is_known:
-            await self._database.execute(_about(day, QUERIES.finish_detach))
+            await self._database.execute(_about(day, QUERIES.resume_detach))
         await self._database.execute(_about(day, QUERIES.drop_day))
         metrics.DAYS_DROPPED.labels(self._shard, "yes" if is_read else "no").inc()
         tell: Any = log.info if is_read else log.error

@@ -52,10 +52,10 @@ ON CONFLICT (only_row) DO UPDATE
 
 -- name: detach_day
 -- Take a day out of the outbox; writers and readers go on. It waits for those who have begun, outside of any
--- transaction; when that takes too long, the day is left half detached and `finish_detach` goes on:
+-- transaction; when that takes too long, the day is left half detached and `resume_detach` goes on:
 ALTER TABLE ordermesh.outbox DETACH PARTITION ordermesh.{day} CONCURRENTLY;
 
--- name: finish_detach
+-- name: resume_detach
 -- Go on where detaching was broken off:
 ALTER TABLE ordermesh.outbox DETACH PARTITION ordermesh.{day} FINALIZE;
 

@@ -26,6 +26,12 @@ COMMANDS = (
     Entry(
         "Local stack", "start", "ops.cli.dev:start", "Start a process again that `ordermesh stop` keeps down."
     ),
+    Entry(
+        "Local stack",
+        "seed",
+        "ops.cli.seed:seed",
+        "Make back-dated orders, as if the mesh had run for months.",
+    ),
     Entry("Local stack", "doctor", "ops.cli.doctor:doctor", "Say what is wrong here, and what to do."),
     Entry("Orders", "order", "ops.cli.order:app", "create, get, list, watch, label, journal."),
     Entry("Orders", "where", "ops.cli.where:where", "Say where a user or an order lives, and why."),

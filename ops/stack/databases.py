@@ -42,7 +42,11 @@ async def prepare_shard(server: PostgresServer, shard: str) -> None:
 async def fill_map(
     server: PostgresServer, *, lanes: Mapping[str, str], history: str, services: Mapping[str, str]
 ) -> None:
-    """Tell the control database where everything is. lanes: address of each shard's order_svc."""
+    """Tell the control database where everything is.
+
+    lanes: address of each shard's order_svc. history: of the one process that serves the lists of every shard
+    and the searches over all of them.
+    """
     connection = await _connect(server.dsn("control"))
     try:
         for shard, lane in lanes.items():
@@ -50,7 +54,7 @@ async def fill_map(
             await connection.execute(
                 "SELECT ordermesh.put_shard($1, $2, $3, $4)", shard, is_vip, lane, history
             )
-        for service, target in services.items():
+        for service, target in {**services, "history_svc": history}.items():
             await connection.execute("SELECT ordermesh.put_service($1, $2)", service, target)
         await connection.execute("SELECT ordermesh.deal_buckets(VARIADIC $1::text[])", list(layout.SHARDS))
         await connection.execute(

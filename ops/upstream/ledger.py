@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -152,6 +152,22 @@ class Ledger:
         """Execute what was put off until now, a batch at a time. Returns how many rows were written."""
         with self._transaction():
             return self._execute_due(at)
+
+    def remember(self, executions: Iterable[Execution], later: Iterable[tuple[Submission, datetime]]) -> None:
+        """Keep a past that was made up: what was executed or refused, and what will be executed at some time.
+        Told again, nothing changes.
+        """
+        with self._transaction():
+            self._db.executemany(queries.keep_execution, [_row(each) for each in executions])
+            put_off = [_columns(ask, ask.amount) | {"due_at": _text(due_at)} for ask, due_at in later]
+            self._db.executemany(queries.keep_pending, put_off)
+
+    def forget(self, user_ids: Iterable[str]) -> None:
+        """Remove everything of some users, as if they had never asked."""
+        users = [{"user_id": user_id} for user_id in user_ids]
+        with self._transaction():
+            self._db.executemany(queries.forget_executions, users)
+            self._db.executemany(queries.forget_pending, users)
 
     # What it is told.
 
@@ -306,6 +322,21 @@ def _columns(ask: Submission, amount: Money) -> dict[str, object]:
         "user_id": ask.user_id,
         "amount_minor": amount.amount_minor,
         "currency_code": amount.currency_code,
+    }
+
+
+def _row(execution: Execution) -> dict[str, object]:
+    return {
+        "key": execution.key,
+        "order_id": execution.order_id,
+        "leg": execution.leg,
+        "attempt": execution.attempt,
+        "user_id": execution.user_id,
+        "amount_minor": execution.amount.amount_minor,
+        "currency_code": execution.amount.currency_code,
+        "verdict": execution.verdict,
+        "upstream_ref": execution.upstream_ref,
+        "at": _text(execution.at),
     }
 
 

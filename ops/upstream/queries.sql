@@ -7,6 +7,25 @@ SELECT :key, :order_id, :leg, :attempt, :user_id, :amount_minor, :currency_code,
        :ref_prefix || '-' || (1 + (SELECT count(*) FROM executions WHERE key = :key)), :at
 RETURNING *;
 
+-- name: keep_execution
+-- A row of the past, once per reference.
+INSERT OR IGNORE INTO executions (key, order_id, leg, attempt, user_id, amount_minor, currency_code, verdict, upstream_ref, at)
+VALUES (:key, :order_id, :leg, :attempt, :user_id, :amount_minor, :currency_code, :verdict, :upstream_ref, :at);
+
+-- name: keep_pending
+-- Something that is to be executed, once per key, unless it was.
+INSERT INTO pending (key, order_id, leg, attempt, user_id, amount_minor, currency_code, due_at, hidden)
+SELECT :key, :order_id, :leg, :attempt, :user_id, :amount_minor, :currency_code, :due_at, 0
+ WHERE NOT EXISTS (SELECT 1 FROM pending WHERE key = :key) AND NOT EXISTS (SELECT 1 FROM executions WHERE key = :key);
+
+-- name: forget_executions
+-- Everything that was executed for a user.
+DELETE FROM executions WHERE user_id = :user_id;
+
+-- name: forget_pending
+-- Everything that was put off for a user.
+DELETE FROM pending WHERE user_id = :user_id;
+
 -- name: outcome
 -- A key's first success, else its last refusal. No row: nothing happened yet.
 SELECT * FROM executions

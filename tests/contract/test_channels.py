@@ -9,16 +9,23 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Protocol
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from chassis.clock import SYSTEM_CLOCK
+from chassis.kafka import open_consumer
+from chassis.supervise import Loop
+from chassis.testing import eventually
+from history_svc.channel.hub import Hub
+from history_svc.channel.kafka import KafkaPublisher, Topics
 from history_svc.channel.leadership import Leadership
-from history_svc.channel.outbox import OutboxSource
+from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
 from history_svc.channel.port import EventSource
 from history_svc.events import Record
 from history_svc.position import BEGINNING, Position
+from history_svc.projector.relay import Batching, Parts, Relay
+from ops.kafka import KafkaServer
 from tests.outboxes import COUNT, Follower, Outbox
 from tests.streams import MemoryLog, MemorySource
 
@@ -118,27 +125,70 @@ class ByOutbox(OverPostgres):
         )
 
 
+class ByKafka(OverPostgres):
+    """The outbox, published by a relay to a topic of its own, and taken from there."""
+
+    def __init__(self, outbox: Outbox, topics: Topics, stack: AsyncExitStack) -> None:
+        super().__init__(outbox)
+        self._topics = topics
+        self._stack = stack
+        self._process = AsyncExitStack()
+
+    async def restart(self) -> None:
+        await self._process.aclose()
+        self._process = await self._stack.enter_async_context(AsyncExitStack())
+        shard_log = await self._process.enter_async_context(self.outbox.opened())
+        leadership = self.outbox.leadership(shard_log)
+        letters = LoggedDeadLetters()
+        parts = Parts(shard_log, letters, SYSTEM_CLOCK, random.random, Batching(beat_every_s=0.05))
+        topics = self._topics
+        hub = Hub(
+            lambda: topics.ensure_events(1),
+            lambda rebalanced: open_consumer(
+                topics.address, topics.events, group=topics.events, instance="one", rebalanced=rebalanced
+            ),
+            bytes_max=10 * BYTES,
+            clock=SYSTEM_CLOCK,
+            jitter=random.random,
+        )
+        relay = Relay(parts, leadership, lambda: KafkaPublisher.open(topics, "relay"))
+        await self._process.enter_async_context(led(leadership, relay, hub))
+        self.source = hub.source(shard_log)
+
+        async def is_consuming() -> bool:
+            return hub.is_consuming
+
+        await eventually(is_consuming, within_s=WITHIN_S)
+
+
 @asynccontextmanager
-async def led(leadership: Leadership) -> AsyncIterator[None]:
-    """Lead while the context lives."""
-    task = asyncio.create_task(leadership.run(), name=leadership.name)
+async def led(leadership: Leadership, *others: Loop) -> AsyncIterator[None]:
+    """Lead, and run what needs that, while the context lives."""
+    tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in (leadership, *others)]
     try:
         async with asyncio.timeout(WITHIN_S):
             await leadership.until_leading()
         yield
     finally:
-        task.cancel()
-        await asyncio.wait((task,))
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            assert task.cancelled(), task
 
 
-@pytest.fixture(params=["memory", "outbox"])
-async def channel(request: pytest.FixtureRequest, shard_database) -> AsyncIterator[Channel]:
+@pytest.fixture(params=["memory", "outbox", "kafka"])
+async def channel(
+    request: pytest.FixtureRequest, shard_database, kafka: KafkaServer
+) -> AsyncIterator[Channel]:
     if request.param == "memory":
         yield InMemory()
         return
     outbox = await Outbox(await shard_database()).prepare()
     async with AsyncExitStack() as stack:
-        made = ByOutbox(outbox, stack)
+        made: ByOutbox | ByKafka = ByOutbox(outbox, stack)
+        if request.param == "kafka":
+            made = ByKafka(outbox, Topics(kafka.address, f"events-{uuid4().hex}", COUNT, 1), stack)
         await made.restart()
         yield made
 

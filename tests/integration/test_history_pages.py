@@ -201,7 +201,8 @@ async def test_a_read_model_that_is_down_is_left_alone_for_a_while_and_then_aske
     at = await history.shard.value("SELECT ordermesh.clock()")
 
     async def page() -> Served:
-        return await reader.read(HERE, wish(10), now=at, timeout_s=READ_S)
+        served: Served = await reader.read(HERE, wish(10), now=at, timeout_s=READ_S)
+        return served
 
     history.read_model.down = True
     assert (await page()).served_by is ServedBy.SQL_FALLBACK

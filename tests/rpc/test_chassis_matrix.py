@@ -44,7 +44,7 @@ EXPECTED = {
         "LiftHold": "--ro",
         "GetShardStatus": "--ro",
     },
-    "history.v1.HistoryService": {"ListOrders": "usro"},
+    "history.v1.HistoryService": {"ListOrders": "usro", "SearchOrders": "---o", "ExplainPage": "---o"},
     "recovery.v1.RecoveryService": {
         "ListHangingOrders": "---o",
         "ProbeOrder": "---o",

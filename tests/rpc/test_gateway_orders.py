@@ -8,7 +8,6 @@ import pytest
 
 from chassis.auth import Role
 from chassis.errors import ShardUnavailable
-from ordermesh.order.v1.order_pb2 import Order
 from tests import gateways
 from tests.gateways import Rest, new_order
 
@@ -152,35 +151,6 @@ async def test_the_gateway_itself_hides_another_users_order_should_the_mesh_not(
     monkeypatch.setattr(rest.mesh, "_seen", lambda order_id, _: rest.mesh.orders[order_id])
     stranger = await rest.get(f"/v1/orders/{order.order_id}", "bob")
     assert (stranger.status_code, stranger.json()["reason"]) == (403, "NOT_YOUR_ORDER")
-
-
-async def test_a_page_links_to_the_next_one_and_passes_its_filters_on(rest):
-    await rest.create()
-    rest.mesh.next_page_token = "abc+/="
-    query = "pageSize=2&status=PENDING&fromTime=2026-01-01T00:00:00Z&untilTime=2027-01-01T00:00:00%2B01:00"
-    page = await rest.get(f"/v1/orders?{query}")
-    assert page.status_code == 200
-    assert len(page.json()["orders"]) == 1
-    assert page.json()["sources"] == ["sql:s1"]
-    assert page.json()["unreachable"] == []
-    asked = rest.mesh.pages[0]
-    assert (asked.user_id, asked.page_size, asked.status) == ("alice", 2, Order.PENDING)
-    assert asked.from_time.ToJsonString() == "2026-01-01T00:00:00Z"
-    assert asked.until_time.ToJsonString() == "2026-12-31T23:00:00Z"
-    link = page.headers["link"]
-    assert link.startswith("</v1/orders?")
-    assert link.endswith('>; rel="next"')
-    await rest.get(link[1:].partition(">")[0])
-    follow = rest.mesh.pages[1]
-    assert follow.page_token == "abc+/="
-    follow.page_token = ""
-    assert follow == asked
-
-
-async def test_the_last_page_links_nowhere(rest):
-    page = await rest.get("/v1/orders")
-    assert "link" not in page.headers
-    assert "nextPageToken" not in page.json()
 
 
 async def test_the_journal_shows_what_happened(rest):

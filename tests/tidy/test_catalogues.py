@@ -71,7 +71,7 @@ def test_a_metric_has_a_name_a_unit_a_sentence_and_no_label_of_a_person(metric: 
     assert re.match(r"(ordermesh|grpc_server|http_server)_[a-z_]+$", metric.name)
     assert metric.meaning.endswith("."), metric.meaning
     if metric.kind == "histogram":
-        assert metric.name.endswith(("_seconds", "_bytes"))
+        assert metric.name.endswith(("_seconds", "_bytes", "_rows"))
     persons = {"user", "user_id", "order", "order_id", "sub", "subject", "path", "address", "bucket"}
     assert not persons & set(metric.labels), "one series per user fills Prometheus"
 

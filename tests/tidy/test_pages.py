@@ -124,7 +124,11 @@ def test_the_contract_the_tables_and_the_metrics_use_the_words_of_the_glossary()
 
 
 @pytest.mark.parametrize(
-    "word", ["order", "leg", "upstream", "verdict", "dead letter", "bucket", "shard", "lane"]
+    "word",
+    [
+        *("order", "leg", "upstream", "verdict", "dead letter", "bucket", "shard", "lane", "watermark"),
+        *("hot window", "seam", "overlay", "projection", "read model", "quarantine", "generation"),
+    ],
 )
 def test_the_glossary_explains(word: str) -> None:
     assert re.search(rf"^\| [^|]*\b{word}\b", text(GLOSSARY), re.MULTILINE)

@@ -1,0 +1,324 @@
+"""Kafka over aiokafka: producers and consumers whose every wait ends, with one kind of error.
+
+A producer or a consumer that failed is thrown away for a new one. aiokafka's idempotent producer does not get
+over some refusals (a sequence or a producer id that the broker does not know), and tries for ever while
+nobody answers; its consumer may stand still after a broker came back, and does not say so. The only module
+that imports aiokafka, with what it starts being ended here even when no broker answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    IllegalOperation,
+    KafkaError,
+    TopicAlreadyExistsError,
+    for_code,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+
+log = structlog.get_logger("kafka")
+REQUEST_TIMEOUT_MS = 10_000
+CONNECT_S_MAX = 20.0
+"""Finding the brokers, and for a producer its id."""
+JOIN_S_MAX = 75.0
+"""A rebalance may wait for every other member, `REBALANCE_TIMEOUT_MS` at most."""
+STOP_S_MAX = 5.0
+BATCH_BYTES = 256 * 1024
+LINGER_MS = 5
+SESSION_TIMEOUT_MS = 30_000
+REBALANCE_TIMEOUT_MS = 60_000
+"""Said on purpose: without it the members have only the session's time to come."""
+HEARTBEAT_MS = 3_000
+FETCH_BYTES_MAX = 1024 * 1024
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class KafkaUnavailable(Exception):
+    """No broker did what was asked in time; what was under way may have happened."""
+
+
+class Entry(NamedTuple):
+    """A message to publish."""
+
+    key: bytes | None
+    value: bytes
+    headers: Headers
+    at_ms: int
+
+
+class Message(Protocol):
+    """A message that was published."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Rebalanced(Protocol):
+    """Who wants to know which partitions it has; neither call may wait or raise."""
+
+    def on_revoked(self, partitions: Collection[int]) -> None:
+        """These are somebody else's from now on, or come again from where they were committed."""
+        ...
+
+    def on_assigned(self, partitions: Collection[int]) -> None:
+        """These come from now on, from where they were committed."""
+        ...
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, IllegalOperation, ConsumerStoppedError, OSError, TimeoutError) as failed:
+        raise KafkaUnavailable(f"{type(failed).__name__}: {failed}") from failed
+
+
+async def ensure_topic(address: str, topic: str, *, partitions: int, replicas: int) -> None:
+    """Make a topic, or give it more partitions when it has fewer. Idempotent.
+
+    Raises: KafkaUnavailable.
+    """
+    with _one_error():
+        async with asyncio.timeout(CONNECT_S_MAX):
+            client = AIOKafkaAdminClient(bootstrap_servers=address, request_timeout_ms=REQUEST_TIMEOUT_MS)
+            try:
+                await client.start()
+                found = await client.describe_topics([topic])
+                has = len(found[0]["partitions"]) if found and not found[0]["error_code"] else 0
+                if has == 0:
+                    answer = await client.create_topics([NewTopic(topic, partitions, replicas)])
+                    _refuse([code for _, code, *_ in answer.topic_errors])
+                elif has < partitions:
+                    await client.create_partitions({topic: NewPartitions(partitions)})
+            finally:
+                await client.close()
+
+
+def _refuse(codes: Sequence[int]) -> None:
+    for code in codes:
+        if code and code != TopicAlreadyExistsError.errno:
+            refused: KafkaError = for_code(code)()
+            raise refused
+
+
+class Producer:
+    """Publishes batches to partitions that the caller names; idempotent, acknowledged by all replicas."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+
+    async def send(self, topic: str, partition: int, entries: Sequence[Entry]) -> asyncio.Future[None]:
+        """Hand over messages of one partition, in order. For one task per partition.
+
+        What is returned ends when all of them are stored by every replica that has to; it may never end, so
+        whoever waits for it has a deadline. If cancelled here: any of the messages may come to be stored.
+        Raises: KafkaUnavailable, here or by what is returned.
+        """
+        with _one_error():
+            if partition not in (await self._producer.partitions_for(topic) or ()):
+                await self._producer.client.force_metadata_update()
+                raise KafkaUnavailable(f"{topic} has no partition {partition}")
+            stored = []
+            batch = self._producer.create_batch()
+            for entry in entries:
+                if not _append(batch, entry):
+                    stored.append(await self._hand_over(batch, topic, partition))
+                    batch = self._producer.create_batch()
+                    _append(batch, entry)
+            stored.append(await self._hand_over(batch, topic, partition))
+        return asyncio.create_task(_all_stored(stored), name=f"stored.{topic}.{partition}")
+
+    async def _hand_over(self, batch: Any, topic: str, partition: int) -> Any:
+        batch.close()
+        return await self._producer.send_batch(batch, topic, partition=partition)
+
+
+def _append(batch: Any, entry: Entry) -> bool:
+    """Add to a batch unless it is full; one that is empty takes a message of any size."""
+    return (
+        batch.append(timestamp=entry.at_ms, key=entry.key, value=entry.value, headers=list(entry.headers))
+        is not None
+    )
+
+
+async def _all_stored(stored: Sequence[Any]) -> None:
+    with _one_error():
+        await asyncio.gather(*stored)
+
+
+@asynccontextmanager
+async def open_producer(address: str, *, name: str) -> AsyncIterator[Producer]:
+    """A producer that lives as long as the context; what it has not published when that ends is given up.
+
+    Raises: KafkaUnavailable.
+    """
+    producer = AIOKafkaProducer(
+        bootstrap_servers=address,
+        client_id=name,
+        enable_idempotence=True,
+        acks="all",
+        max_batch_size=BATCH_BYTES,
+        linger_ms=LINGER_MS,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+    )
+    try:
+        with _one_error():
+            async with asyncio.timeout(CONNECT_S_MAX):
+                await producer.start()
+        yield Producer(producer)
+    finally:
+        await _end(producer, _sender_task)
+
+
+class Consumer:
+    """A member of a group that reads one topic."""
+
+    def __init__(self, consumer: Any, topic: str) -> None:
+        self._consumer = consumer
+        self._topic = topic
+
+    def assignment(self) -> frozenset[int]:
+        """The partitions that are ours now."""
+        return frozenset(at.partition for at in self._consumer.assignment())
+
+    async def take(self, *, wait_s: float, messages_max: int) -> dict[int, list[Message]]:
+        """The next messages by partition; none when none came in time.
+
+        Raises: KafkaUnavailable.
+        """
+        with _one_error():
+            async with asyncio.timeout(wait_s + CONNECT_S_MAX):
+                found = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=messages_max)
+        return {at.partition: messages for at, messages in found.items()}
+
+    def pause(self, partition: int) -> None:
+        """Take nothing of a partition for a while; nothing when it is not ours."""
+        with suppress(KafkaError):
+            self._consumer.pause(TopicPartition(self._topic, partition))
+
+    def resume(self, partition: int) -> None:
+        """Take from a partition again; nothing when it is not ours."""
+        with suppress(KafkaError):
+            self._consumer.resume(TopicPartition(self._topic, partition))
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Go on at an offset; nothing when the partition is not ours."""
+        with suppress(KafkaError):
+            self._consumer.seek(TopicPartition(self._topic, partition), offset)
+
+    async def commit(self, offsets: Mapping[int, int]) -> None:
+        """Note where a successor goes on.
+
+        Raises: KafkaUnavailable, also when a partition is not ours any more.
+        """
+        with _one_error():
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                await self._consumer.commit(
+                    {TopicPartition(self._topic, partition): offset for partition, offset in offsets.items()}
+                )
+
+    async def lags(self) -> dict[int, tuple[int, int]]:
+        """Of each partition that is ours: the offset that is taken next, and the one that is published next.
+
+        Raises: KafkaUnavailable.
+        """
+        ours = list(self._consumer.assignment())
+        if not ours:
+            return {}
+        with _one_error():
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                ends = await self._consumer.end_offsets(ours)
+                return {at.partition: (await self._consumer.position(at), ends[at]) for at in ours}
+
+
+@asynccontextmanager
+async def open_consumer(
+    address: str, topic: str, *, group: str, instance: str, rebalanced: Rebalanced
+) -> AsyncIterator[Consumer]:
+    """A member of a group, the same one after a restart, as long as the context lives; it starts where the
+    group committed, else at the beginning of the topic, and commits nothing by itself.
+
+    Raises: KafkaUnavailable.
+    """
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=address,
+        client_id=instance,
+        group_id=group,
+        group_instance_id=instance,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        partition_assignment_strategy=(StickyPartitionAssignor,),
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
+        heartbeat_interval_ms=HEARTBEAT_MS,
+        max_partition_fetch_bytes=FETCH_BYTES_MAX,
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+    )
+    try:
+        with _one_error():
+            consumer.subscribe([topic], listener=_Listener(rebalanced))
+            async with asyncio.timeout(JOIN_S_MAX):
+                await consumer.start()
+        yield Consumer(consumer, topic)
+    finally:
+        await _end(consumer, _coordination_tasks)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """What aiokafka calls; it swallows what its listeners raise, and waits for them with its locks held."""
+
+    def __init__(self, rebalanced: Rebalanced) -> None:
+        self._rebalanced = rebalanced
+
+    def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
+        self._rebalanced.on_revoked([at.partition for at in revoked])
+
+    def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
+        self._rebalanced.on_assigned([at.partition for at in assigned])
+
+
+def _sender_task(producer: Any) -> list[Any]:
+    return [producer._sender.sender_task]  # noqa: SLF001 - it goes on for ever when nobody answers
+
+
+def _coordination_tasks(consumer: Any) -> list[Any]:
+    coordinator = consumer._coordinator  # noqa: SLF001 - as above
+    if coordinator is None:
+        return []
+    names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task")
+    return [getattr(coordinator, name, None) for name in names]
+
+
+async def _end(client: Any, tasks_of: Callable[[Any], list[Any]]) -> None:
+    """Stop politely, then firmly: `stop` waits for answers, which a frozen broker never gives."""
+    try:
+        async with asyncio.timeout(STOP_S_MAX):
+            await client.stop()
+    except (KafkaError, OSError, TimeoutError) as failed:
+        log.info("not_stopped_politely", client=type(client).__name__, error=type(failed).__name__)
+    else:
+        return
+    low_level = getattr(client, "client", None) or client._client  # noqa: SLF001
+    tasks = [task for task in tasks_of(client) if task is not None and not task.done()]
+    for task in tasks:
+        task.cancel()
+    with suppress(KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(STOP_S_MAX):
+            await low_level.close()
+    if tasks:
+        await asyncio.wait(tasks, timeout=STOP_S_MAX)

@@ -1,0 +1,161 @@
+"""Carries records over a topic of Kafka: what the relay publishes with, and where dead letters go."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chassis import kafka
+from history_svc import metrics
+from history_svc.channel.wire import encode, encode_dead
+from history_svc.errors import EventsUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Sequence
+
+    from history_svc.events import Record, StreamRange
+
+log = structlog.get_logger("kafka")
+TOPIC = "ordermesh.order-events.v1"
+DEAD_PARTITIONS = 4
+DEAD_S_MAX = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Where the topics are and how they are made when they are missing."""
+
+    address: str
+    events: str
+    partitions: int
+    replicas: int
+
+    @property
+    def dead(self) -> str:
+        """The topic of dead letters."""
+        return f"{self.events}.dlq"
+
+    async def ensure_events(self, partitions: int) -> None:
+        """Make the topic of changes, with so many partitions at least.
+
+        Raises: EventsUnavailable.
+        """
+        try:
+            await kafka.ensure_topic(
+                self.address,
+                self.events,
+                partitions=max(partitions, self.partitions),
+                replicas=self.replicas,
+            )
+        except kafka.KafkaUnavailable as away:
+            raise EventsUnavailable(str(away)) from away
+
+
+class KafkaPublisher:
+    """Publishes to the topic through one producer, which is thrown away with it."""
+
+    def __init__(self, topics: Topics, producer: kafka.Producer) -> None:
+        self._topics = topics
+        self._producer = producer
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, topics: Topics, name: str) -> AsyncIterator[KafkaPublisher]:
+        """A publisher as long as the context lives.
+
+        Raises: EventsUnavailable.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                producer = await stack.enter_async_context(kafka.open_producer(topics.address, name=name))
+            except kafka.KafkaUnavailable as away:
+                raise EventsUnavailable(str(away)) from away
+            yield cls(topics, producer)
+
+    async def prepare(self, streams: StreamRange) -> None:
+        """Make sure that the topic has the partitions of a shard.
+
+        Raises: EventsUnavailable.
+        """
+        await self._topics.ensure_events(streams.base + streams.count)
+
+    async def send(self, partition: int, records: Sequence[Record]) -> Awaitable[None]:
+        """As Publisher says.
+
+        Raises: EventTooLarge, EventsUnavailable.
+        """
+        entries = [encode(record) for record in records]
+        try:
+            stored = await self._producer.send(self._topics.events, partition, entries)
+        except kafka.KafkaUnavailable as away:
+            raise EventsUnavailable(str(away)) from away
+        return _acknowledged(stored)
+
+
+async def _acknowledged(stored: asyncio.Future[None]) -> None:
+    try:
+        await stored
+    except kafka.KafkaUnavailable as away:
+        raise EventsUnavailable(str(away)) from away
+
+
+class KafkaDeadLetters:
+    """Puts changes that cannot be indexed into a topic of their own, each with the reason, one at a time."""
+
+    def __init__(self, topics: Topics, name: str) -> None:
+        self._topics = topics
+        self._name = name
+        self._turn = asyncio.Lock()
+        self._opened = AsyncExitStack()
+        self._producer: kafka.Producer | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, topics: Topics, name: str) -> AsyncIterator[KafkaDeadLetters]:
+        """Dead letters as long as the context lives; nothing connects before the first."""
+        letters = cls(topics, name)
+        try:
+            yield letters
+        finally:
+            await letters._close()
+
+    async def put(self, record: Record, reason: str) -> None:
+        """Keep one, stored by every replica that has to.
+
+        Raises: EventsUnavailable.
+        """
+        assert record.event is not None
+        entry = encode_dead(record, reason)
+        try:
+            async with asyncio.timeout(DEAD_S_MAX), self._turn:
+                producer = self._producer or await self._open()
+                partition = record.stream_partition % DEAD_PARTITIONS
+                await (await producer.send(self._topics.dead, partition, [entry]))
+        except (kafka.KafkaUnavailable, TimeoutError) as away:
+            await self._close()
+            raise EventsUnavailable(str(away)) from away
+        metrics.DEAD_EVENTS.labels("kafka").inc()
+        log.error(
+            "dead_event",
+            order_id=str(record.event.order_id),
+            version=record.event.version,
+            position=str(record.position),
+            reason=reason,
+        )
+
+    async def _open(self) -> kafka.Producer:
+        topics = self._topics
+        await kafka.ensure_topic(
+            topics.address, topics.dead, partitions=DEAD_PARTITIONS, replicas=topics.replicas
+        )
+        opening = kafka.open_producer(topics.address, name=self._name)
+        self._producer = await self._opened.enter_async_context(opening)
+        return self._producer
+
+    async def _close(self) -> None:
+        self._producer = None
+        await self._opened.aclose()

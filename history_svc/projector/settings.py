@@ -1,0 +1,78 @@
+"""Settings of the projector."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+from pydantic import Field
+
+from history_svc.channel.kafka import TOPIC, Topics
+from history_svc.projector.relay import Batching
+from history_svc.projector.retention import Keeping
+from history_svc.settings import ReadSideSettings
+
+MIB = 1024 * 1024
+
+
+class ProjectorSettings(ReadSideSettings):
+    """One projector process."""
+
+    instance: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,128}$",
+        description="Name of this process, its own and the same after a restart; empty: its host's.",
+    )
+    pool_size: int = Field(4, ge=2, le=32, description="Connections to each shard, opened when first needed.")
+    pool_queue: int = Field(12, ge=0, le=96, description="Statements that may wait for one of them.")
+    batch_rows: int = Field(1000, ge=1, le=10_000, description="Changes that the relay reads at once.")
+    batch_mib: int = Field(4, ge=1, le=64, description="MiB of changes that the relay reads at once.")
+    inbox_mib: int = Field(
+        64, ge=1, le=4096, description="MiB taken from Kafka that may wait for the indexers of all shards."
+    )
+    stuck_s: float = Field(
+        60.0, ge=5, le=3600, description="A consumer of Kafka that stands still so long is replaced."
+    )
+    group: str = Field(
+        "ordermesh.indexer",
+        pattern=r"^[A-Za-z0-9._-]{1,128}$",
+        description="Kafka's name for all projectors.",
+    )
+    topic: str = Field(
+        TOPIC,
+        pattern=r"^[A-Za-z0-9._-]{1,200}$",
+        description="Kafka's topic of changes; dead letters go to the one that has `.dlq` behind its name.",
+    )
+    topic_partitions: int = Field(
+        64, ge=1, le=10_000, description="Partitions of the topic of changes where it has to be made."
+    )
+    topic_replicas: int = Field(3, ge=1, le=9, description="Copies of a topic where it has to be made.")
+    outbox_days: int = Field(
+        3, ge=1, le=90, description="Days of changes that a shard keeps although they are searchable."
+    )
+    outbox_gib_max: float = Field(
+        64.0,
+        gt=0,
+        le=16_384,
+        description="GiB of a shard's outbox above which its oldest days go unread, to be rebuilt.",
+    )
+
+    def holder(self) -> str:
+        """What this process is called."""
+        return self.instance or socket.gethostname()
+
+    def batching(self) -> Batching:
+        """How much the relay reads."""
+        return Batching(self.batch_rows, self.batch_mib * MIB)
+
+    def keeping(self) -> Keeping:
+        """How long changes are kept."""
+        return Keeping(
+            timedelta(days=self.outbox_days),
+            int(self.outbox_gib_max * 1024 * MIB),
+            reads_cursors=self.channel == "kafka",
+        )
+
+    def topics(self) -> Topics:
+        """Where the topics are."""
+        return Topics(self.kafka, self.topic, self.topic_partitions, self.topic_replicas)

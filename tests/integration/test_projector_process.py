@@ -1,0 +1,186 @@
+"""The projector as a process: what it carries, what it survives, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from chassis.kafka import Consumer, open_consumer
+from chassis.testing import eventually
+from history_svc.channel.wire import decode
+from ops import ports
+from ops.kafka import KafkaServer
+from tests.faults.points import READ_SIDE_POINTS
+from tests.outboxes import COUNT, Follower, Outbox
+
+WITHIN_S = 40.0
+AWAY = "postgresql://ordermesh:x@127.0.0.1:1/s2"
+pytestmark = pytest.mark.timeout(180)
+
+
+@dataclass
+class Projector:
+    """A process that runs."""
+
+    child: asyncio.subprocess.Process
+    admin: str
+    log: Path
+    fired: Path
+
+    async def get(self, path: str) -> httpx.Response | None:
+        try:
+            async with httpx.AsyncClient(timeout=5.0) as client:
+                return await client.get(f"{self.admin}{path}")
+        except httpx.TransportError:
+            return None
+
+    async def until_ready(self) -> None:
+        async def ask() -> bool:
+            answer = await self.get("/readyz")
+            return answer is not None and answer.status_code == 200
+
+        await eventually(ask, within_s=WITHIN_S)
+
+    async def metrics(self) -> str:
+        answer = await self.get("/metrics")
+        return "" if answer is None else answer.text
+
+    async def stopped(self) -> int:
+        self.child.terminate()
+        async with asyncio.timeout(10):
+            return await self.child.wait()
+
+
+@asynccontextmanager
+async def projector(directory: Path, **environment: str) -> AsyncIterator[Projector]:
+    directory.mkdir(exist_ok=True)
+    port, log, fired = ports.free_port(), directory / "projector.log", directory / "fired"
+    fired.touch()
+    settings = {
+        "TLS_DIR": str(directory),
+        "SUBJECT_DIR": str(directory),
+        "ADMIN_LISTEN": f"127.0.0.1:{port}",
+        "FAULTS_FIRED": str(fired),
+        "READ_MODEL_DSN": AWAY,
+        **environment,
+    }
+    with log.open("ab") as output:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "history_svc.projector",
+            env={**os.environ, **{f"ORDERMESH_{name}": value for name, value in settings.items()}},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield Projector(child, f"http://127.0.0.1:{port}", log, fired)
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
+class Nobody:
+    """Does not care which partitions it has."""
+
+    def on_revoked(self, partitions) -> None:
+        return None
+
+    def on_assigned(self, partitions) -> None:
+        return None
+
+
+async def read_until(consumer: Consumer, follower: Follower, wanted) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not follower.has(wanted):
+            for partition, messages in (await consumer.take(wait_s=0.2, messages_max=500)).items():
+                follower.take_in([decode(message, partition) for message in messages])
+
+
+@pytest.fixture
+async def outbox(shard_database) -> Outbox:
+    return await Outbox(await shard_database()).prepare()
+
+
+@pytest.fixture
+def over_kafka(kafka: KafkaServer, outbox: Outbox) -> Mapping[str, str]:
+    """Settings of a projector with a topic of its own and a second shard that is away."""
+    topic = f"events-{uuid4().hex}"
+    return {
+        "CHANNEL": "kafka",
+        "KAFKA": kafka.address,
+        "TOPIC": topic,
+        "GROUP": topic,
+        "TOPIC_PARTITIONS": str(COUNT),
+        "TOPIC_REPLICAS": "1",
+        "SHARDS": json.dumps({"s1": outbox.database.dsn, "s2": AWAY}),
+    }
+
+
+@asynccontextmanager
+async def reader(settings: Mapping[str, str]) -> AsyncIterator[Consumer]:
+    async with open_consumer(
+        settings["KAFKA"], settings["TOPIC"], group=uuid4().hex, instance="reader", rebalanced=Nobody()
+    ) as consumer:
+        yield consumer
+
+
+async def test_it_carries_the_changes_of_a_shard_while_another_is_away_and_stops_when_asked(
+    over_kafka, outbox, tmp_path
+):
+    written = await outbox.write(50)
+    async with projector(tmp_path, **over_kafka) as process:
+        await process.until_ready()
+        async with reader(over_kafka) as consumer:
+            follower = Follower()
+            await read_until(consumer, follower, written)
+            assert follower.gaps == []
+            written += await outbox.write(50)
+            await read_until(consumer, follower, written)
+        metrics = await process.metrics()
+        assert 'ordermesh_projector_leads{shard="s1"} 1.0' in metrics
+        assert 'ordermesh_relay_events_total{result="published",shard="s1"} 100.0' in metrics
+        assert await process.stopped() == 0
+    lines = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
+    assert {line["service"]["name"] for line in lines if "service" in line} == {"projector"}
+    assert "leadership_failed" in {line["message"] for line in lines}
+
+
+@pytest.mark.parametrize("point", [point for point in READ_SIDE_POINTS if point != "relay.after_rewind"])
+async def test_a_kill_at_a_point_of_the_relay_misses_no_change(over_kafka, outbox, tmp_path, point: str):
+    written = await outbox.write(50)
+    async with projector(tmp_path, **over_kafka, FAULTS=f"{point}=kill:1") as killed:
+        async with asyncio.timeout(WITHIN_S):
+            assert await killed.child.wait() == -signal.SIGKILL
+        assert point in killed.fired.read_text()
+    written += await outbox.write(10)
+    async with projector(tmp_path, **over_kafka) as process:
+        await process.until_ready()
+        async with reader(over_kafka) as consumer:
+            follower = Follower()
+            await read_until(consumer, follower, written)
+    assert follower.gaps == []
+
+
+async def test_with_the_outbox_as_channel_it_needs_no_kafka_and_leads_what_it_can_reach(outbox, tmp_path):
+    shards = json.dumps({"s1": outbox.database.dsn, "s2": AWAY})
+    async with projector(tmp_path, CHANNEL="outbox", SHARDS=shards) as process:
+        await process.until_ready()
+
+        async def leads() -> bool:
+            return 'ordermesh_projector_leads{shard="s1"} 1.0' in await process.metrics()
+
+        await eventually(leads, within_s=WITHIN_S)
+        assert await process.stopped() == 0
