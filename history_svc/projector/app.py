@@ -20,8 +20,11 @@ from history_svc.channel.kafka import KafkaDeadLetters, KafkaPublisher
 from history_svc.channel.leadership import Leadership
 from history_svc.channel.log import SESSION, ShardLog
 from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
+from history_svc.projector import indexer
 from history_svc.projector.relay import Parts, Relay
 from history_svc.projector.retention import Retention
+from history_svc.projector.store import ProjectionStore
+from history_svc.readmodel.opening import opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from chassis.supervise import Loop
     from history_svc.channel.port import DeadLetters, EventSource
     from history_svc.projector.settings import ProjectorSettings
+    from history_svc.readmodel.port import ReadModel
 
 JITTER = random.SystemRandom().random
 
@@ -64,8 +68,10 @@ async def serve(settings: ProjectorSettings) -> None:
     async with AsyncExitStack() as stack:
         stack.callback(telemetry.flush)
         channel = await stack.enter_async_context(_channel(settings))
+        read_model = await stack.enter_async_context(opened(settings))
         shards = [
-            await stack.enter_async_context(_shard(settings, channel, name)) for name in settings.shards
+            await stack.enter_async_context(_shard(settings, channel, read_model, name))
+            for name in settings.shards
         ]
         # Ready whatever a shard does: the others' changes are carried all the same.
         readiness = admin.Readiness(**({"kafka": channel.hub.ping} if channel.hub else {}))
@@ -102,7 +108,9 @@ async def _channel(settings: ProjectorSettings) -> AsyncIterator[Channel]:
 
 
 @asynccontextmanager
-async def _shard(settings: ProjectorSettings, channel: Channel, name: str) -> AsyncIterator[Shard]:
+async def _shard(
+    settings: ProjectorSettings, channel: Channel, read_model: ReadModel, name: str
+) -> AsyncIterator[Shard]:
     """One shard's connections and loops; nothing connects before a loop runs."""
     wanted = pg.PgSettings(
         dsn=settings.shards[name].get_secret_value(),
@@ -124,4 +132,19 @@ async def _shard(settings: ProjectorSettings, channel: Channel, name: str) -> As
             parts = Parts(shard_log, channel.dead_letters, SYSTEM_CLOCK, JITTER, settings.batching())
             publisher = partial(KafkaPublisher.open, settings.topics(), f"{settings.holder()}.relay-{name}")
             loops.append(Relay(parts, leadership, publisher))
+        loops.append(
+            indexer.Indexer(
+                indexer.Parts(
+                    source=source,
+                    read_model=read_model,
+                    store=ProjectionStore(name, database),
+                    dead_letters=channel.dead_letters,
+                    clock=SYSTEM_CLOCK,
+                    jitter=JITTER,
+                    tick_s=settings.tick_s,
+                    bytes_max=settings.batch_mib * 1024 * 1024,
+                    quarantine_max=settings.quarantine_max,
+                )
+            )
+        )
         yield Shard(name, database, shard_log, source, tuple(loops))
