@@ -32,6 +32,7 @@ from order_svc.clocks import ShardClock
 from order_svc.driver import LegDriver
 from order_svc.errors import UnknownShard
 from order_svc.housekeeping import Housekeeping
+from order_svc.poison import Poison
 from order_svc.service import OrderService
 from order_svc.store import OrderStore
 from order_svc.unserved import Unserved
@@ -102,6 +103,7 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
             orders=orders,
             driver=driver,
             changes=changes,
+            poison=Poison(orders, rules, owned, jitter),
             order_ids=OrderIds(shard_clock.now_ms),
             owned=owned,
             tokens=PageTokens(*settings.token_keys()),

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from order_svc import labels, points, wire
 from order_svc.domain import open_order, transition
 from order_svc.errors import UnknownKind, UnknownShard
-from order_svc.events import AnyEvent, Poisoned
+from order_svc.events import AnyEvent
 from order_svc.order import Change, Decision, Order, Outcome, Seen
 from ordermesh.order.v1 import order_service_pb2 as pb
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from order_svc.changes import Changes
     from order_svc.contract import Rules
     from order_svc.driver import LegDriver
+    from order_svc.poison import Poison
     from order_svc.rows import Claim
     from order_svc.store import Decided, OrderStore
 
@@ -43,6 +43,7 @@ class OrderService:
     orders: OrderStore
     driver: LegDriver
     changes: Changes
+    poison: Poison
     order_ids: OrderIds
     owned: OwnedTasks
     tokens: PageTokens
@@ -125,10 +126,9 @@ class OrderService:
         self._must_be_here(request.shard)
         asked = wire.claim_asked(request)
         claims = await self._claimed(asked)
-        healthy = [claim for claim in claims if not await self._parked_as_poison(claim)]
         held = [] if claims else [hold.reason for hold in await self.orders.holds() if hold.scope == "all"]
         return pb.ClaimDueOrdersResponse(
-            claims=[wire.claim(claim) for claim in healthy], hold_reason="".join(held)
+            claims=[wire.claim(claim) for claim in self.poison.sift(claims)], hold_reason="".join(held)
         )
 
     async def ReportVerdict(self, request: pb.ReportVerdictRequest, call: Call) -> pb.ReportVerdictResponse:
@@ -247,14 +247,6 @@ class OrderService:
         if asked.order_id is not None:
             return await self.orders.claim_one(asked.order_id, asked.lease, asked.claimed_by)
         return await self.orders.claim_probes(asked.limit, asked.lease, asked.claimed_by)
-
-    async def _parked_as_poison(self, claim: Claim) -> bool:
-        """Park an order that was claimed too often without a word; whether it was one."""
-        if claim.unfinished_count <= self.rules.policy.unfinished_max:
-            return False
-        event = Poisoned(event_id=uuid4(), actor="order_svc", unfinished_count=claim.unfinished_count)
-        await self._decide(claim.order.order_id, event, points.REPORT, lease_token=claim.lease_token)
-        return True
 
     async def _decide(
         self, order_id: UUID, event: AnyEvent, at: points.Commit, *, lease_token: UUID | None = None

@@ -12,7 +12,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from chassis import faults
 from chassis.errors import Reason
+from chassis.testing import eventually
 from ordermesh.money.v1.money_pb2 import Money
 from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as pb
@@ -183,7 +185,7 @@ async def test_a_claim_that_is_lost_again_and_again_parks_the_order_as_poison(
             await lane.let_pass(timedelta(minutes=1))
             counts += [claim.unfinished_count for claim in await lane.claim()]
         assert counts == [0, 1, 2]
-        assert (await lane.get(order)).stage == PARKED
+        await lane.at(order, PARKED)
         case = (
             await lane.by(MIRA).call("GetDeadLetter", pb.GetDeadLetterRequest(order_id=order.order_id))
         ).dead_letter
@@ -217,6 +219,32 @@ async def test_a_ready_order_of_an_upstream_nobody_knows_is_parked_and_redriven_
         )
         assert (await lane.at(order, DONE)).status == Order.SUCCESS
         assert len(lane.payments.executions(f"{order.order_id}/1")) == 1
+
+
+async def test_a_poisonous_order_that_cannot_be_parked_keeps_no_innocent_claim_back(
+    trust: Trust, shard_database: DatabaseFactory, tmp_path: Path
+) -> None:
+    async with lanes.serving(
+        trust, await shard_database(), tmp_path, policy={**lanes.POLICY, "unfinished_max": 1}
+    ) as lane:
+        order = await lost(lane)
+        for _ in range(2):
+            await lane.let_pass(timedelta(minutes=1))
+            assert len(await lane.claim()) == 1
+        innocent = await lost(lane, user_id="bob")
+        await lane.let_pass(timedelta(minutes=1))
+        with armed("report.before_commit=raise"):
+            claimed = await lane.claim()
+            await eventually(lambda: _nothing_armed())
+        assert [claim.order.order_id for claim in claimed] == [innocent.order_id]
+        assert (await lane.get(order)).stage == UNKNOWN
+        await lane.let_pass(timedelta(minutes=1))
+        await lane.claim()
+        await lane.at(order, PARKED)
+
+
+async def _nothing_armed() -> bool:
+    return not faults.armed()
 
 
 async def test_holds_stop_claims_and_say_why_until_they_are_lifted(lane: Lane) -> None:
