@@ -65,6 +65,7 @@ _FAULTS = {
     order_pb2.PROBE_CLASS_NO_ANSWER: Fault.SILENT,
     order_pb2.PROBE_CLASS_OUR_FAULT: Fault.OURS,
     order_pb2.PROBE_CLASS_MALFORMED: Fault.MALFORMED,
+    order_pb2.PROBE_CLASS_NOT_MADE: Fault.NOT_MADE,
 }
 
 

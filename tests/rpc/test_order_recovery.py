@@ -97,6 +97,22 @@ async def test_no_outage_parks_an_order(lane: Lane, probe_class: order_pb2.Probe
     assert (await lane.probe(order)).status == Order.SUCCESS
 
 
+async def test_a_probe_that_was_not_made_counts_nothing_and_the_order_is_due_again_soon(lane: Lane) -> None:
+    order = await lane.parked()
+    for _ in range(10):
+        await lane.let_pass(timedelta(hours=30))
+        (claim,) = await lane.claim()
+        full = order_pb2.ProbeReport(probe_class=order_pb2.PROBE_CLASS_NOT_MADE, detail="no free slot")
+        await lane.report(claim, full)
+        await lane.let_pass(timedelta(seconds=1))
+        (again,) = await lane.claim()
+        await lane.report(again, full)
+    (timer,) = await lane.sql("SELECT fault_count, silent_count, due_at - clock() AS wait FROM order_timers")
+    assert (timer["fault_count"], timer["silent_count"]) == (0, 0)
+    assert timer["wait"] < timedelta(seconds=1)
+    assert (await lane.get(order)).version == order.version
+
+
 async def test_an_upstream_that_wants_to_be_left_alone_is(lane: Lane) -> None:
     order = await lost(lane)
     (claim,) = await lane.claim(order)
