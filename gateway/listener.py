@@ -191,10 +191,17 @@ class Listener:
     async def stop(self) -> None:
         """Take no more connections and let running requests end, as long as the drain time allows.
         Idempotent.
+
+        If cancelled here: running requests are not waited for any more, now or by a later stop.
         """
         self._server.should_exit = True
-        if self._task is not None:
-            await self._task
+        if self._task is None:
+            return
+        try:
+            await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            self._server.force_exit = True
+            raise
 
 
 @asynccontextmanager

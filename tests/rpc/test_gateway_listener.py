@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chassis.supervise import LoopDied, until_stopped
 from tests import gateways
 from tests.gateways import Rest, new_order
 
@@ -142,6 +143,29 @@ async def test_a_slow_answer_is_not_a_slow_request(rest):
             await rest.mesh.settle(order_id)
             while not (await anext(lines)).startswith("id: 2"):
                 continue
+
+
+class Dead:
+    """A loop that has ended."""
+
+    name = "dead"
+
+    async def run(self) -> None:
+        return
+
+
+async def test_a_dead_loop_ends_the_listener_though_a_request_would_go_on(directory):
+    async with gateways.opened(directory, profile="local", drain_s=30.0) as rest:
+        order_id = (await rest.create()).json()["orderId"]
+        async with connected(rest) as wire:
+            lines = "".join(f"{name}: {value}\r\n" for name, value in rest.headers().items())
+            asked = f"GET /v1/orders/{order_id}/events HTTP/1.1\r\nhost: x\r\n{lines}\r\n"
+            await wire.send(asked.encode())
+            await rest.mesh.watching.wait()
+            async with asyncio.timeout(3):
+                with pytest.raises(LoopDied):
+                    await until_stopped(Dead(), drain=(rest.gateway.rest.stop,))
+                await rest.gateway.rest.stop()
 
 
 async def test_an_idle_connection_is_closed_quietly(directory):
