@@ -72,13 +72,29 @@ class Created:
 
 
 class OrderStore:
-    """The orders of one shard. changed: told every change that this process wrote."""
+    """The orders of one shard. changed: told every change that this process wrote.
+
+    writes: the same database with other bounds, for what is not cut off once it has begun.
+    """
 
     def __init__(
-        self, database: pg.Database, changed: Callable[[Change, Order], None] = lambda _, __: None
+        self,
+        database: pg.Database,
+        changed: Callable[[Change, Order], None] = lambda _, __: None,
+        *,
+        writes: pg.Database | None = None,
     ) -> None:
         self._db = database
+        self._writes = writes or database
         self._changed = changed
+
+    def until(self, deadline: float) -> OrderStore:
+        """The same orders for one call: its reads end by its deadline, and its writes begin by then.
+
+        deadline: on the monotonic clock.
+        """
+        writes = self._writes.begun_by(deadline)
+        return OrderStore(self._db.until(deadline), self._changed, writes=writes)
 
     async def create(self, change: Change, *, epoch: int, fingerprint: bytes) -> Created:
         """Write a new order, or return the one that this request made before.
@@ -87,7 +103,7 @@ class OrderStore:
         Raises: RequestIdReused when the request_id was used with another request; StaleRoute.
         """
         await faults.point(points.CREATE.before)
-        row = await self._db.fetchrow(queries.create_order, *rows.creation(change, epoch, fingerprint))
+        row = await self._writes.fetchrow(queries.create_order, *rows.creation(change, epoch, fingerprint))
         if row is None:
             return await self._replayed(change.after, fingerprint)
         await faults.point(points.CREATE.after)
@@ -168,7 +184,7 @@ class OrderStore:
 
     async def _apply(self, change: Change, at: points.Commit) -> Decided | None:
         await faults.point(at.before)
-        row = await self._db.fetchrow(queries.apply_change, *rows.change(change))
+        row = await self._writes.fetchrow(queries.apply_change, *rows.change(change))
         if row is None:
             return None
         await faults.point(at.after)
@@ -179,7 +195,7 @@ class OrderStore:
     async def _rewait(self, order_id: UUID, lease_token: UUID, rewait: Rewait, at: points.Commit) -> None:
         await faults.point(at.before)
         counted = (int(rewait.silent), int(rewait.fault))
-        await self._db.execute(queries.rewait, order_id, lease_token, rewait.wake_in, *counted)
+        await self._writes.execute(queries.rewait, order_id, lease_token, rewait.wake_in, *counted)
         await faults.point(at.after)
 
     async def claim_probes(self, limit: int, lease: timedelta, claimed_by: str) -> list[Claim]:
@@ -268,11 +284,11 @@ class OrderStore:
         self, hold_id: UUID, scope: str, reason: str, actor: str, until: datetime | None
     ) -> Hold:
         """Keep claims away from some orders; a repeat with the same id changes nothing."""
-        return rows.hold(await self._db.fetchrow(queries.put_hold, hold_id, scope, reason, actor, until))
+        return rows.hold(await self._writes.fetchrow(queries.put_hold, hold_id, scope, reason, actor, until))
 
     async def lift_hold(self, request_id: UUID, scope: str, actor: str, reason: str) -> Hold | None:
         """End a hold; None when there is none."""
-        row = await self._db.fetchrow(queries.lift_hold, request_id, scope, actor, reason)
+        row = await self._writes.fetchrow(queries.lift_hold, request_id, scope, actor, reason)
         return None if row is None else rows.hold(row)
 
     async def holds(self) -> list[Hold]:
