@@ -31,7 +31,9 @@ async def prepare_shard(server: PostgresServer, shard: str) -> None:
     await _create(server, shard, _schema("shard"))
     connection = await _connect(server.dsn(shard))
     try:
-        await connection.execute("SELECT ordermesh.identify_shard($1)", shard)
+        await connection.execute(
+            "SELECT ordermesh.identify_shard($1, $2)", shard, layout.PARTITION_BASE[shard]
+        )
         for first, last in _owned_ranges(shard):
             await connection.execute("SELECT ordermesh.own_buckets($1, $2, $3)", first, last, shard)
         await connection.execute("SELECT ordermesh.ensure_partitions()")
