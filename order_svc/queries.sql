@@ -160,20 +160,32 @@ RETURNING order_id;
 -- name: claim_due
 -- Lease what is due, the most overdue first, of buckets we own and that no hold covers. Timers whose last claim was lost are
 -- suspects: they are handed out few at a time, so that one that kills processes takes few others along.
--- Hold and fence are asked per timer, not joined: joined, the planner sorted all timers before it took a few.
-WITH moment AS MATERIALIZED (
+-- Each upstream is read by itself, so the backlog of one that is held, or not asked for, is not read at all.
+-- The fence is asked per timer, not joined: joined, the planner sorted all timers before it took a few.
+WITH RECURSIVE moment AS MATERIALIZED (
     SELECT ordermesh.clock() AS at
 ), held AS MATERIALIZED (
     SELECT array_agg(scope) AS scopes FROM holds
      WHERE lifted_at IS NULL AND (until_at IS NULL OR until_at > (SELECT at FROM moment))
+), waiting AS (
+    -- The upstreams there are timers for, from the index one by one.
+    (SELECT t.upstream FROM order_timers t
+      WHERE t.class = $1 AND t.lease_token IS NULL AND $6::text IS NULL ORDER BY t.upstream LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.upstream FROM order_timers t
+             WHERE t.class = $1 AND t.lease_token IS NULL AND t.upstream > w.upstream ORDER BY t.upstream LIMIT 1)
+      FROM waiting w WHERE w.upstream IS NOT NULL
+), asked AS MATERIALIZED (
+    SELECT u.upstream FROM (SELECT upstream FROM waiting UNION ALL SELECT $6) u
+     WHERE u.upstream IS NOT NULL AND (ARRAY['all', 'upstream:' || u.upstream] && (SELECT scopes FROM held)) IS NOT TRUE
 ), fresh AS MATERIALIZED (
-    SELECT t.order_id FROM order_timers t
-     WHERE t.class = $1 AND t.due_at <= (SELECT at FROM moment) AND t.lease_token IS NULL
-       AND ($6::text IS NULL OR t.upstream = $6)
-       AND (ARRAY['all', 'upstream:' || t.upstream] && (SELECT scopes FROM held)) IS NOT TRUE
-       AND (SELECT f.state FROM bucket_fence f WHERE f.bucket = t.bucket) = 'OWNED'
-     ORDER BY t.due_at LIMIT $2
-       FOR UPDATE OF t SKIP LOCKED
+    SELECT f.order_id FROM asked a CROSS JOIN LATERAL (
+        SELECT t.order_id, t.due_at FROM order_timers t
+         WHERE t.class = $1 AND t.upstream = a.upstream AND t.due_at <= (SELECT at FROM moment) AND t.lease_token IS NULL
+           AND (SELECT f.state FROM bucket_fence f WHERE f.bucket = t.bucket) = 'OWNED'
+         ORDER BY t.due_at LIMIT $2
+           FOR UPDATE OF t SKIP LOCKED) f
+     ORDER BY f.due_at LIMIT $2
 ), suspect AS MATERIALIZED (
     SELECT t.order_id FROM order_timers t
      WHERE t.class = $1 AND t.due_at <= (SELECT at FROM moment) AND t.lease_token IS NOT NULL
