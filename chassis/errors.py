@@ -142,6 +142,21 @@ class Unauthenticated(OrdermeshError):
     code, reason = StatusCode.UNAUTHENTICATED, Reason.UNAUTHENTICATED
 
 
+class TokenRefused(Unauthenticated):
+    """The request needs a valid bearer token."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause=cause)
+        self.cause = cause
+
+
+class KeysUnavailable(OrdermeshError):
+    """The keys that prove tokens cannot be had now; sending the request again is safe."""
+
+    code, reason = StatusCode.UNAVAILABLE, Reason.UPSTREAM_UNAVAILABLE
+    retry_after_s = 1.0
+
+
 class CallerNotAllowed(OrdermeshError):
     """This caller may not call this method."""
 

@@ -10,14 +10,14 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 
 from chassis import admin, auth, faults, rpc, supervise, telemetry
+from chassis.bearers import Bearers
 from chassis.clock import SYSTEM_CLOCK
+from chassis.jwks import JwksKeeper, http_client
 from chassis.tls import TlsFiles
 from gateway import docs, listener, openapi, refusals
-from gateway.bearer import Bearers
 from gateway.clients import Mesh
 from gateway.edge import Edge
 from gateway.house import House
-from gateway.jwks import JwksKeeper, http_client
 from gateway.orders import router
 from gateway.rates import Rates
 from gateway.streams import Seats
@@ -85,7 +85,13 @@ def furnish(settings: GatewaySettings, mesh: Mesh, keys: JwksKeeper) -> House:
     """Everything the routes use."""
     return House(
         mesh=mesh,
-        bearers=Bearers(keys, issuer=settings.issuer, audience=settings.audience, clock=SYSTEM_CLOCK),
+        bearers=Bearers(
+            keys,
+            issuer=settings.issuer,
+            audience=settings.audience,
+            service="gateway",
+            clock=SYSTEM_CLOCK,
+        ),
         requests=Rates(
             "requests",
             per_s=settings.requests_per_user_per_s,

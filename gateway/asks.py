@@ -17,7 +17,7 @@ from chassis.ids import parse_uuid
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.bearer import Principal
+    from chassis.bearers import Principal
     from gateway.rates import Allowance
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

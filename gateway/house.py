@@ -12,7 +12,7 @@ from gateway import asks
 from gateway.asks import Ask, Visit
 
 if TYPE_CHECKING:
-    from gateway.bearer import Bearers
+    from chassis.bearers import Bearers
     from gateway.clients import Mesh
     from gateway.rates import Rates
     from gateway.settings import GatewaySettings

@@ -21,9 +21,6 @@ CONNECTIONS_REFUSED = Counter(
 RECEIPT_TIMEOUTS = Counter(
     "ordermesh_gateway_receipt_timeouts_total", "Requests that did not arrive in time."
 )
-TOKENS_REFUSED = Counter("ordermesh_gateway_tokens_refused_total", "Bearer tokens refused.", ["cause"])
 RATE_LIMITED = Counter("ordermesh_gateway_rate_limited_total", "Requests refused by a rate.", ["policy"])
-KEY_FETCHES = Counter("ordermesh_gateway_key_fetches_total", "Fetches of the issuer's keys.", ["outcome"])
-KEYS_AGE = Gauge("ordermesh_gateway_keys_fetched_timestamp_seconds", "When the keys were last fetched.")
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 """Other methods are counted as `other`: clients may send any word."""

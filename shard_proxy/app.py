@@ -9,7 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from chassis import admin, auth, faults, pg, rpc, supervise, telemetry
+from chassis.bearers import Bearers
 from chassis.clock import SYSTEM_CLOCK
+from chassis.jwks import JwksKeeper, http_client
 from chassis.rpc.health import SERVICE as HEALTH
 from chassis.rpc.health import Health
 from chassis.rpc.reflection import Reflection
@@ -17,7 +19,7 @@ from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from chassis.tokens import PageTokens
 from shard_proxy.book import RouteBook
 from shard_proxy.fairness import InFlight
-from shard_proxy.identity import BearerTokens, PlainEntrance
+from shard_proxy.identity import DEV, PlainEntrance
 from shard_proxy.lanes import LaneLimits, Lanes
 from shard_proxy.methods import BEHIND, OWN, passed_on
 from shard_proxy.passthrough import Passthrough, Relay, register_unknown
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
+    from chassis.jwks import Keys
     from shard_proxy.methods import Passed
     from shard_proxy.settings import ProxySettings
 
@@ -56,15 +59,19 @@ async def serve(settings: ProxySettings) -> None:
         vitals = Vitals(health, routes.book, routes.lanes, SYSTEM_CLOCK)
         vitals.look()
         identity = ServerIdentity(TlsFiles(settings.tls_dir, "shard_proxy"))
-        bearers = BearerTokens(settings.jwks_url, settings.issuer, settings.audience, SYSTEM_CLOCK)
+        keys = await stack.enter_async_context(_keys(settings))
         door = Door(settings, routes, health)
         servers = [await stack.enter_async_context(door.mtls(identity))]
         if settings.plain_listen is not None:
-            servers.append(await stack.enter_async_context(door.plain(settings.plain_listen, bearers)))
+            servers.append(await stack.enter_async_context(door.plain(settings.plain_listen, keys)))
         readiness = admin.Readiness(map=routes.book.check)
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
+        certificates = CertificateWatcher(identity, SYSTEM_CLOCK)
+        loops: list[supervise.Loop] = [routes.book, routes.lanes, vitals, certificates]
+        if keys is not None:
+            loops.append(keys)
         await supervise.until_stopped(
-            *(routes.book, routes.lanes, vitals, CertificateWatcher(identity, SYSTEM_CLOCK), bearers),
+            *loops,
             drain=(readiness.drain, health.drain, partial(_stop, servers, settings.drain_s)),
         )
 
@@ -123,8 +130,15 @@ class Door:
         verifier = auth.SubjectVerifier(self._settings.subject_dir, ("gateway",))
         return self._listen(self._settings.listen, auth.Entrance(verifier, self._minter), identity)
 
-    def plain(self, address: str, bearers: BearerTokens) -> Listening:
-        """The listener for people at this machine; the settings made sure that it is loopback."""
+    def plain(self, address: str, keys: Keys | None) -> Listening:
+        """The listener for people at this machine; the settings made sure that it is loopback.
+
+        keys: of the issuer; None accepts no bearer token.
+        """
+        issuer, audience = self._settings.issuer, self._settings.audience
+        bearers: Bearers | None = None
+        if keys is not None:
+            bearers = Bearers(keys, issuer=issuer, audience=audience, service=DEV, clock=SYSTEM_CLOCK)
         return self._listen(address, PlainEntrance(self._minter, bearers), None)
 
     def _listen(self, address: str, identify: auth.Identify, tls: ServerIdentity | None) -> Listening:
@@ -138,6 +152,16 @@ class Door:
             register=self._register,
             streams_max=STREAMS_MAX,
         )
+
+
+@asynccontextmanager
+async def _keys(settings: ProxySettings) -> AsyncIterator[JwksKeeper | None]:
+    """The issuer's keys for the plain listener, if there is one that takes tokens."""
+    if settings.plain_listen is None or not settings.jwks_url:
+        yield None
+        return
+    async with http_client() as http:
+        yield JwksKeeper(settings.jwks_url, None, SYSTEM_CLOCK, http)
 
 
 async def _stop(servers: list[rpc.RunningServer], grace_s: float) -> None:

@@ -30,7 +30,6 @@ from shard_proxy import methods
 from shard_proxy.app import Door, Routes, limits_of
 from shard_proxy.book import RouteBook
 from shard_proxy.domain import MapSnapshot, Owner, Shard, VipUser
-from shard_proxy.identity import BearerTokens
 from shard_proxy.lanes import ORDER, Lanes
 from shard_proxy.settings import ProxySettings
 from shard_proxy.vitals import Vitals
@@ -295,8 +294,7 @@ async def opened(
         routes = Routes(book, behind_us, methods.passed_on(methods.BEHIND))
         health = Health()
         Vitals(health, book, behind_us, SYSTEM_CLOCK).look()
-        bearers = BearerTokens(settings.jwks_url, settings.issuer, settings.audience, SYSTEM_CLOCK)
-        server = await stack.enter_async_context(Door(settings, routes, health).plain("127.0.0.1:0", bearers))
+        server = await stack.enter_async_context(Door(settings, routes, health).plain("127.0.0.1:0", None))
         target = f"127.0.0.1:{server.port}"
         channel = await stack.enter_async_context(
             grpc.aio.insecure_channel(target, options=[("grpc.enable_retries", 0)])

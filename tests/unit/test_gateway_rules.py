@@ -8,11 +8,11 @@ from grpc import StatusCode
 from pydantic import ValidationError
 
 from chassis import errors
-from chassis.errors import InvalidField, Overloaded, Reason, Violation
+from chassis.errors import InvalidField, Overloaded, Reason, TokenRefused, Violation
 from chassis.rpc import RemoteError
 from chassis.testing import FakeClock
 from gateway import problems
-from gateway.errors import FALLBACKS, MethodNotAllowed, RateLimited, TokenRefused, TooManyStreams
+from gateway.errors import FALLBACKS, MethodNotAllowed, RateLimited, TooManyStreams
 from gateway.listener import Door
 from gateway.rates import Rates
 from gateway.settings import GatewaySettings
