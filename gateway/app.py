@@ -13,12 +13,14 @@ from chassis import admin, auth, faults, rpc, supervise, telemetry
 from chassis.bearers import Bearers
 from chassis.clock import SYSTEM_CLOCK
 from chassis.jwks import JwksKeeper, http_client
+from chassis.limits import Limiter
 from chassis.tls import TlsFiles
 from gateway import docs, listener, openapi, refusals
 from gateway.clients import Mesh
-from gateway.edge import Edge
+from gateway.edge import ALIVE_PATH, Edge
 from gateway.house import House
 from gateway.orders import router
+from gateway.places import Places
 from gateway.rates import Rates
 from gateway.streams import Seats
 
@@ -116,12 +118,18 @@ def application(house: House) -> ASGIApp:
     app = FastAPI(title=openapi.TITLE, version=VERSION, docs_url=None, redoc_url=None)
     app.state.house = house
     app.include_router(router)
-    app.add_api_route("/healthz", _alive, include_in_schema=False)
+    app.add_api_route(ALIVE_PATH, _alive, include_in_schema=False)
     refusals.install(app)
     openapi.install(app)
     docs.install(app)
     settings = house.settings
-    return Edge(app, body_bytes_max=settings.body_bytes_max, trust_traceparent=settings.trust_traceparent)
+    in_flight = Limiter(settings.requests_in_flight_max, settings.requests_queue, name="requests")
+    return Edge(
+        app,
+        Places(in_flight),
+        body_bytes_max=settings.body_bytes_max,
+        trust_traceparent=settings.trust_traceparent,
+    )
 
 
 async def _alive() -> PlainTextResponse:

@@ -35,6 +35,8 @@ class Visit:
     request_id: str
     trace_id: str = ""
     started: float = field(default_factory=time.perf_counter)
+    arrived: float = field(default_factory=time.monotonic)
+    """When its head was complete, on the monotonic clock; deadlines count from here."""
     mesh_s: float = 0.0
     user_id: str = ""
     allowance: Allowance | None = None

@@ -14,6 +14,7 @@ SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 STREAMS = Gauge("ordermesh_gateway_streams", "Event streams that are open.")
+IN_FLIGHT = Gauge("ordermesh_gateway_requests_in_flight", "Requests that are being answered.")
 CONNECTIONS = Gauge("ordermesh_gateway_connections", "Connections that are open.")
 CONNECTIONS_REFUSED = Counter(
     "ordermesh_gateway_connections_refused_total", "Connections refused.", ["cause"]

@@ -55,7 +55,7 @@ class Mesh:
     """OrderService and HistoryService over a dictionary, keeping the promises the gateway repeats.
 
     `creates` and `pages` are the requests as they arrived, `calls` how; `refusal` is raised by every call
-    when set.
+    when set, and GetOrder waits for `held` when there is one.
     """
 
     orders: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +65,7 @@ class Mesh:
     calls: list[rpc.Call] = field(default_factory=list)
     next_page_token: str = ""
     refusal: Exception | None = None
+    held: asyncio.Event | None = None
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     watching: asyncio.Event = field(default_factory=asyncio.Event)
     unwatched: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,6 +92,8 @@ class Mesh:
 
     async def GetOrder(self, request: Any, call: rpc.Call) -> Any:
         self._enter(call)
+        if self.held is not None:
+            await self.held.wait()
         return orders.GetOrderResponse(order=self._seen(request.order_id, call))
 
     async def UpdateOrder(self, request: Any, call: rpc.Call) -> Any:
