@@ -8,6 +8,7 @@ What the matrix does not list is denied.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,13 +17,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jwt
 from prometheus_client import Counter
 
-from chassis.errors import CallerNotAllowed, NotYourOrder, RoleRequired, Unauthenticated
+from chassis.errors import CallerNotAllowed, InvalidField, NotYourOrder, RoleRequired, Unauthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 SUBJECT_HEADER = "x-ordermesh-subject"
+ACTOR_HEADER = "x-ordermesh-actor"
+"""Which person sits at a tool; only believed from a peer that people use."""
+ACTOR_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+PEERS_OF_PEOPLE = frozenset({"ops"})
 TRUST_DOMAIN = "spiffe://ordermesh/"
 SUBJECT_TTL_S = 60
 SUBJECT_CHARS_MAX = 2048
@@ -294,7 +299,7 @@ class Direct:
 @dataclass(frozen=True, slots=True)
 class Entrance:
     """The mesh's door: a gateway brings signed subjects of users, everybody else speaks for themselves and
-    gets one minted.
+    gets one minted. A tool of people says who sits at it: that is part of the name, and gives no role.
     """
 
     verifier: SubjectVerifier
@@ -312,8 +317,20 @@ class Entrance:
         roles = ROLES_OF_PEERS.get(caller)
         if roles is None:
             raise CallerNotAllowed(caller=caller)
-        subject = Subject(caller, roles, TRUST_DOMAIN + caller)
+        subject = Subject(_name(caller, metadata.get(ACTOR_HEADER)), roles, TRUST_DOMAIN + caller)
         return Asking(caller, subject, self.minter.mint(subject))
+
+
+def _name(caller: str, actor: str | None) -> str:
+    """The name of a peer's subject: its own, with the person at it where it is a tool.
+
+    Raises: InvalidField.
+    """
+    if actor is None or caller not in PEERS_OF_PEOPLE:
+        return caller
+    if not ACTOR_PATTERN.fullmatch(actor):
+        raise InvalidField.of(ACTOR_HEADER, "must have 1 to 32 letters, digits, dots, hyphens or underscores")
+    return f"{caller}:{actor}"
 
 
 def _listed(caller: str, peers: frozenset[str]) -> str:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from chassis.testing import eventually
+from ops.cli.options import os_user
 from ordermesh.order.v1.order_pb2 import Order
 from ordermesh.upstream.v1 import simulator_service_pb2 as sim
 from tests.stack import World
@@ -131,9 +132,11 @@ async def test_a_dead_letter_is_listed_shown_and_redriven(operator: Operator) ->
     assert order_id in [each["orderId"] for each in await operator.gets("dlq", "list")]
     assert (await operator.gets("dlq", "show", order_id))["order"]["stage"] == "PARKED"
     request_id = str(uuid4())
-    redrive = ("dlq", "redrive", order_id, "--reason", "upstream is back", "--request-id", request_id)
+    given = ("--reason", "upstream is back", "--request-id", request_id, "--actor", "mira")
+    redrive = ("dlq", "redrive", order_id, *given)
     first, again = await operator.gets(*redrive), await operator.gets(*redrive)
     assert first["deadLetter"]["outcome"] == again["deadLetter"]["outcome"] == "REDRIVEN"
+    assert first["deadLetter"]["actor"] == "ops:mira"
     assert (await operator.types("order", "watch", order_id, "--within", "30s")).exit_code == 0
     assert order_id not in [each["orderId"] for each in await operator.gets("dlq", "list")]
     assert order_id in [each["orderId"] for each in await operator.gets("dlq", "list", "--all")]
@@ -151,6 +154,7 @@ async def test_a_dead_letter_is_resolved_only_with_evidence(operator: Operator) 
     )
     assert settled.exit_code == 0
     assert (settled.json["order"]["status"], settled.json["order"]["basis"]) == ("SUCCESS", "OPERATOR")
+    assert settled.json["deadLetter"]["actor"] == f"ops:{os_user()}"
 
 
 async def test_where_says_the_shard_and_the_reason(operator: Operator) -> None:

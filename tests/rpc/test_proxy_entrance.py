@@ -90,6 +90,23 @@ async def test_a_service_gets_a_subject_of_its_own_whatever_it_says_itself(
     )
 
 
+async def test_a_tool_says_which_person_sits_at_it_and_nobody_else_may(proxy: Proxy, trust: Trust) -> None:
+    mira = (("x-ordermesh-actor", "mira"),)
+    roles = frozenset({Role.OPERATOR, Role.SERVICE})
+    async with as_peer(proxy, trust, "ops") as unary:
+        await unary(HI, timeout=5, metadata=mira)
+        assert subject_at(proxy.s1, trust) == Subject("ops:mira", roles, "spiffe://ordermesh/ops")
+        assert "x-ordermesh-actor" not in proxy.s1.calls[-1]
+        await unary(HI, timeout=5)
+        assert subject_at(proxy.s1, trust).name == "ops"
+        for wrong in ("", "a b", "mira:root", "m" * 33):
+            with refused(StatusCode.INVALID_ARGUMENT, Reason.INVALID_FIELD):
+                await unary(HI, timeout=5, metadata=(("x-ordermesh-actor", wrong),))
+    async with as_peer(proxy, trust, "recovery_svc") as unary:
+        await unary(HI, timeout=5, metadata=mira)
+        assert subject_at(proxy.s1, trust).name == "recovery_svc"
+
+
 async def test_a_gateway_speaks_for_the_user_whose_signed_subject_it_brings(
     proxy: Proxy, trust: Trust
 ) -> None:
