@@ -44,6 +44,7 @@ class Role(StrEnum):
     SERVICE = "service"
     RECOVERY = "recovery"
     OPERATOR = "operator"
+    MOVER = "mover"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Subject:
 
 _O = "/ordermesh.order.v1.OrderService/"
 _R = "/ordermesh.recovery.v1.RecoveryService/"
+_B = "/ordermesh.order.v1.BucketService/"
 _T = "/ordermesh.routing.v1.RoutingService/"
 _H = "/ordermesh.history.v1.HistoryService/"
 _U = "/ordermesh.upstream.v1.UpstreamService/"
@@ -83,6 +85,7 @@ _READ = frozenset({Role.USER, Role.SERVICE, Role.OPERATOR, Role.RECOVERY})
 _SWEEP = frozenset({Role.RECOVERY})
 _STEER = frozenset({Role.OPERATOR})
 _STEER_OR_SWEEP = frozenset({Role.OPERATOR, Role.RECOVERY})
+_MOVE = frozenset({Role.MOVER})
 _MAP = frozenset({Role.SERVICE, Role.OPERATOR, Role.RECOVERY})
 
 MATRIX: Mapping[str, frozenset[Role]] = {
@@ -102,6 +105,11 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _O + "PutHold": _STEER_OR_SWEEP,
     _O + "LiftHold": _STEER_OR_SWEEP,
     _O + "GetShardStatus": _STEER_OR_SWEEP,
+    _B + "OwnBucket": _MOVE,
+    _B + "FreezeBucket": _MOVE,
+    _B + "ThawBucket": _MOVE,
+    _B + "ExportKeys": _MOVE,
+    _B + "ImportKeys": _MOVE,
     _H + "ListOrders": _READ,
     _R + "ListHangingOrders": _STEER,
     _R + "ProbeOrder": _STEER,
@@ -111,6 +119,9 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _T + "Where": _MAP,
     _T + "ListShards": _MAP,
     _T + "ListVipUsers": _MAP,
+    _T + "PromoteVip": _STEER,
+    _T + "DemoteVip": _STEER,
+    _T + "ListVipMoves": _STEER,
     _T + "Explain": _MAP,
     _U + "Execute": frozenset({Role.SERVICE}),
     _U + "Probe": frozenset({Role.SERVICE, Role.RECOVERY}),
@@ -131,7 +142,9 @@ ROLES_OF_PEERS: Mapping[str, frozenset[Role]] = {
     "order_svc": frozenset({Role.SERVICE}),
     "shard_proxy": frozenset({Role.SERVICE}),
 }
-"""What a peer may be when it speaks for itself. A gateway is not here: it speaks only for users."""
+"""What a peer may be when it speaks for itself. A gateway is not here: it speaks only for users.
+
+Nobody is a mover here: shard_proxy signs that for itself, for the calls of a move."""
 
 
 ROLES_OF_ISSUERS: Mapping[str, frozenset[Role]] = {

@@ -275,4 +275,8 @@ def _detail(detail: str | None) -> dict[str, object]:
         return {}
     if not isinstance(facts, dict):
         return {}
-    return {key: facts[key] for key in ("bucket", "epoch", "owner", "state") if facts.get(key) is not None}
+    return {
+        key: facts[key]
+        for key in ("bucket", "epoch", "owner", "state", "left_epoch")
+        if facts.get(key) is not None
+    }

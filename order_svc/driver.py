@@ -199,8 +199,9 @@ class LegDriver:
                 # Perhaps it was written: from now on the journal is asked first.
                 reason, known = failed.reason, None
             except StaleRoute as moved:
-                reason = moved.reason
-                break
+                reason, known = moved.reason, None
+                if not moved.is_passing:
+                    break
         metrics.VERDICTS_LOST.labels(reason).inc()
         log.warning("verdict_not_written", order_id=str(order_id), reason=reason)
         return None

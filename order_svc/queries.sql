@@ -43,7 +43,8 @@ SELECT o.*, pg_current_xact_id() AS xid, i.shard, i.log_epoch FROM o, shard_iden
 
 -- name: find_key
 -- The order that a request made, if the key lives, with the fence of the bucket the request was routed to. Always one row.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, k.fingerprint,
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, k.fingerprint,
+       k.order_id AS key_order_id,
        pg_snapshot_xmax(pg_current_snapshot()) AS xid, i.shard, i.log_epoch, o.*
   FROM (SELECT $3::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
@@ -54,21 +55,21 @@ SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, k
 
 -- name: get_order
 -- One order with the fence of its bucket. Always one row; the order's columns are NULL when there is none.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, o.*
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, o.*
   FROM (SELECT $3::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN orders o ON o.order_id = $1 AND o.created_at = $2;
 
 -- name: get_orders
 -- Some orders with the fences of their buckets: one row per id asked for, in no order.
-SELECT a.id AS asked_id, a.asked, f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, o.*
+SELECT a.id AS asked_id, a.asked, f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, o.*
   FROM unnest($1::uuid[], $2::timestamptz[], $3::int[]) AS a (id, at, asked)
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = a.id AND o.created_at = a.at LIMIT 1) o ON true;
 
 -- name: see_order
 -- What a rule decides on: order, timer, open case, the shard's clock, and whether the event happened already. Always one row.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, ordermesh.clock() AS seen_at,
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, ordermesh.clock() AS seen_at,
        t.probe_count, t.silent_count, t.fault_count, t.malformed_count, t.not_found_count, t.first_not_found_at, t.first_answer_at,
        t.accepted_at, t.first_sent_at, t.last_sent_at,
        d.dead_letter_id, d.reason AS case_reason, d.severity, d.redrive_count,
@@ -265,7 +266,7 @@ SELECT kind, evidence FROM order_journal WHERE order_id = $1 AND created_at = $2
 
 -- name: list_events
 -- A page of the journal after a version, with the fence of the order's bucket. No entry: one row with NULL version.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, j.*
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, j.*
   FROM (SELECT $3::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN LATERAL (
@@ -280,7 +281,7 @@ SELECT * FROM dead_letters
 
 -- name: get_dead_letter
 -- The open case of an order, else the last closed one, with the fence of the order's bucket. Always one row.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, d.*
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, d.*
   FROM (SELECT $2::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN LATERAL (

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from order_svc.driver import LegDriver
     from order_svc.poison import Poison
     from order_svc.rows import Claim
-    from order_svc.store import Decided, OrderStore
+    from order_svc.store import Created, Decided, OrderStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ class OrderService:
         route = wire.route(call.metadata, asked.user_id)
         legs = self._legs(asked.kind)
 
+        elsewhere = wire.replayed_order(call.metadata)
+        if elsewhere is not None:
+            created = await self._for(call).replay(elsewhere, asked.user_id, asked.request_id)
+            return await self._created(created, asked.wait_s, call)
+
         def make() -> Change:
             return open_order(asked.wish(legs, self.order_ids.new(route.bucket), call), self.rules)
 
@@ -66,14 +71,7 @@ class OrderService:
             fingerprint=asked.fingerprint(),
             deadline=call.deadline,
         )
-        order = await self.changes.until_quiet(
-            self._for(call), created.order, wire.wait_s(asked.wait_s, call)
-        )
-        return pb.CreateOrderResponse(
-            order=wire.order(order),
-            replayed=created.replayed,
-            consistency_token=wire.consistency_token(created.position),
-        )
+        return await self._created(created, asked.wait_s, call)
 
     async def GetOrder(self, request: pb.GetOrderRequest, call: Call) -> pb.GetOrderResponse:
         """One order as it is now."""
@@ -234,6 +232,15 @@ class OrderService:
         orders = self._for(call)
         waiting, cases, holds = await orders.waiting(), await orders.open_cases(), await orders.holds()
         return wire.shard_status(request.shard, waiting, cases, holds)
+
+    async def _created(self, created: Created, wait_s: float, call: Call) -> pb.CreateOrderResponse:
+        """The answer to a create, once its order is quiet or the wait is over."""
+        order = await self.changes.until_quiet(self._for(call), created.order, wire.wait_s(wait_s, call))
+        return pb.CreateOrderResponse(
+            order=wire.order(order),
+            replayed=created.replayed,
+            consistency_token=wire.consistency_token(created.position),
+        )
 
     def _legs(self, kind: str) -> tuple[str, ...]:
         """The legs of a kind. Raises: UnknownKind."""

@@ -15,13 +15,18 @@ from chassis.jwks import JwksKeeper, http_client
 from chassis.rpc.health import SERVICE as HEALTH
 from chassis.rpc.health import Health
 from chassis.rpc.reflection import Reflection
+from chassis.supervise import OwnedTasks
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from chassis.tokens import PageTokens
+from shard_proxy import methods
 from shard_proxy.book import RouteBook
+from shard_proxy.clients import Buckets
 from shard_proxy.fairness import InFlight
 from shard_proxy.identity import DEV, PlainEntrance
 from shard_proxy.lanes import LaneLimits, Lanes
-from shard_proxy.methods import BEHIND, OWN, passed_on
+from shard_proxy.methods import OWN, passed_on
+from shard_proxy.move_store import MoveStore
+from shard_proxy.mover import VipMover
 from shard_proxy.passthrough import Passthrough, Relay, register_unknown
 from shard_proxy.service import RoutingService
 from shard_proxy.store import MapFile, MapStore
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
 
 CONTROL_CONNECTIONS = 2
 """One for the poll, one for a healing read."""
+MOVE_CONNECTIONS = 2
+"""For moves of users, which alone write there; reads of the map never wait for them."""
 STREAMS_MAX = 1000
 """Calls at once on one connection; a gateway brings all its users over one or two."""
 
@@ -55,7 +62,7 @@ async def serve(settings: ProxySettings) -> None:
     async with AsyncExitStack() as stack:
         stack.callback(telemetry.flush)
         routes = await stack.enter_async_context(_routes(settings))
-        health = Health((*BEHIND, OWN))
+        health = Health((*methods.BEHIND, OWN))
         vitals = Vitals(health, routes.book, routes.lanes, SYSTEM_CLOCK)
         vitals.look()
         identity = ServerIdentity(TlsFiles(settings.tls_dir, "shard_proxy"))
@@ -67,22 +74,30 @@ async def serve(settings: ProxySettings) -> None:
         readiness = admin.Readiness(map=routes.book.check)
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
         certificates = CertificateWatcher(identity, SYSTEM_CLOCK)
-        loops: list[supervise.Loop] = [routes.book, routes.lanes, vitals, certificates]
+        loops: list[supervise.Loop] = [routes.book, routes.lanes, routes.mover, vitals, certificates]
         if keys is not None:
             loops.append(keys)
         await supervise.until_stopped(
             *loops,
-            drain=(readiness.drain, health.drain, partial(_stop, servers, settings.drain_s)),
+            drain=(
+                readiness.drain,
+                health.drain,
+                partial(_stop, servers, settings.drain_s),
+                partial(routes.owned.drain, settings.drain_s),
+            ),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """What calls are routed with."""
+    """What calls are routed with, and what changes it."""
 
     book: RouteBook
     lanes: Lanes
     passed: dict[str, Passed]
+    moves: MoveStore
+    mover: VipMover
+    owned: OwnedTasks
 
 
 @asynccontextmanager
@@ -94,11 +109,24 @@ async def _routes(settings: ProxySettings) -> AsyncIterator[Routes]:
         connect_timeout_s=1.0,
         read_only=True,
     )
+    writing = control.model_copy(update={"pool_size": MOVE_CONNECTIONS, "read_only": False})
     lanes = Lanes(TlsFiles(settings.tls_dir, "shard_proxy"), limits_of(settings))
-    async with pg.open_database(control, name="control") as database, lanes.opened():
+    async with (
+        pg.open_database(control, name="control") as database,
+        pg.open_database(writing, name="control-moves") as moving,
+        lanes.opened(),
+    ):
         book = RouteBook(MapStore(database), MapFile(settings.map_file), SYSTEM_CLOCK, changed=lanes.follow)
         await book.open()
-        yield Routes(book, lanes, passed_on(BEHIND))
+        yield routes_of(settings, book, lanes, moving)
+
+
+def routes_of(settings: ProxySettings, book: RouteBook, lanes: Lanes, moving: pg.Database) -> Routes:
+    """What calls are routed with, over a book and lanes. moving: a pool that may write."""
+    moves, owned = MoveStore(moving), OwnedTasks()
+    buckets = Buckets(lanes, auth.SubjectMinter(settings.subject_dir, "shard_proxy"))
+    mover = VipMover(moves, buckets, book, owned, SYSTEM_CLOCK)
+    return Routes(book, lanes, passed_on(methods.BEHIND), moves, mover, owned)
 
 
 def limits_of(settings: ProxySettings) -> LaneLimits:
@@ -121,8 +149,9 @@ class Door:
         calls, streams = (InFlight(settings.user_calls, settings.vip_calls) for _ in range(2))
         self._relay = Relay(routes.book, routes.lanes, calls, streams)
         tokens = PageTokens(*settings.token_keys())
-        self._routing = rpc.Mount(OWN, RoutingService(routes.book, routes.lanes, routes.passed, tokens))
-        listed = Reflection((*BEHIND, OWN, HEALTH))
+        routing = RoutingService(routes.book, routes.lanes, routes.passed, tokens, routes.mover, routes.moves)
+        self._routing = rpc.Mount(OWN, routing)
+        listed = Reflection((*methods.BEHIND, OWN, HEALTH))
         self._register = (health.register, listed.register, register_unknown)
 
     def mtls(self, identity: ServerIdentity) -> Listening:

@@ -18,7 +18,7 @@ from uuid import UUID
 import grpc
 import pytest
 
-from chassis import auth, rpc
+from chassis import auth, pg, rpc
 from chassis.auth import Role
 from chassis.clock import SYSTEM_CLOCK
 from chassis.errors import ShardUnavailable, StaleRoute
@@ -27,7 +27,7 @@ from chassis.rpc.health import Health
 from chassis.testing import eventually
 from ops import ca
 from shard_proxy import methods
-from shard_proxy.app import Door, Routes, limits_of
+from shard_proxy.app import Door, Routes, limits_of, routes_of
 from shard_proxy.book import RouteBook
 from shard_proxy.domain import MapSnapshot, Owner, Shard, VipUser
 from shard_proxy.lanes import ORDER, Lanes
@@ -291,7 +291,9 @@ async def opened(
         behind_us = await stack.enter_async_context(Lanes(None, limits_of(settings)).opened())
         book = RouteBook(source, saved, SYSTEM_CLOCK, changed=behind_us.follow)
         await book.open()
-        routes = Routes(book, behind_us, methods.passed_on(methods.BEHIND))
+        control = pg.PgSettings(dsn=settings.dsn.get_secret_value())
+        moving = await stack.enter_async_context(pg.open_database(control))
+        routes = routes_of(settings, book, behind_us, moving)
         health = Health()
         Vitals(health, book, behind_us, SYSTEM_CLOCK).look()
         server = await stack.enter_async_context(Door(settings, routes, health).plain("127.0.0.1:0", None))

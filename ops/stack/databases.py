@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ops.postgres import PostgresServer
 
 CONNECT_TIMEOUT_S = 5.0
+_WAS_PLACED = "SELECT EXISTS (SELECT FROM ordermesh.user_bucket WHERE user_id = $1)"
+"""Placing a user without a move is right only before their first order."""
 _HAS_SCHEMA = "SELECT to_regnamespace('ordermesh') IS NOT NULL"
 
 
@@ -55,9 +57,10 @@ async def fill_map(
         for service, target in services.items():
             await connection.execute("SELECT ordermesh.put_service($1, $2)", service, target)
         await connection.execute("SELECT ordermesh.deal_buckets(VARIADIC $1::text[])", list(layout.SHARDS))
-        await connection.execute(
-            "SELECT ordermesh.place_vip($1, $2, $3)", layout.VIP_USER, layout.VIP_BUCKET, layout.VIP_SHARD
-        )
+        if not await connection.fetchval(_WAS_PLACED, layout.VIP_USER):
+            await connection.execute(
+                "SELECT ordermesh.place_vip($1, $2, $3)", layout.VIP_USER, layout.VIP_BUCKET, layout.VIP_SHARD
+            )
     finally:
         await connection.close()
 

@@ -105,7 +105,7 @@ async def test_the_fences_refusal_says_bucket_epoch_owner_and_state(shard: pg.Da
         UUID(int=1),
     )
     assert isinstance(error, StaleRoute)
-    assert error.facts == {"bucket": "5", "epoch": "7", "owner": "s2", "state": "MOVED"}
+    assert error.facts == {"bucket": "5", "epoch": "7", "owner": "s2", "state": "MOVED", "left_epoch": "0"}
 
 
 @pytest.mark.parametrize("detail", ["", "no json", '["a", "list"]', '"text"', "7"])
