@@ -14,9 +14,13 @@ import pytest
 from chassis.auth import MATRIX, ROLES_OF_PEERS, Role
 from chassis.errors import Reason
 from chassis.ids import id_bucket, user_bucket
+from ops.audit import agreement, shards
+from ops.audit.findings import Broken
 from ordermesh.order.v1 import order_service_pb2 as pb
 from ordermesh.order.v1.order_pb2 import Order
 from ordermesh.routing.v1 import routing_service_pb2 as routing
+from shard_proxy import journey
+from shard_proxy.clients import Buckets
 from tests import vips
 from tests.conftest import DatabaseFactory
 from tests.lanes import CALL_S, armed, refuses
@@ -231,6 +235,42 @@ async def test_a_move_whose_mover_vanishes_is_finished_by_another_proxy(
     assert await world.fence("s1", HASHED) == ("OWNED", 2)
     assert move.attempt == (2 if epoch == 1 else 1)
     assert bucket_of(await world.fresh.create(ALICE)) == DEDICATED
+
+
+async def nothing_copied(*_: object, **__: object) -> int:
+    return 0
+
+
+async def test_without_the_keys_a_repeat_makes_a_second_order_and_the_audit_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await world.fresh.create(ALICE)
+    monkeypatch.setattr(Buckets, "bring", nothing_copied)
+    await world.fresh.promote(ALICE)
+    second = await world.fresh.create(ALICE, first.order.request_id)
+    assert second.order.order_id != first.order.order_id
+    assert [each.id for each in await across(world)] == [second.order.order_id]
+
+
+async def test_if_the_fences_new_epoch_were_believed_the_audit_would_find_two_orders(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.fresh.promote(ALICE)
+    made = await world.fresh.create(ALICE)
+    assert await across(world) == []
+    monkeypatch.setattr(journey, "_somebody_left", lambda *_: False)
+    world.stale.routes.book._source = Source(world.stale.routes.book.map, gone=True)
+    twin = await world.stale.create(ALICE, made.order.request_id)
+    assert bucket_of(twin) == HASHED
+    assert [each.id for each in await across(world)] == [twin.order.order_id]
+
+
+async def across(world: World) -> list[Broken]:
+    """What the audit says about one request with orders on several shards."""
+    dsns = {shard: world.dsns[shard] for shard in vips.SHARDS}
+    async with shards.opened(dsns) as opened:
+        users = await shards.read_moved_users(world.dsns["control"])
+        return list(agreement.across({shard.name: await shard.requests_of(users) for shard in opened}))
 
 
 async def test_while_a_bucket_is_frozen_writes_wait_reads_go_on_and_in_the_end_say_so(world: World) -> None:

@@ -2,6 +2,13 @@
 
 SET search_path = ordermesh, public;
 
+CREATE TABLE schema_migrations (
+    name       text        COLLATE "C" PRIMARY KEY,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE schema_migrations IS 'The migrations this database has.';
+INSERT INTO schema_migrations (name) VALUES ('0001_initial');
+
 CREATE TABLE vip_moves (
     move_id     uuid        PRIMARY KEY,
     user_id     text        COLLATE "C" NOT NULL CHECK (user_id ~ '^[A-Za-z0-9_.:-]{1,64}$'),
@@ -91,3 +98,5 @@ BEGIN
     INSERT INTO ordermesh.vip_users (user_id, buckets) VALUES (m.user_id, ARRAY[m.new_bucket]);
     RETURN true;
 END $$;
+
+INSERT INTO schema_migrations (name) VALUES ('0002_vip_moves');
