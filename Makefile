@@ -41,6 +41,7 @@ down: setup ## Stop the local stack
 	@$(BIN)/ordermesh down $(ARGS)
 
 test: setup ## Run the tests (ARGS="-k name" to choose)
+	-@$(BIN)/python -m ops.artifacts
 	@$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## Lint, types, import directions, protos, fresh stubs

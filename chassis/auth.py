@@ -8,6 +8,7 @@ What the matrix does not list is denied.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,13 +17,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jwt
 from prometheus_client import Counter
 
-from chassis.errors import CallerNotAllowed, NotYourOrder, RoleRequired, Unauthenticated
+from chassis.errors import CallerNotAllowed, InvalidField, NotYourOrder, RoleRequired, Unauthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 SUBJECT_HEADER = "x-ordermesh-subject"
+ACTOR_HEADER = "x-ordermesh-actor"
+"""Which person sits at a tool; only believed from a peer that people use."""
+ACTOR_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+PEERS_OF_PEOPLE = frozenset({"ops"})
 TRUST_DOMAIN = "spiffe://ordermesh/"
 SUBJECT_TTL_S = 60
 SUBJECT_CHARS_MAX = 2048
@@ -39,6 +44,7 @@ class Role(StrEnum):
     SERVICE = "service"
     RECOVERY = "recovery"
     OPERATOR = "operator"
+    MOVER = "mover"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class Subject:
 
 _O = "/ordermesh.order.v1.OrderService/"
 _R = "/ordermesh.recovery.v1.RecoveryService/"
+_B = "/ordermesh.order.v1.BucketService/"
 _T = "/ordermesh.routing.v1.RoutingService/"
 _H = "/ordermesh.history.v1.HistoryService/"
 _U = "/ordermesh.upstream.v1.UpstreamService/"
@@ -78,6 +85,7 @@ _READ = frozenset({Role.USER, Role.SERVICE, Role.OPERATOR, Role.RECOVERY})
 _SWEEP = frozenset({Role.RECOVERY})
 _STEER = frozenset({Role.OPERATOR})
 _STEER_OR_SWEEP = frozenset({Role.OPERATOR, Role.RECOVERY})
+_MOVE = frozenset({Role.MOVER})
 _MAP = frozenset({Role.SERVICE, Role.OPERATOR, Role.RECOVERY})
 
 MATRIX: Mapping[str, frozenset[Role]] = {
@@ -97,6 +105,11 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _O + "PutHold": _STEER_OR_SWEEP,
     _O + "LiftHold": _STEER_OR_SWEEP,
     _O + "GetShardStatus": _STEER_OR_SWEEP,
+    _B + "OwnBucket": _MOVE,
+    _B + "FreezeBucket": _MOVE,
+    _B + "ThawBucket": _MOVE,
+    _B + "ExportKeys": _MOVE,
+    _B + "ImportKeys": _MOVE,
     _H + "ListOrders": _READ,
     _H + "SearchOrders": _STEER,
     _H + "ExplainPage": _STEER,
@@ -108,6 +121,9 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _T + "Where": _MAP,
     _T + "ListShards": _MAP,
     _T + "ListVipUsers": _MAP,
+    _T + "PromoteVip": _STEER,
+    _T + "DemoteVip": _STEER,
+    _T + "ListVipMoves": _STEER,
     _T + "Explain": _MAP,
     _U + "Execute": frozenset({Role.SERVICE}),
     _U + "Probe": frozenset({Role.SERVICE, Role.RECOVERY}),
@@ -128,7 +144,9 @@ ROLES_OF_PEERS: Mapping[str, frozenset[Role]] = {
     "order_svc": frozenset({Role.SERVICE}),
     "shard_proxy": frozenset({Role.SERVICE}),
 }
-"""What a peer may be when it speaks for itself. A gateway is not here: it speaks only for users."""
+"""What a peer may be when it speaks for itself. A gateway is not here: it speaks only for users.
+
+Nobody is a mover here: shard_proxy signs that for itself, for the calls of a move."""
 
 
 ROLES_OF_ISSUERS: Mapping[str, frozenset[Role]] = {
@@ -296,7 +314,7 @@ class Direct:
 @dataclass(frozen=True, slots=True)
 class Entrance:
     """The mesh's door: a gateway brings signed subjects of users, everybody else speaks for themselves and
-    gets one minted.
+    gets one minted. A tool of people says who sits at it: that is part of the name, and gives no role.
     """
 
     verifier: SubjectVerifier
@@ -314,8 +332,20 @@ class Entrance:
         roles = ROLES_OF_PEERS.get(caller)
         if roles is None:
             raise CallerNotAllowed(caller=caller)
-        subject = Subject(caller, roles, TRUST_DOMAIN + caller)
+        subject = Subject(_name(caller, metadata.get(ACTOR_HEADER)), roles, TRUST_DOMAIN + caller)
         return Asking(caller, subject, self.minter.mint(subject))
+
+
+def _name(caller: str, actor: str | None) -> str:
+    """The name of a peer's subject: its own, with the person at it where it is a tool.
+
+    Raises: InvalidField.
+    """
+    if actor is None or caller not in PEERS_OF_PEOPLE:
+        return caller
+    if not ACTOR_PATTERN.fullmatch(actor):
+        raise InvalidField.of(ACTOR_HEADER, "must have 1 to 32 letters, digits, dots, hyphens or underscores")
+    return f"{caller}:{actor}"
 
 
 def _listed(caller: str, peers: frozenset[str]) -> str:

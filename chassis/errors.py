@@ -15,6 +15,8 @@ from typing import ClassVar
 from grpc import StatusCode
 
 DOMAIN = "ordermesh.dev"
+FROZEN_W = "FROZEN_W"
+"""The state of a fence whose bucket is read but not written, for some milliseconds."""
 
 
 class Reason(StrEnum):
@@ -56,6 +58,13 @@ class Reason(StrEnum):
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     UNSUPPORTED_MEDIA_TYPE = "UNSUPPORTED_MEDIA_TYPE"
     VERSION_MISMATCH = "VERSION_MISMATCH"
+    BUCKET_FROZEN = "BUCKET_FROZEN"
+    ORDER_ELSEWHERE = "ORDER_ELSEWHERE"
+    MOVE_SUPERSEDED = "MOVE_SUPERSEDED"
+    MOVE_IN_PROGRESS = "MOVE_IN_PROGRESS"
+    MOVE_ABORTED = "MOVE_ABORTED"
+    ALREADY_VIP = "ALREADY_VIP"
+    NOT_A_VIP = "NOT_A_VIP"
     READ_MODEL_UNAVAILABLE = "READ_MODEL_UNAVAILABLE"
 
 
@@ -143,6 +152,21 @@ class Unauthenticated(OrdermeshError):
     code, reason = StatusCode.UNAUTHENTICATED, Reason.UNAUTHENTICATED
 
 
+class TokenRefused(Unauthenticated):
+    """The request needs a valid bearer token."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause=cause)
+        self.cause = cause
+
+
+class KeysUnavailable(OrdermeshError):
+    """The keys that prove tokens cannot be had now; sending the request again is safe."""
+
+    code, reason = StatusCode.UNAVAILABLE, Reason.UPSTREAM_UNAVAILABLE
+    retry_after_s = 1.0
+
+
 class CallerNotAllowed(OrdermeshError):
     """This caller may not call this method."""
 
@@ -186,6 +210,11 @@ class StaleRoute(OrdermeshError):
     """The bucket is owned by another shard or epoch; resolve the route again and send the call there."""
 
     code, reason = StatusCode.ABORTED, Reason.STALE_ROUTE
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the bucket is ours and only pauses, while one of its users is moved."""
+        return self.facts.get("state") == FROZEN_W
 
 
 class Contended(OrdermeshError):

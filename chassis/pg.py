@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+import time
 from contextlib import asynccontextmanager, contextmanager
 from importlib import resources
 from types import SimpleNamespace
@@ -88,35 +90,63 @@ def queries(package: str, filename: str = "queries.sql") -> Queries:
 class Database:
     """A bounded pool of connections to one database. Each method is one round trip and one implicit
     transaction.
+
+    begin_by, end_by: on the monotonic clock; no statement begins, or goes on, after it.
     """
 
-    def __init__(self, pool: asyncpg.Pool[Any], limiter: Limiter) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool[Any],
+        limiter: Limiter,
+        *,
+        begin_by: float = math.inf,
+        end_by: float = math.inf,
+    ) -> None:
         self._pool = pool
         self.limiter = limiter
+        self._begin_by = begin_by
+        self._end_by = end_by
+
+    def until(self, deadline: float) -> Database:
+        """The same database for the reads of one call: none is waited for after its deadline."""
+        return Database(self._pool, self.limiter, begin_by=deadline, end_by=deadline)
+
+    def begun_by(self, deadline: float) -> Database:
+        """The same database for the writes of one call: none begins after its deadline.
+
+        One that has begun keeps its whole time: cut off, nobody would know whether it happened.
+        """
+        return Database(self._pool, self.limiter, begin_by=deadline)
 
     async def fetch(
         self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S
     ) -> list[asyncpg.Record]:
         """All rows."""
         async with self.connection(timeout_s) as connection:
-            return cast("list[asyncpg.Record]", await connection.fetch(sql, *args, timeout=timeout_s))
+            return cast(
+                "list[asyncpg.Record]",
+                await connection.fetch(sql, *args, timeout=self._statement_s(timeout_s)),
+            )
 
     async def fetchrow(
         self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S
     ) -> asyncpg.Record | None:
         """The first row, or none."""
         async with self.connection(timeout_s) as connection:
-            return cast("asyncpg.Record | None", await connection.fetchrow(sql, *args, timeout=timeout_s))
+            return cast(
+                "asyncpg.Record | None",
+                await connection.fetchrow(sql, *args, timeout=self._statement_s(timeout_s)),
+            )
 
     async def fetchval(self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S) -> Any:
         """The first column of the first row."""
         async with self.connection(timeout_s) as connection:
-            return await connection.fetchval(sql, *args, timeout=timeout_s)
+            return await connection.fetchval(sql, *args, timeout=self._statement_s(timeout_s))
 
     async def execute(self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S) -> str:
         """Run a statement for its effect; returns the command tag."""
         async with self.connection(timeout_s) as connection:
-            return cast("str", await connection.execute(sql, *args, timeout=timeout_s))
+            return cast("str", await connection.execute(sql, *args, timeout=self._statement_s(timeout_s)))
 
     @asynccontextmanager
     async def connection(self, timeout_s: float = STATEMENT_TIMEOUT_S) -> AsyncIterator[Any]:
@@ -124,10 +154,14 @@ class Database:
 
         Raises: Overloaded, DeadlineExceeded, ShardUnavailable, StaleRoute, Contended.
         """
-        async with self.limiter.slot(timeout_s):
+        async with self.limiter.slot(_left_s(timeout_s, self._begin_by)):
+            wait_s = _left_s(timeout_s, self._begin_by)
             with _typed_errors():
-                async with self._pool.acquire(timeout=timeout_s) as connection:
+                async with self._pool.acquire(timeout=wait_s) as connection:
                     yield connection
+
+    def _statement_s(self, timeout_s: float) -> float:
+        return _left_s(timeout_s, self._end_by)
 
     async def ping(self) -> None:
         """Ask the database whether it is there, within a second."""
@@ -216,6 +250,14 @@ async def open_database(
         await _close(pool)
 
 
+def _left_s(timeout_s: float, deadline: float) -> float:
+    """How long a step may take. Raises: DeadlineExceeded when the deadline has passed."""
+    left_s = min(timeout_s, deadline - time.monotonic())
+    if left_s <= 0:
+        raise DeadlineExceeded(limiter="caller")
+    return left_s
+
+
 async def _close(pool: asyncpg.Pool[Any]) -> None:
     """Close politely, then firmly: `close` waits for busy connections, of which a frozen server's would
     last for ever.
@@ -286,4 +328,8 @@ def _detail(detail: str | None) -> dict[str, object]:
         return {}
     if not isinstance(facts, dict):
         return {}
-    return {key: facts[key] for key in ("bucket", "epoch", "owner", "state") if facts.get(key) is not None}
+    return {
+        key: facts[key]
+        for key in ("bucket", "epoch", "owner", "state", "left_epoch")
+        if facts.get(key) is not None
+    }

@@ -1,7 +1,7 @@
 """Life and death of a process: loops that may not die quietly, writes that outlive their callers, an
 orderly stop.
 
-A loop that ends, for whatever reason, ends the process within a second: crash is a normal event here, a
+A loop that ends, for whatever reason, ends the process within a second or so: crash is a normal event here, a
 half-alive service is not.
 """
 
@@ -16,10 +16,14 @@ import structlog
 from chassis.errors import Overloaded, Stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 log = structlog.get_logger("supervise")
 T = TypeVar("T")
+DEATH_DRAIN_S = 1.0
+"""For the whole drain after a loop died: refuse at once, and finish what takes a moment."""
+DEATH_STEP_S = 0.4
+"""For one step of it, so that waiting for calls leaves time for owned writes."""
 OWNED_TASKS_MAX = 1024
 """Owned writes at once. Each holds little more than its order; the limiters before them are far lower."""
 
@@ -84,16 +88,24 @@ class OwnedTasks:
         return task
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no more work and wait for what runs; what is not done in time is cancelled and logged."""
+        """Take no more work and wait for what runs; what is not done in time is cancelled and logged.
+
+        If cancelled here: what is not done by now is cut off as well.
+        """
         self._closed = True
         if not self._tasks:
             return
-        _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
-        for task in late:
+        try:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        finally:
+            self._cut_off()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+
+    def _cut_off(self) -> None:
+        for task in self._tasks:
             log.warning("owned_task_cut_off", task=task.get_name())
             task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=1.0)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -135,7 +147,8 @@ async def until_stopped(
 ) -> None:
     """Run the loops until SIGTERM, SIGINT or the death of one of them; then drain in the given order.
 
-    drain: what to do before the loops are cancelled: readiness off, server stop, owned tasks.
+    drain: what to do before the loops are cancelled: readiness off, server stop, owned tasks. After a death
+    it is cut short: a step that takes long is cancelled, and so is whatever has not begun within a second.
     Raises: LoopDied, after draining, when a loop ended by itself.
     """
     asked = stop or StopSignal()
@@ -148,8 +161,7 @@ async def until_stopped(
         for task in dead:
             log.error("loop_died", loop=task.get_name(), exc_info=_cause(task))
         log.info("stopping", because="a loop died" if dead else "asked to")
-        for step in drain:
-            await step()
+        await (_drain_shortly(drain) if dead else _drain(drain))
     finally:
         for task in (waiting, *running):
             task.cancel()
@@ -157,6 +169,23 @@ async def until_stopped(
         asked.uninstall()
     if dead:
         raise LoopDied(", ".join(task.get_name() for task in dead))
+
+
+async def _drain(steps: Sequence[Callable[[], Awaitable[object]]]) -> None:
+    for step in steps:
+        await step()
+
+
+async def _drain_shortly(steps: Sequence[Callable[[], Awaitable[object]]]) -> None:
+    """Take every step, each for a moment only."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + DEATH_DRAIN_S
+    for step in steps:
+        try:
+            async with asyncio.timeout_at(min(end, loop.time() + DEATH_STEP_S)):
+                await step()
+        except TimeoutError:
+            log.warning("drain_cut_short")
 
 
 def _cause(task: asyncio.Task[Any]) -> BaseException | None:

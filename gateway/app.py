@@ -10,15 +10,17 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 
 from chassis import admin, auth, faults, rpc, supervise, telemetry
+from chassis.bearers import Bearers
 from chassis.clock import SYSTEM_CLOCK
+from chassis.jwks import JwksKeeper, http_client
+from chassis.limits import Limiter
 from chassis.tls import TlsFiles
 from gateway import docs, listener, openapi, refusals
-from gateway.bearer import Bearers
 from gateway.clients import Mesh
-from gateway.edge import Edge
+from gateway.edge import ALIVE_PATH, Edge
 from gateway.house import House
-from gateway.jwks import JwksKeeper, http_client
 from gateway.orders import router
+from gateway.places import Places
 from gateway.rates import Rates
 from gateway.streams import Seats
 
@@ -85,7 +87,13 @@ def furnish(settings: GatewaySettings, mesh: Mesh, keys: JwksKeeper) -> House:
     """Everything the routes use."""
     return House(
         mesh=mesh,
-        bearers=Bearers(keys, issuer=settings.issuer, audience=settings.audience, clock=SYSTEM_CLOCK),
+        bearers=Bearers(
+            keys,
+            issuer=settings.issuer,
+            audience=settings.audience,
+            service="gateway",
+            clock=SYSTEM_CLOCK,
+        ),
         requests=Rates(
             "requests",
             per_s=settings.requests_per_user_per_s,
@@ -110,12 +118,18 @@ def application(house: House) -> ASGIApp:
     app = FastAPI(title=openapi.TITLE, version=VERSION, docs_url=None, redoc_url=None)
     app.state.house = house
     app.include_router(router)
-    app.add_api_route("/healthz", _alive, include_in_schema=False)
+    app.add_api_route(ALIVE_PATH, _alive, include_in_schema=False)
     refusals.install(app)
     openapi.install(app)
     docs.install(app)
     settings = house.settings
-    return Edge(app, body_bytes_max=settings.body_bytes_max, trust_traceparent=settings.trust_traceparent)
+    in_flight = Limiter(settings.requests_in_flight_max, settings.requests_queue, name="requests")
+    return Edge(
+        app,
+        Places(in_flight),
+        body_bytes_max=settings.body_bytes_max,
+        trust_traceparent=settings.trust_traceparent,
+    )
 
 
 async def _alive() -> PlainTextResponse:

@@ -17,7 +17,7 @@ from chassis.ids import parse_uuid
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.bearer import Principal
+    from chassis.bearers import Principal
     from gateway.rates import Allowance
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -35,6 +35,8 @@ class Visit:
     request_id: str
     trace_id: str = ""
     started: float = field(default_factory=time.perf_counter)
+    arrived: float = field(default_factory=time.monotonic)
+    """When its head was complete, on the monotonic clock; deadlines count from here."""
     mesh_s: float = 0.0
     user_id: str = ""
     allowance: Allowance | None = None

@@ -1,5 +1,5 @@
-"""The outermost layer of every request: its id, its trace, the bound on its body, its headers, metrics and
-log line.
+"""The outermost layer of every request: its id, its trace, the bound on its body, its place among those
+answered, its headers, metrics and log line.
 
 Whatever goes wrong further in and is not a typed error becomes a problem here; no exception's text leaves the
 process.
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from gateway.places import Place, Places
+
 log = structlog.get_logger("request")
 UNMATCHED = "unmatched"
+ALIVE_PATH = "/healthz"
+"""Answered however many others wait: busy is not dead."""
 PATH_CHARS_LOGGED = 256
 HEAD_BYTES_MAX = 16_384
 """Of path, parameters and headers together; a token alone may have 4 KiB."""
@@ -59,8 +63,9 @@ class _Answer:
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, body_bytes_max: int, trust_traceparent: bool) -> None:
+    def __init__(self, app: ASGIApp, places: Places, *, body_bytes_max: int, trust_traceparent: bool) -> None:
         self._app = app
+        self._places = places
         self._body_bytes_max = body_bytes_max
         self._trust_traceparent = trust_traceparent
 
@@ -81,6 +86,7 @@ class Edge:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, visit: Visit, span: Span) -> None:
         answer = _Answer()
+        place: Place | None = None
 
         async def answering(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -88,11 +94,15 @@ class Edge:
                 headers = MutableHeaders(scope=message)
                 answer.is_stream = headers.get("content-type", "").startswith("text/event-stream")
                 _dress(headers, visit)
+                if answer.is_stream and place is not None:
+                    place.leave()
             await send(message)
 
         try:
             _check_head(scope)
             body = await self._body(Headers(scope=scope), receive)
+            if scope["path"] != ALIVE_PATH:
+                place = await self._places.take()
             await self._app(scope, _replayed(body, receive), answering)
         except ClientGone:
             answer.status = answer.status or 499
@@ -104,6 +114,8 @@ class Edge:
                 broken = problems.of_error(InternalError(), occasion(scope))
                 await problem_response(broken)(scope, receive, answering)
         finally:
+            if place is not None:
+                place.leave()
             _account(scope, answer, visit, span)
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:

@@ -8,27 +8,12 @@ from typing import TYPE_CHECKING
 
 from grpc import StatusCode
 
-from chassis.errors import OrdermeshError, Reason, Unauthenticated
+from chassis.errors import OrdermeshError, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from chassis.rpc import RemoteError
-
-
-class TokenRefused(Unauthenticated):
-    """The request needs a valid bearer token."""
-
-    def __init__(self, cause: str) -> None:
-        super().__init__(cause=cause)
-        self.cause = cause
-
-
-class KeysUnavailable(OrdermeshError):
-    """The keys that prove tokens cannot be had now; sending the request again is safe."""
-
-    code, reason = StatusCode.UNAVAILABLE, Reason.UPSTREAM_UNAVAILABLE
-    retry_after_s = 1.0
 
 
 class RateLimited(OrdermeshError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from gateway import asks
 from gateway.asks import Ask, Visit
 
 if TYPE_CHECKING:
-    from gateway.bearer import Bearers
+    from chassis.bearers import Bearers
     from gateway.clients import Mesh
     from gateway.rates import Rates
     from gateway.settings import GatewaySettings
@@ -58,7 +57,7 @@ async def asking(request: Request) -> Ask:
     timeout_s = asks.timeout_s(
         request.headers.get("x-request-timeout"), settings.timeout_s, settings.timeout_s_max
     )
-    return Ask(who, time.monotonic() + timeout_s, visit)
+    return Ask(who, visit.arrived + timeout_s, visit)
 
 
 Entrance = Annotated[Ask, Depends(asking)]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import h11
 import uvicorn
-from grpc import StatusCode
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from chassis.errors import Overloaded
@@ -136,8 +135,6 @@ def protocol_class(door: Door, receipt_s: float) -> type[H11Protocol]:
 def _raw(error: OrdermeshError, status: int | None) -> bytes:
     """An answer to what never became a request: there is no path to name, and no request id."""
     problem = problems.of_error(error, problems.Occasion("", "", ""))
-    if error.code is StatusCode.RESOURCE_EXHAUSTED:
-        status = 503
     problem = problem.model_copy(update={"status": status or problem.status})
     body = problems.body_of(problem)
     headers = {
@@ -191,10 +188,17 @@ class Listener:
     async def stop(self) -> None:
         """Take no more connections and let running requests end, as long as the drain time allows.
         Idempotent.
+
+        If cancelled here: running requests are not waited for any more, now or by a later stop.
         """
         self._server.should_exit = True
-        if self._task is not None:
-            await self._task
+        if self._task is None:
+            return
+        try:
+            await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            self._server.force_exit = True
+            raise
 
 
 @asynccontextmanager

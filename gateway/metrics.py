@@ -14,6 +14,7 @@ SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 STREAMS = Gauge("ordermesh_gateway_streams", "Event streams that are open.")
+IN_FLIGHT = Gauge("ordermesh_gateway_requests_in_flight", "Requests that are being answered.")
 CONNECTIONS = Gauge("ordermesh_gateway_connections", "Connections that are open.")
 CONNECTIONS_REFUSED = Counter(
     "ordermesh_gateway_connections_refused_total", "Connections refused.", ["cause"]
@@ -21,9 +22,6 @@ CONNECTIONS_REFUSED = Counter(
 RECEIPT_TIMEOUTS = Counter(
     "ordermesh_gateway_receipt_timeouts_total", "Requests that did not arrive in time."
 )
-TOKENS_REFUSED = Counter("ordermesh_gateway_tokens_refused_total", "Bearer tokens refused.", ["cause"])
 RATE_LIMITED = Counter("ordermesh_gateway_rate_limited_total", "Requests refused by a rate.", ["policy"])
-KEY_FETCHES = Counter("ordermesh_gateway_key_fetches_total", "Fetches of the issuer's keys.", ["outcome"])
-KEYS_AGE = Gauge("ordermesh_gateway_keys_fetched_timestamp_seconds", "When the keys were last fetched.")
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 """Other methods are counted as `other`: clients may send any word."""

@@ -43,7 +43,7 @@ PROBLEMS = {
     422: "The Idempotency-Key was used before with another request",
     429: "Too many requests; see Retry-After",
     500: "Something went wrong inside; `traceId` leads to it",
-    503: "A part of the mesh cannot be reached now; send the request again",
+    503: "Too busy, or a part of the mesh cannot be reached now; see Retry-After",
     504: "The deadline passed; with an Idempotency-Key, sending the request again is safe",
 }
 _ANSWERS: dict[str, dict[int, tuple[type[BaseModel] | None, str]]] = {

@@ -74,7 +74,8 @@ async def create_order(
     request_id = asks.idempotency_key(idempotency_key)
     wait_s = asks.wait_s(prefer, house.settings.wait_s_max)
     if "x-request-timeout" not in request.headers:
-        ask.deadline = min(ask.deadline + (wait_s or 0), time.monotonic() + house.settings.timeout_s_max)
+        latest = ask.visit.arrived + house.settings.timeout_s_max
+        ask.deadline = min(ask.deadline + (wait_s or 0), latest)
     before = seen.before_a_write(token, request.cookies)
     body = bodies.read(wire.CreateOrder, await request.body(), request.headers.get("content-type"))
     wanted = wire.create_request(body, user_id=ask.who.user_id, request_id=request_id, wait_s=wait_s or 0)

@@ -45,6 +45,7 @@ _STATUSES: Mapping[StatusCode, int] = {
 """As grpc-gateway maps codes; what is not listed is 500."""
 _STATUSES_OF_REASONS: Mapping[str, int] = {
     Reason.REQUEST_ID_REUSED: 422,
+    Reason.OVERLOADED: 503,
     Reason.VERSION_MISMATCH: 412,
     Reason.TOO_LARGE: 413,
     Reason.UNSUPPORTED_MEDIA_TYPE: 415,

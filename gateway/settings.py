@@ -54,6 +54,15 @@ class GatewaySettings(ProcessSettings):
         32, ge=1, le=65_536, description="Connections at once of one address."
     )
 
+    requests_in_flight_max: int = Field(
+        512, ge=1, le=65_536, description="Requests answered at once; begun event streams are not counted."
+    )
+    requests_queue: int = Field(
+        1024,
+        ge=0,
+        le=65_536,
+        description="Requests that may wait up to 1 s to be answered; the next is refused.",
+    )
     requests_per_user_per_s: float = Field(20, gt=0, description="Requests a user may send in the long run.")
     requests_burst: int = Field(40, ge=1, description="Requests a user may send at once.")
     creates_per_user_per_s: float = Field(5, gt=0, description="Orders a user may create in the long run.")

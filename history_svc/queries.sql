@@ -11,7 +11,8 @@
 WITH asked AS MATERIALIZED (
     SELECT bucket, epoch FROM unnest($1::int[], $2::bigint[]) AS a (bucket, epoch)
 ), stale AS MATERIALIZED (
-    SELECT json_build_object('bucket', a.bucket, 'epoch', f.epoch, 'owner', f.owner, 'state', f.state) AS stale
+    SELECT json_build_object('bucket', a.bucket, 'epoch', f.epoch, 'owner', f.owner, 'state', f.state,
+                             'left_epoch', f.left_epoch) AS stale
       FROM asked a
       LEFT JOIN bucket_fence f ON f.bucket = a.bucket
      WHERE f.state IS DISTINCT FROM 'OWNED' OR f.epoch IS DISTINCT FROM a.epoch

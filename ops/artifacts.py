@@ -103,6 +103,12 @@ def tell(sentence: str) -> None:
     sys.stderr.flush()
 
 
+def fetch_all() -> None:
+    """Have the files of every server on this machine, so that no start, and no test, has to wait for them."""
+    for name in ("kafka", "elasticsearch"):
+        tree(name)
+
+
 def tree(name: str, *, stop: threading.Event | None = None) -> Path:
     """Return the directory with a bundle's files, fetched when missing: jars side by side, zips unpacked."""
     return installed(Bundle.listed(name), places.user_root() / "artifacts", stop=stop)
@@ -281,3 +287,10 @@ def _sha256(path: Path) -> str:
 
 def _mb(size_bytes: int) -> int:
     return round(size_bytes / 1e6)
+
+
+if __name__ == "__main__":
+    try:
+        fetch_all()
+    except ArtifactError as failed:
+        sys.exit(f"error: {failed}")

@@ -47,7 +47,7 @@ _JVM_OPTIONS: Final = """\
 -XX:CompileCommand=dontinline,java/lang/invoke/MethodHandle.asTypeUncached
 -XX:+ExitOnOutOfMemoryError
 -XX:ErrorFile={logs}/hs_err_pid%p.log
-{mark}
+{more}
 """
 _LOGGING: Final = """\
 status = error
@@ -75,12 +75,15 @@ class ElasticsearchServer(JavaServer):
         return f"http://{HOST}:{self.port}"
 
     def _configure(self, home: Path) -> None:
+        more = [self.mark, *self._compiler()]
         where = {name: self.data_dir / name for name in ("data", "logs", "tmp")}
         self._write_config(
             "elasticsearch.yml",
             _SETTINGS.format(host=HOST, port=self.port, peer_port=self.peer_port, **where),
         )
-        self._write_config("jvm.options", _JVM_OPTIONS.format(heap_mb=self.heap_mb, mark=self.mark, **where))
+        self._write_config(
+            "jvm.options", _JVM_OPTIONS.format(heap_mb=self.heap_mb, more="\n".join(more), **where)
+        )
         self._write_config("log4j2.properties", _LOGGING)
 
     def _command(self, home: Path) -> list[str | Path]:

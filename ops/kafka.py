@@ -11,6 +11,7 @@ mistyped a name. What it owns, and how it lives and dies, says ops.jvm.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from aiokafka.errors import KafkaError as Refusal
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from ops.jvm import HOST, JavaServer, JavaServerError
+
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # What fails here is raised, and said once.
 
 _CLUSTER_ID: Final = "b3JkZXJtZXNoLWxvY2FsMQ"  # 16 bytes in base64url; one node, so it distinguishes nothing.
 _FORMAT_TIMEOUT_S: Final = 60.0
@@ -146,6 +149,7 @@ class KafkaServer(JavaServer):
             self._java(),
             f"-Xmx{self.heap_mb}m",
             *("-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"),
+            *self._compiler(),
             f"-Dlog4j2.configurationFile={self.config_dir / 'log4j2.properties'}",
             f"-Djava.io.tmpdir={self.data_dir / 'tmp'}",
             self.mark,
@@ -154,18 +158,26 @@ class KafkaServer(JavaServer):
 
     async def _answers(self) -> bool:
         # A broker that listens waits with its first answers until it may give them.
-        with suppress(OSError, TimeoutError, Refusal):
+        with suppress(OSError, TimeoutError, KafkaError):
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 _, writer = await asyncio.open_connection(HOST, self.port)
             writer.close()
-            await self._listed()
+            await topics(self.address)
             return True
         return False
 
-    async def _listed(self) -> None:
-        client = AIOKafkaAdminClient(bootstrap_servers=self.address, request_timeout_ms=_REQUEST_TIMEOUT_MS)
-        try:
-            await client.start()
-            await client.list_topics()
-        finally:
-            await client.close()
+
+async def topics(address: str, *, timeout_ms: int = _REQUEST_TIMEOUT_MS) -> dict[str, int]:
+    """The topics of a broker, and how many partitions of each have a leader.
+
+    Raises: KafkaError when it does not answer.
+    """
+    client = AIOKafkaAdminClient(bootstrap_servers=address, request_timeout_ms=timeout_ms)
+    try:
+        await client.start()
+        described = await client.describe_topics()
+    except Refusal as failed:
+        raise KafkaError(f"Kafka at {address} does not answer: {failed}.") from failed
+    finally:
+        await client.close()
+    return {each["topic"]: sum(part["leader"] >= 0 for part in each["partitions"]) for each in described}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from chassis import rpc
+from chassis.auth import ACTOR_HEADER
 from chassis.tls import TlsFiles
 from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceStub
 from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceStub
@@ -34,6 +35,11 @@ CallFailed = grpc.aio.AioRpcError
 """What a failed call raises; `rpc.error_of` reads its facts."""
 TIMEOUT_S = 10.0
 """What a tool gives one call."""
+
+
+def spoken_by(actor: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that says which person a call is from; the journal keeps it as `ops:<actor>`."""
+    return ((ACTOR_HEADER, actor),)
 
 
 @dataclass(frozen=True, slots=True)

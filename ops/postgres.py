@@ -215,6 +215,12 @@ class PostgresServer:
         """Run initdb beside the data directory and move it into place: a half-made one is never used."""
         if (self.data_dir / "PG_VERSION").exists():
             return
+        partial = self._make_partial()
+        await asyncio.to_thread(self._initdb, partial)
+        partial.rename(self.data_dir)
+
+    def _make_partial(self) -> Path:
+        """Make an empty directory of the server's beside the data directory."""
         parent = self.data_dir.parent
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -227,19 +233,18 @@ class PostgresServer:
             )
         partial = parent / f"{self.data_dir.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        await asyncio.to_thread(self._initdb, partial)
-        partial.rename(self.data_dir)
+        partial.mkdir(mode=0o700)
+        os.chown(partial, places.server_uid(), -1)
+        return partial
 
     def _initdb(self, partial: Path) -> None:
         password_file = self._password_path()
         if not password_file.exists():
             write_private(password_file, secrets.token_urlsafe(24))
-        partial.mkdir(mode=0o700)
         # A copy, because the original is ours and not the server's.
         readable = partial.with_name(f"{self.data_dir.name}.initdb-password")
         write_private(readable, self._password())
-        for path in (partial, readable):
-            os.chown(path, places.server_uid(), -1)
+        os.chown(readable, places.server_uid(), -1)
         command: list[str | Path] = [
             places.postgres_bin() / "initdb",
             *("--pgdata", partial, "--username", USER, "--pwfile", readable, "--auth", "scram-sha-256"),
@@ -251,11 +256,13 @@ class PostgresServer:
         finally:
             readable.unlink()
 
-    def _run(self, command: list[str | Path]) -> None:
+    def _run(self, command: list[str | Path], *, environment: Mapping[str, str] | None = None) -> None:
         """Run one of Postgres's programs as the server's user."""
+        options = processes.as_server()
+        options["env"] = {**options["env"], **(environment or {})}
         try:
             result = subprocess.run(
-                command, capture_output=True, text=True, timeout=120, check=False, **processes.as_server()
+                command, capture_output=True, text=True, timeout=120, check=False, **options
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise _explained(error, f"Cannot run {command[0]}") from error

@@ -26,12 +26,15 @@ from chassis.supervise import OwnedTasks
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from chassis.tokens import PageTokens
 from order_svc import metrics
+from order_svc.bucket_store import BucketStore
+from order_svc.buckets import BucketService
 from order_svc.changes import Changes
 from order_svc.clients import Upstreams
 from order_svc.clocks import ShardClock
 from order_svc.driver import LegDriver
 from order_svc.errors import UnknownShard
 from order_svc.housekeeping import Housekeeping
+from order_svc.poison import Poison
 from order_svc.service import OrderService
 from order_svc.store import OrderStore
 from order_svc.unserved import Unserved
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("orders")
 SERVICE = "ordermesh.order.v1.OrderService"
+BUCKETS = "ordermesh.order.v1.BucketService"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +106,16 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
             orders=orders,
             driver=driver,
             changes=changes,
+            poison=Poison(orders, rules, owned, jitter),
             order_ids=OrderIds(shard_clock.now_ms),
             owned=owned,
             tokens=PageTokens(*settings.token_keys()),
             jitter=jitter,
         )
-        identity, health = ServerIdentity(tls), Health([SERVICE])
-        server = await stack.enter_async_context(_server(settings, service, identity, health))
-        for name in ("", SERVICE):
+        buckets = BucketService(settings.shard, BucketStore(database), owned)
+        identity, health = ServerIdentity(tls), Health([SERVICE, BUCKETS])
+        server = await stack.enter_async_context(_server(settings, service, buckets, identity, health))
+        for name in ("", SERVICE, BUCKETS):
             health.set(name, serving=True)
         readiness = admin.Readiness(database=database.ping)
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
@@ -147,15 +153,19 @@ def _slots(settings: OrderSettings) -> dict[str, Limiter]:
 
 
 def _server(
-    settings: OrderSettings, service: OrderService, identity: ServerIdentity, health: Health
+    settings: OrderSettings,
+    service: OrderService,
+    buckets: BucketService,
+    identity: ServerIdentity,
+    health: Health,
 ) -> AbstractAsyncContextManager[rpc.RunningServer]:
     """The gate has no limiter: a waiting call holds no slot; pool, submissions and watchers have theirs."""
     return rpc.serve(
         settings.listen,
-        [rpc.Mount(SERVICE, service)],
+        [rpc.Mount(SERVICE, service), rpc.Mount(BUCKETS, buckets)],
         gate=rpc.Gate(BehindProxy(SubjectVerifier(settings.subject_dir))),
         tls=identity,
-        register=(health.register, Reflection([SERVICE, HEALTH]).register),
+        register=(health.register, Reflection([SERVICE, BUCKETS, HEALTH]).register),
     )
 
 

@@ -144,7 +144,9 @@ def transition(seen: Seen, event: AnyEvent, rules: Rules, *, jitter: float) -> D
 
 def _rewait(seen: Seen, event: AnyEvent, signal: Signal, rules: Rules, jitter: float) -> Rewait:
     policy, tally = rules.policy, seen.tally
-    if seen.order.stage.value == Where.PARKED:
+    if signal is Signal.NOT_PROBED:
+        wake_in = policy.backoff(0, jitter)
+    elif seen.order.stage.value == Where.PARKED:
         wake_in = _daily(rules, jitter)
     elif signal is Signal.TOO_EARLY and tally.last_sent_at is not None:
         wake_in = tally.last_sent_at - seen.at + timedelta(seconds=policy.submit_margin_s)

@@ -93,32 +93,35 @@ class LegDriver:
         self._stopped = False
 
     async def create(
-        self, upstream: str, make: Callable[[], Change], *, epoch: int, fingerprint: bytes, timeout_s: float
+        self, upstream: str, make: Callable[[], Change], *, epoch: int, fingerprint: bytes, deadline: float
     ) -> Created:
         """Record an order and begin to submit its first leg; returns once it is recorded.
 
+        deadline: of the call, on the monotonic clock; what has not begun by then is not recorded.
         make: makes the first change when the slot is there, so that the id's time is the time of the
         submission. If cancelled here: the order may be recorded, and is then submitted; the same request
         finds it.
         Raises: Overloaded when the upstream's slots and their queue are taken; what the store raises.
         """
         slot = self._slots[upstream]
-        await slot.acquire(timeout_s)
+        await slot.acquire(max(0.0, deadline - self._clock.monotonic()))
         try:
-            task = self._owned.start(self._create(upstream, make, epoch, fingerprint), name="create")
+            work = self._create(upstream, make, epoch, fingerprint, deadline)
+            task = self._owned.start(work, name="create")
         except (Stopping, Overloaded):
             slot.release()
             raise
         return await asyncio.shield(task)
 
     async def _create(
-        self, upstream: str, make: Callable[[], Change], epoch: int, fingerprint: bytes
+        self, upstream: str, make: Callable[[], Change], epoch: int, fingerprint: bytes, deadline: float
     ) -> Created:
         begun_at = self._clock.monotonic()
         submitting = False
         try:
             change = make()
-            created = await self._orders.create(change, epoch=epoch, fingerprint=fingerprint)
+            orders = self._orders.until(deadline)
+            created = await orders.create(change, epoch=epoch, fingerprint=fingerprint)
             if not created.replayed:
                 submitting = await self._start(_Written(created.order, change, begun_at))
             return created
@@ -196,8 +199,9 @@ class LegDriver:
                 # Perhaps it was written: from now on the journal is asked first.
                 reason, known = failed.reason, None
             except StaleRoute as moved:
-                reason = moved.reason
-                break
+                reason, known = moved.reason, None
+                if not moved.is_passing:
+                    break
         metrics.VERDICTS_LOST.labels(reason).inc()
         log.warning("verdict_not_written", order_id=str(order_id), reason=reason)
         return None

@@ -19,6 +19,18 @@ class RequestIdReused(OrdermeshError):
     code, reason = StatusCode.FAILED_PRECONDITION, Reason.REQUEST_ID_REUSED
 
 
+class OrderElsewhere(OrdermeshError):
+    """The order of this request was made before its user was moved; ask the shard of that order."""
+
+    code, reason = StatusCode.ABORTED, Reason.ORDER_ELSEWHERE
+
+
+class MoveSuperseded(OrdermeshError):
+    """The bucket is not as this mover believes: a later one was here, or its epoch is another."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.MOVE_SUPERSEDED
+
+
 class UnknownKind(OrdermeshError):
     """This kind of order is not configured."""
 

@@ -42,6 +42,7 @@ class Fault(StrEnum):
     SILENT = "SILENT"
     OURS = "OURS"
     MALFORMED = "MALFORMED"
+    NOT_MADE = "NOT_MADE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

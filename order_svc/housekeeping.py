@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from chassis.errors import Contended, DeadlineExceeded, Overloaded, ShardUnavailable
+from chassis.errors import Contended, DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute
 from order_svc import metrics
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Housekeeping:
             try:
                 await self.once()
                 wait_s = EVERY_S
-            except (Contended, DeadlineExceeded, Overloaded, ShardUnavailable) as failed:
+            except (Contended, DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute) as failed:
                 log.warning("housekeeping_failed", reason=failed.reason)
                 wait_s = AGAIN_S
             await self._clock.sleep(wait_s)

@@ -44,6 +44,26 @@ REPORT = _commit(
     "the finding is not written; the reporter sends it again or its lease runs out",
     "the finding is journaled; a repeat of the report changes nothing",
 )
+OWN = _commit(
+    "own_bucket",
+    "the map may name a bucket that its shard does not own yet; no order is there",
+    "the bucket is owned and nobody was told; a repeat changes nothing",
+)
+FREEZE = _commit(
+    "freeze_bucket",
+    "the bucket is open and a mover wants it frozen",
+    "the bucket is frozen until the mover or its successor says how it goes on",
+)
+THAW = _commit(
+    "thaw_bucket",
+    "the bucket is frozen, and the control database says how it goes on",
+    "the bucket is open and nobody was told; a repeat changes nothing",
+)
+IMPORT = _commit(
+    "import_keys",
+    "none of these keys is copied; the mover begins again",
+    "the keys are copied; a repeat changes nothing",
+)
 REDRIVE = _commit(
     "redrive",
     "the case is open",

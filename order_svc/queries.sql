@@ -43,7 +43,8 @@ SELECT o.*, pg_current_xact_id() AS xid, i.shard, i.log_epoch FROM o, shard_iden
 
 -- name: find_key
 -- The order that a request made, if the key lives, with the fence of the bucket the request was routed to. Always one row.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, k.fingerprint,
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, k.fingerprint,
+       k.order_id AS key_order_id,
        pg_snapshot_xmax(pg_current_snapshot()) AS xid, i.shard, i.log_epoch, o.*
   FROM (SELECT $3::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
@@ -54,21 +55,21 @@ SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, k
 
 -- name: get_order
 -- One order with the fence of its bucket. Always one row; the order's columns are NULL when there is none.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, o.*
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, o.*
   FROM (SELECT $3::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN orders o ON o.order_id = $1 AND o.created_at = $2;
 
 -- name: get_orders
 -- Some orders with the fences of their buckets: one row per id asked for, in no order.
-SELECT a.id AS asked_id, a.asked, f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, o.*
+SELECT a.id AS asked_id, a.asked, f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, o.*
   FROM unnest($1::uuid[], $2::timestamptz[], $3::int[]) AS a (id, at, asked)
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = a.id AND o.created_at = a.at LIMIT 1) o ON true;
 
 -- name: see_order
 -- What a rule decides on: order, timer, open case, the shard's clock, and whether the event happened already. Always one row.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, ordermesh.clock() AS seen_at,
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, ordermesh.clock() AS seen_at,
        t.probe_count, t.silent_count, t.fault_count, t.malformed_count, t.not_found_count, t.first_not_found_at, t.first_answer_at,
        t.accepted_at, t.first_sent_at, t.last_sent_at,
        d.dead_letter_id, d.reason AS case_reason, d.severity, d.redrive_count,
@@ -160,20 +161,32 @@ RETURNING order_id;
 -- name: claim_due
 -- Lease what is due, the most overdue first, of buckets we own and that no hold covers. Timers whose last claim was lost are
 -- suspects: they are handed out few at a time, so that one that kills processes takes few others along.
--- Hold and fence are asked per timer, not joined: joined, the planner sorted all timers before it took a few.
-WITH moment AS MATERIALIZED (
+-- Each upstream is read by itself, so the backlog of one that is held, or not asked for, is not read at all.
+-- The fence is asked per timer, not joined: joined, the planner sorted all timers before it took a few.
+WITH RECURSIVE moment AS MATERIALIZED (
     SELECT ordermesh.clock() AS at
 ), held AS MATERIALIZED (
     SELECT array_agg(scope) AS scopes FROM holds
      WHERE lifted_at IS NULL AND (until_at IS NULL OR until_at > (SELECT at FROM moment))
+), waiting AS (
+    -- The upstreams there are timers for, from the index one by one.
+    (SELECT t.upstream FROM order_timers t
+      WHERE t.class = $1 AND t.lease_token IS NULL AND $6::text IS NULL ORDER BY t.upstream LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.upstream FROM order_timers t
+             WHERE t.class = $1 AND t.lease_token IS NULL AND t.upstream > w.upstream ORDER BY t.upstream LIMIT 1)
+      FROM waiting w WHERE w.upstream IS NOT NULL
+), asked AS MATERIALIZED (
+    SELECT u.upstream FROM (SELECT upstream FROM waiting UNION ALL SELECT $6) u
+     WHERE u.upstream IS NOT NULL AND (ARRAY['all', 'upstream:' || u.upstream] && (SELECT scopes FROM held)) IS NOT TRUE
 ), fresh AS MATERIALIZED (
-    SELECT t.order_id FROM order_timers t
-     WHERE t.class = $1 AND t.due_at <= (SELECT at FROM moment) AND t.lease_token IS NULL
-       AND ($6::text IS NULL OR t.upstream = $6)
-       AND (ARRAY['all', 'upstream:' || t.upstream] && (SELECT scopes FROM held)) IS NOT TRUE
-       AND (SELECT f.state FROM bucket_fence f WHERE f.bucket = t.bucket) = 'OWNED'
-     ORDER BY t.due_at LIMIT $2
-       FOR UPDATE OF t SKIP LOCKED
+    SELECT f.order_id FROM asked a CROSS JOIN LATERAL (
+        SELECT t.order_id, t.due_at FROM order_timers t
+         WHERE t.class = $1 AND t.upstream = a.upstream AND t.due_at <= (SELECT at FROM moment) AND t.lease_token IS NULL
+           AND (SELECT f.state FROM bucket_fence f WHERE f.bucket = t.bucket) = 'OWNED'
+         ORDER BY t.due_at LIMIT $2
+           FOR UPDATE OF t SKIP LOCKED) f
+     ORDER BY f.due_at LIMIT $2
 ), suspect AS MATERIALIZED (
     SELECT t.order_id FROM order_timers t
      WHERE t.class = $1 AND t.due_at <= (SELECT at FROM moment) AND t.lease_token IS NOT NULL
@@ -253,7 +266,7 @@ SELECT kind, evidence FROM order_journal WHERE order_id = $1 AND created_at = $2
 
 -- name: list_events
 -- A page of the journal after a version, with the fence of the order's bucket. No entry: one row with NULL version.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, j.*
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, j.*
   FROM (SELECT $3::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN LATERAL (
@@ -268,7 +281,7 @@ SELECT * FROM dead_letters
 
 -- name: get_dead_letter
 -- The open case of an order, else the last closed one, with the fence of the order's bucket. Always one row.
-SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, d.*
+SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch, d.*
   FROM (SELECT $2::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN LATERAL (

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from order_svc import labels, points, wire
 from order_svc.domain import open_order, transition
 from order_svc.errors import UnknownKind, UnknownShard
-from order_svc.events import AnyEvent, Poisoned
+from order_svc.events import AnyEvent
 from order_svc.order import Change, Decision, Order, Outcome, Seen
 from ordermesh.order.v1 import order_service_pb2 as pb
 
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
     from order_svc.changes import Changes
     from order_svc.contract import Rules
     from order_svc.driver import LegDriver
+    from order_svc.poison import Poison
     from order_svc.rows import Claim
-    from order_svc.store import Decided, OrderStore
+    from order_svc.store import Created, Decided, OrderStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class OrderService:
     orders: OrderStore
     driver: LegDriver
     changes: Changes
+    poison: Poison
     order_ids: OrderIds
     owned: OwnedTasks
     tokens: PageTokens
@@ -55,6 +56,11 @@ class OrderService:
         route = wire.route(call.metadata, asked.user_id)
         legs = self._legs(asked.kind)
 
+        elsewhere = wire.replayed_order(call.metadata)
+        if elsewhere is not None:
+            created = await self._for(call).replay(elsewhere, asked.user_id, asked.request_id)
+            return await self._created(created, asked.wait_s, call)
+
         def make() -> Change:
             return open_order(asked.wish(legs, self.order_ids.new(route.bucket), call), self.rules)
 
@@ -63,14 +69,9 @@ class OrderService:
             make,
             epoch=route.epoch,
             fingerprint=asked.fingerprint(),
-            timeout_s=call.time_remaining(),
+            deadline=call.deadline,
         )
-        order = await self.changes.until_quiet(self.orders, created.order, wire.wait_s(asked.wait_s, call))
-        return pb.CreateOrderResponse(
-            order=wire.order(order),
-            replayed=created.replayed,
-            consistency_token=wire.consistency_token(created.position),
-        )
+        return await self._created(created, asked.wait_s, call)
 
     async def GetOrder(self, request: pb.GetOrderRequest, call: Call) -> pb.GetOrderResponse:
         """One order as it is now."""
@@ -80,9 +81,9 @@ class OrderService:
         """Give an order other labels, wherever it stands."""
         event = wire.relabelled(request, call)
         order_id = (await self._mine(request.order_id, call)).order_id
-        decided = await self._decide(order_id, event, points.UPDATE)
+        decided = await self._decide(order_id, event, call, points.UPDATE)
         if decided.decision is None:
-            await self.orders.must_be_relabelling(order_id, event.event_id, labels.digest(event.labels))
+            await self._for(call).must_be_relabelling(order_id, event.event_id, labels.digest(event.labels))
         return pb.UpdateOrderResponse(
             order=wire.order(decided.order), consistency_token=wire.consistency_token(decided.position)
         )
@@ -92,7 +93,7 @@ class OrderService:
     ) -> pb.BatchGetOrdersResponse:
         """Those of some orders that exist; somebody else's are missing to a user."""
         wanted = wire.order_ids(request)
-        found = {order.order_id: order for order in await self.orders.get_many(wanted)}
+        found = {order.order_id: order for order in await self._for(call).get_many(wanted)}
         seen = {key: order for key, order in found.items() if _may_see(order, call)}
         return pb.BatchGetOrdersResponse(
             orders=[wire.order(order) for order in seen.values()],
@@ -104,7 +105,8 @@ class OrderService:
     ) -> AsyncIterator[pb.WatchOrderResponse]:
         """The order now and after every change, until it is settled."""
         order = await self._mine(request.order_id, call)
-        async for changed in self.changes.follow(self.orders, order, request.after_version):
+        orders = self._for(call)
+        async for changed in self.changes.follow(orders, order, request.after_version):
             yield pb.WatchOrderResponse(order=wire.order(changed))
 
     async def ListOrderEvents(
@@ -114,38 +116,41 @@ class OrderService:
         order = await self._mine(request.order_id, call)
         size, query = wire.page_size(request.page_size), f"events {order.order_id}"
         after = int(self._opened(request.page_token, query) or b"0")
-        events = await self.orders.events(order.order_id, after, size + 1)
+        events = await self._for(call).events(order.order_id, after, size + 1)
         more = str(events[size - 1].version).encode() if len(events) > size else None
         return pb.ListOrderEventsResponse(
             events=[wire.event(event) for event in events[:size]], next_page_token=self._sealed(more, query)
         )
 
-    async def ClaimDueOrders(self, request: pb.ClaimDueOrdersRequest, _: Call) -> pb.ClaimDueOrdersResponse:
+    async def ClaimDueOrders(
+        self, request: pb.ClaimDueOrdersRequest, call: Call
+    ) -> pb.ClaimDueOrdersResponse:
         """Lease due orders to recovery; those that look poisonous are parked instead."""
         self._must_be_here(request.shard)
         asked = wire.claim_asked(request)
-        claims = await self._claimed(asked)
-        healthy = [claim for claim in claims if not await self._parked_as_poison(claim)]
-        held = [] if claims else [hold.reason for hold in await self.orders.holds() if hold.scope == "all"]
+        claims = await self._claimed(asked, call)
+        holds = [] if claims else await self._for(call).holds()
+        held = [hold.reason for hold in holds if hold.scope == "all"]
         return pb.ClaimDueOrdersResponse(
-            claims=[wire.claim(claim) for claim in healthy], hold_reason="".join(held)
+            claims=[wire.claim(claim) for claim in self.poison.sift(claims)], hold_reason="".join(held)
         )
 
     async def ReportVerdict(self, request: pb.ReportVerdictRequest, call: Call) -> pb.ReportVerdictResponse:
         """Let the rules decide on what a probe found out."""
         order_id, event = wire.order_id(request.order_id), wire.reported(request, call)
-        decided = await self._decide(order_id, event, points.REPORT, lease_token=wire.lease_token(request))
+        token = wire.lease_token(request)
+        decided = await self._decide(order_id, event, call, points.REPORT, lease_token=token)
         self.driver.nudge(decided.order)
         return pb.ReportVerdictResponse(
             order=wire.order(decided.order), consistency_token=wire.consistency_token(decided.position)
         )
 
-    async def ListDueOrders(self, request: pb.ListDueOrdersRequest, _: Call) -> pb.ListDueOrdersResponse:
+    async def ListDueOrders(self, request: pb.ListDueOrdersRequest, call: Call) -> pb.ListDueOrdersResponse:
         """A page of orders that wait, the most overdue first."""
         self._must_be_here(request.shard)
         size, query = wire.page_size(request.page_size), f"due {request.shard} {request.overdue_only}"
         after = wire.position(self._opened(request.page_token, query))
-        due = await self.orders.list_due(after, overdue_only=request.overdue_only, limit=size + 1)
+        due = await self._for(call).list_due(after, overdue_only=request.overdue_only, limit=size + 1)
         last = due[size - 1] if len(due) > size else None
         more = None if last is None else wire.packed_position(last.due_at, last.order.order_id)
         return pb.ListDueOrdersResponse(
@@ -154,13 +159,15 @@ class OrderService:
         )
 
     async def ListDeadLetters(
-        self, request: pb.ListDeadLettersRequest, _: Call
+        self, request: pb.ListDeadLettersRequest, call: Call
     ) -> pb.ListDeadLettersResponse:
         """A page of cases, the oldest first."""
         self._must_be_here(request.shard)
         size, query = wire.page_size(request.page_size), f"cases {request.shard} {request.include_closed}"
         after = wire.position(self._opened(request.page_token, query))
-        cases = await self.orders.dead_letters(after, include_closed=request.include_closed, limit=size + 1)
+        cases = await self._for(call).dead_letters(
+            after, include_closed=request.include_closed, limit=size + 1
+        )
         last = cases[size - 1] if len(cases) > size else None
         more = None if last is None else wire.packed_position(last.opened_at, last.dead_letter_id)
         return pb.ListDeadLettersResponse(
@@ -171,7 +178,7 @@ class OrderService:
     async def GetDeadLetter(self, request: pb.GetDeadLetterRequest, call: Call) -> pb.GetDeadLetterResponse:
         """The open case of an order, or the last closed one."""
         order = await self._mine(request.order_id, call)
-        case = await self.orders.dead_letter(order.order_id)
+        case = await self._for(call).dead_letter(order.order_id)
         return pb.GetDeadLetterResponse(dead_letter=wire.dead_letter(case), order=wire.order(order))
 
     async def RedriveDeadLetter(
@@ -179,8 +186,8 @@ class OrderService:
     ) -> pb.RedriveDeadLetterResponse:
         """Put a parked order back to automation."""
         order_id, event = wire.order_id(request.order_id), wire.redriven(request, call)
-        decided = await self._decide(order_id, event, points.REDRIVE)
-        case = await self.orders.closed_case(order_id, event.event_id, Outcome.REDRIVEN)
+        decided = await self._decide(order_id, event, call, points.REDRIVE)
+        case = await self._for(call).closed_case(order_id, event.event_id, Outcome.REDRIVEN)
         return pb.RedriveDeadLetterResponse(
             order=wire.order(decided.order),
             dead_letter=wire.dead_letter(case),
@@ -192,8 +199,8 @@ class OrderService:
     ) -> pb.ResolveDeadLetterResponse:
         """Close a case on a person's word."""
         order_id, event = wire.order_id(request.order_id), wire.resolved(request, call)
-        decided = await self._decide(order_id, event, points.RESOLVE)
-        case = await self.orders.closed_case(order_id, event.event_id, Outcome(event.outcome.value))
+        decided = await self._decide(order_id, event, call, points.RESOLVE)
+        case = await self._for(call).closed_case(order_id, event.event_id, Outcome(event.outcome.value))
         return pb.ResolveDeadLetterResponse(
             order=wire.order(decided.order),
             dead_letter=wire.dead_letter(case),
@@ -204,7 +211,7 @@ class OrderService:
         """Keep recovery away from some orders."""
         self._must_be_here(request.shard)
         asked = wire.hold_asked(request)
-        work = self.orders.put_hold(
+        work = self._for(call).put_hold(
             asked.request_id, asked.scope, asked.reason, call.subject.name, asked.until
         )
         return pb.PutHoldResponse(hold=wire.hold(await self.owned.run(work, name="put hold")))
@@ -213,15 +220,27 @@ class OrderService:
         """End a hold."""
         self._must_be_here(request.shard)
         asked = wire.hold_asked(request)
-        work = self.orders.lift_hold(asked.request_id, asked.scope, call.subject.name, asked.reason)
+        work = self._for(call).lift_hold(asked.request_id, asked.scope, call.subject.name, asked.reason)
         lifted = await self.owned.run(work, name="lift hold")
         return pb.LiftHoldResponse(hold=None if lifted is None else wire.hold(lifted))
 
-    async def GetShardStatus(self, request: pb.GetShardStatusRequest, _: Call) -> pb.GetShardStatusResponse:
+    async def GetShardStatus(
+        self, request: pb.GetShardStatusRequest, call: Call
+    ) -> pb.GetShardStatusResponse:
         """Counts of what waits, and the holds."""
         self._must_be_here(request.shard)
-        waiting, cases = await self.orders.waiting(), await self.orders.open_cases()
-        return wire.shard_status(request.shard, waiting, cases, await self.orders.holds())
+        orders = self._for(call)
+        waiting, cases, holds = await orders.waiting(), await orders.open_cases(), await orders.holds()
+        return wire.shard_status(request.shard, waiting, cases, holds)
+
+    async def _created(self, created: Created, wait_s: float, call: Call) -> pb.CreateOrderResponse:
+        """The answer to a create, once its order is quiet or the wait is over."""
+        order = await self.changes.until_quiet(self._for(call), created.order, wire.wait_s(wait_s, call))
+        return pb.CreateOrderResponse(
+            order=wire.order(order),
+            replayed=created.replayed,
+            consistency_token=wire.consistency_token(created.position),
+        )
 
     def _legs(self, kind: str) -> tuple[str, ...]:
         """The legs of a kind. Raises: UnknownKind."""
@@ -239,30 +258,32 @@ class OrderService:
         """An order that the caller may see. Raises: OrderIdInvalid, OrderNotFound, NotYourOrder,
         StaleRoute.
         """
-        order = await self.orders.get(wire.order_id(text))
+        order = await self._for(call).get(wire.order_id(text))
         call.subject.must_own(order.user_id)
         return order
 
-    async def _claimed(self, asked: wire.ClaimAsked) -> list[Claim]:
-        if asked.order_id is not None:
-            return await self.orders.claim_one(asked.order_id, asked.lease, asked.claimed_by)
-        return await self.orders.claim_probes(asked.limit, asked.lease, asked.claimed_by)
+    def _for(self, call: Call) -> OrderStore:
+        """The orders within the call's deadline: its reads end by then, its writes have begun by then."""
+        return self.orders.until(call.deadline)
 
-    async def _parked_as_poison(self, claim: Claim) -> bool:
-        """Park an order that was claimed too often without a word; whether it was one."""
-        if claim.unfinished_count <= self.rules.policy.unfinished_max:
-            return False
-        event = Poisoned(event_id=uuid4(), actor="order_svc", unfinished_count=claim.unfinished_count)
-        await self._decide(claim.order.order_id, event, points.REPORT, lease_token=claim.lease_token)
-        return True
+    async def _claimed(self, asked: wire.ClaimAsked, call: Call) -> list[Claim]:
+        if asked.order_id is not None:
+            return await self._for(call).claim_one(asked.order_id, asked.lease, asked.claimed_by)
+        return await self._for(call).claim_probes(asked.limit, asked.lease, asked.claimed_by)
 
     async def _decide(
-        self, order_id: UUID, event: AnyEvent, at: points.Commit, *, lease_token: UUID | None = None
+        self,
+        order_id: UUID,
+        event: AnyEvent,
+        call: Call,
+        at: points.Commit,
+        *,
+        lease_token: UUID | None = None,
     ) -> Decided:
         def rule(seen: Seen) -> Decision:
             return transition(seen, event, self.rules, jitter=self.jitter())
 
-        work = self.orders.decide(order_id, event.event_id, rule, at=at, lease_token=lease_token)
+        work = self._for(call).decide(order_id, event.event_id, rule, at=at, lease_token=lease_token)
         return await self.owned.run(work, name=f"decide {order_id}")
 
     def _opened(self, token: str, query: str) -> bytes | None:

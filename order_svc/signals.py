@@ -217,6 +217,8 @@ def _probe_failed(seen: Seen, event: ProbeFailed, rules: Rules) -> Signal:
             return Signal.SILENT
         case Fault.OURS:
             return Signal.OUR_FAULT
+        case Fault.NOT_MADE:
+            return Signal.NOT_PROBED
         case Fault.MALFORMED:
             return _malformed(seen, rules)
         case _:

@@ -69,6 +69,7 @@ class Signal(StrEnum):
     TOO_EARLY = "TOO_EARLY"
     SILENT = "SILENT"
     OUR_FAULT = "OUR_FAULT"
+    NOT_PROBED = "NOT_PROBED"
     MALFORMED = "MALFORMED"
     MALFORMED_AGAIN = "MALFORMED_AGAIN"
     POISON = "POISON"
@@ -104,6 +105,7 @@ MEANING: dict[Signal, str] = {
     Signal.TOO_EARLY: "ignorance of the upstream while the submission may still be on its way",
     Signal.SILENT: "no answer to a probe: down, slow or overloaded; spends nothing",
     Signal.OUR_FAULT: "a probe failed through our own fault; spends nothing",
+    Signal.NOT_PROBED: "a probe was not made, for want of a free slot or of time; counts nothing",
     Signal.MALFORMED: "an answer that makes no sense",
     Signal.MALFORMED_AGAIN: "so many of them that asking on makes no sense",
     Signal.POISON: "probes that were begun and never reported, too often",
@@ -190,7 +192,8 @@ def _rows() -> dict[tuple[Where, Signal], Row]:
     for signal in (Signal.IN_PROGRESS, Signal.OVERDUE, Signal.ABSENT, Signal.NO_WORD, Signal.MALFORMED):
         table[_P, signal] = Row(_P, Kind.PROBED)
     for at in (*_WORKING, _P):
-        table[at, Signal.SILENT] = table[at, Signal.OUR_FAULT] = Row(at, None)
+        for signal in (Signal.SILENT, Signal.OUR_FAULT, Signal.NOT_PROBED):
+            table[at, signal] = Row(at, None)
     for at in Where:
         table[at, Signal.LATE] = Row(at, Kind.LATE_VERDICT)
         table[at, Signal.RELABEL] = Row(at, Kind.RELABELLED)

@@ -12,10 +12,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from chassis import faults, pg
-from chassis.errors import Contended, StaleRoute
+from chassis.errors import FROZEN_W, Contended, StaleRoute
 from chassis.ids import id_bucket, id_time
 from order_svc import points, rows
-from order_svc.errors import DeadLetterNotFound, OrderNotFound, RequestIdReused
+from order_svc.errors import DeadLetterNotFound, OrderElsewhere, OrderNotFound, RequestIdReused
 from order_svc.order import Change, Decision, Kind, Order, Outcome, Rewait, Seen
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ come again.
 """
 SUSPECTS_SHARE = 4
 """One in so many claimed orders may be a suspect of killing processes."""
+
+READABLE = frozenset({"OWNED", FROZEN_W})
+"""States of a fence whose bucket is all here, whether it is written just now or not."""
 
 queries = pg.queries("order_svc")
 
@@ -72,22 +75,39 @@ class Created:
 
 
 class OrderStore:
-    """The orders of one shard. changed: told every change that this process wrote."""
+    """The orders of one shard. changed: told every change that this process wrote.
+
+    writes: the same database with other bounds, for what is not cut off once it has begun.
+    """
 
     def __init__(
-        self, database: pg.Database, changed: Callable[[Change, Order], None] = lambda _, __: None
+        self,
+        database: pg.Database,
+        changed: Callable[[Change, Order], None] = lambda _, __: None,
+        *,
+        writes: pg.Database | None = None,
     ) -> None:
         self._db = database
+        self._writes = writes or database
         self._changed = changed
+
+    def until(self, deadline: float) -> OrderStore:
+        """The same orders for one call: its reads end by its deadline, and its writes begin by then.
+
+        deadline: on the monotonic clock.
+        """
+        writes = self._writes.begun_by(deadline)
+        return OrderStore(self._db.until(deadline), self._changed, writes=writes)
 
     async def create(self, change: Change, *, epoch: int, fingerprint: bytes) -> Created:
         """Write a new order, or return the one that this request made before.
 
         epoch: of the route the proxy took; an older one than the fence's is refused.
-        Raises: RequestIdReused when the request_id was used with another request; StaleRoute.
+        Raises: RequestIdReused when the request_id was used with another request; OrderElsewhere when its
+        order is in a bucket that the user left; StaleRoute.
         """
         await faults.point(points.CREATE.before)
-        row = await self._db.fetchrow(queries.create_order, *rows.creation(change, epoch, fingerprint))
+        row = await self._writes.fetchrow(queries.create_order, *rows.creation(change, epoch, fingerprint))
         if row is None:
             return await self._replayed(change.after, fingerprint)
         await faults.point(points.CREATE.after)
@@ -98,12 +118,25 @@ class OrderStore:
     async def _replayed(self, wanted: Order, fingerprint: bytes) -> Created:
         row = await self._db.fetchrow(queries.find_key, wanted.user_id, wanted.request_id, wanted.bucket)
         row = _owned(row, wanted.bucket)
-        if row["order_id"] is None:
+        if row["key_order_id"] is None:
             # It expired between the two statements; the caller's next try makes a new order.
             raise Contended(request_id=wanted.request_id)
         if row["fingerprint"] != fingerprint:
             raise RequestIdReused(request_id=wanted.request_id)
+        if row["order_id"] is None:
+            raise OrderElsewhere(order_id=row["key_order_id"])
         return Created(rows.order(row), rows.position(row), replayed=True)
+
+    async def replay(self, order_id: UUID, user_id: str, request_id: UUID) -> Created:
+        """The order of a request whose key is on another shard, which named the order.
+
+        Raises: OrderNotFound when that is no order of this request; StaleRoute.
+        """
+        row = await self._see(order_id, request_id)
+        found = Created(rows.order(row), rows.position(row), replayed=True)
+        if (found.order.user_id, found.order.request_id) != (user_id, request_id):
+            raise OrderNotFound(order_id=order_id)
+        return found
 
     async def get(self, order_id: UUID) -> Order:
         """One order as it is now.
@@ -168,7 +201,7 @@ class OrderStore:
 
     async def _apply(self, change: Change, at: points.Commit) -> Decided | None:
         await faults.point(at.before)
-        row = await self._db.fetchrow(queries.apply_change, *rows.change(change))
+        row = await self._writes.fetchrow(queries.apply_change, *rows.change(change))
         if row is None:
             return None
         await faults.point(at.after)
@@ -179,7 +212,7 @@ class OrderStore:
     async def _rewait(self, order_id: UUID, lease_token: UUID, rewait: Rewait, at: points.Commit) -> None:
         await faults.point(at.before)
         counted = (int(rewait.silent), int(rewait.fault))
-        await self._db.execute(queries.rewait, order_id, lease_token, rewait.wake_in, *counted)
+        await self._writes.execute(queries.rewait, order_id, lease_token, rewait.wake_in, *counted)
         await faults.point(at.after)
 
     async def claim_probes(self, limit: int, lease: timedelta, claimed_by: str) -> list[Claim]:
@@ -268,11 +301,11 @@ class OrderStore:
         self, hold_id: UUID, scope: str, reason: str, actor: str, until: datetime | None
     ) -> Hold:
         """Keep claims away from some orders; a repeat with the same id changes nothing."""
-        return rows.hold(await self._db.fetchrow(queries.put_hold, hold_id, scope, reason, actor, until))
+        return rows.hold(await self._writes.fetchrow(queries.put_hold, hold_id, scope, reason, actor, until))
 
     async def lift_hold(self, request_id: UUID, scope: str, actor: str, reason: str) -> Hold | None:
         """End a hold; None when there is none."""
-        row = await self._db.fetchrow(queries.lift_hold, request_id, scope, actor, reason)
+        row = await self._writes.fetchrow(queries.lift_hold, request_id, scope, actor, reason)
         return None if row is None else rows.hold(row)
 
     async def holds(self) -> list[Hold]:
@@ -310,8 +343,8 @@ def _owned(row: Any, bucket: int) -> Any:
 
     Raises: StaleRoute.
     """
-    if row["fence_state"] != "OWNED":
-        said = {"epoch": row["fence_epoch"], "owner": row["fence_owner"], "state": row["fence_state"]}
+    if row["fence_state"] not in READABLE:
+        said = {name: row[f"fence_{name}"] for name in ("epoch", "owner", "state", "left_epoch")}
         raise StaleRoute(bucket=bucket, **{name: value for name, value in said.items() if value is not None})
     return row
 

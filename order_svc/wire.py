@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from order_svc.rows import Claim, DeadLetter, DueOrder, Hold, OrderEvent, Position, Waiting
 
 T = TypeVar("T")
-BUCKET_HEADER, EPOCH_HEADER = "x-ordermesh-bucket", "x-ordermesh-epoch"
+BUCKET_HEADER, EPOCH_HEADER, REPLAY_HEADER = (f"x-ordermesh-{name}" for name in ("bucket", "epoch", "replay"))
 DESCRIPTION_CHARS_MAX = 512
 REASON_CHARS_MAX = 512
 EVIDENCE_CHARS_MAX = 2048
@@ -64,6 +64,7 @@ _FAULTS = {
     order_pb2.PROBE_CLASS_NO_ANSWER: Fault.SILENT,
     order_pb2.PROBE_CLASS_OUR_FAULT: Fault.OURS,
     order_pb2.PROBE_CLASS_MALFORMED: Fault.MALFORMED,
+    order_pb2.PROBE_CLASS_NOT_MADE: Fault.NOT_MADE,
 }
 
 
@@ -151,6 +152,12 @@ def route(metadata: Mapping[str, str], user_id: str) -> Route:
     if found.bucket >= ids.BUCKETS or (hashed and found.bucket != ids.user_bucket(user_id)):
         raise RoutingKeyMismatch(bucket=found.bucket)
     return found
+
+
+def replayed_order(metadata: Mapping[str, str]) -> UUID | None:
+    """The order that a create is known to have made, if its user was moved since; the proxy was told so."""
+    named = metadata.get(REPLAY_HEADER)
+    return None if named is None else ids.parse_order_id(named)
 
 
 def asked(request: pb.CreateOrderRequest) -> Asked:

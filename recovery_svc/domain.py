@@ -37,6 +37,7 @@ class ProbeClass(StrEnum):
     NO_ANSWER = "NO_ANSWER"
     OUR_FAULT = "OUR_FAULT"
     MALFORMED = "MALFORMED"
+    NOT_MADE = "NOT_MADE"
 
 
 class Verdict(StrEnum):
@@ -155,8 +156,13 @@ def malformed(detail: str) -> Finding:
 
 
 def our_fault(detail: str) -> Finding:
-    """A probe that was not made because of us."""
+    """A probe that cannot be made as we are configured."""
     return Finding(ProbeClass.OUR_FAULT, detail=detail[:DETAIL_CHARS_MAX])
+
+
+def not_made(detail: str) -> Finding:
+    """A probe that was not made for want of a slot or of time; the order may be claimed again soon."""
+    return Finding(ProbeClass.NOT_MADE, detail=detail[:DETAIL_CHARS_MAX])
 
 
 def bounded_pushback(seconds: float) -> float:

@@ -24,6 +24,7 @@ from recovery_svc.domain import (
     WORTH_ANOTHER_TRY,
     Claim,
     Finding,
+    not_made,
     our_fault,
     probe_time_s,
     report_pause_s,
@@ -75,6 +76,10 @@ class Prober:
         """The upstreams that can be probed."""
         return self._upstreams.names
 
+    def room(self) -> int:
+        """Free slots of all upstreams together; a claim does not say whose orders it will bring."""
+        return sum(slots.free for slots in self._slots.values())
+
     def lease_ends(self, began: float) -> float:
         """Until when to work on a claim that was asked for at `began`, both on the monotonic clock.
 
@@ -111,7 +116,7 @@ class Prober:
             async with slots.slot(wait_s):
                 return await self._probe(claim, lease_ends)
         except (Overloaded, DeadlineExceeded) as full:
-            return our_fault(f"no free slot of {full.facts['limiter']}")
+            return not_made(f"no free slot of {full.facts['limiter']}")
 
     def _patience_s(self, lease_ends: float) -> float:
         """How long a claim may wait and still be probed and reported."""
@@ -127,7 +132,7 @@ class Prober:
             reserve_s=settings.report_timeout_s,
         )
         if time_s == 0:
-            return our_fault("the lease is nearly over")
+            return not_made("the lease is nearly over")
         await faults.point(BEFORE_PROBE)
         started = time.perf_counter()
         with telemetry.client_span("probe"):

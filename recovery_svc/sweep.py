@@ -1,7 +1,8 @@
 """The sweep: every shard has a loop of its own that claims what is due and hands it to the prober.
 
 A slow or dead shard delays nobody else: each loop has its own slots, deadlines and backoff. Claims ask for no
-more than there are free slots. All loops of all processes may sweep the same shard; claims keep them apart.
+more than there are free slots, of the shard and of the upstreams. All loops of all processes may sweep the
+same shard; claims keep them apart.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class ShardSweep:
 
     async def _sweep(self) -> float:
         """Claim once; returns how long to pause, which is not at all while there is more than we can take."""
-        limit, began = self._free, self._clock.monotonic()
+        limit, began = min(self._free, self._prober.room()), self._clock.monotonic()
+        if limit == 0:
+            return self._rhythm.pause_s(self._draw())
         try:
             claims = await self._claim(limit)
         except CallFailed as failed:

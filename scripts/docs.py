@@ -279,7 +279,8 @@ AUTHORIZATION = """
 A peer is the SPIFFE id in its TLS certificate, and nothing else. The subject, on whose behalf a call is
 made, travels signed in `x-ordermesh-subject`, lives a minute at most, and is checked at every hop. A method
 is served when the subject has one of its roles; what is not listed here is denied. A subject with the role
-`user` alone sees only what is theirs.
+`user` alone sees only what is theirs. The tools, peer `ops`, say in `x-ordermesh-actor` which person sits at
+them: it becomes part of the subject's name, as in `ops:mira`, gives no role, and is ignored from other peers.
 """
 PEERS = """
 A gateway is not in this table: it speaks only for users, and brings their signed subject. `dev` is the

@@ -98,6 +98,11 @@ class RouteBook:
         """Whether calls can be routed."""
         return self._current is not None
 
+    @property
+    def is_newest(self) -> bool:
+        """Whether the control database confirmed or brought the map when it was last asked."""
+        return self._control_answers is True
+
     async def check(self) -> None:
         """Raise unless calls can be routed; for readiness."""
         _ = self.map

@@ -186,7 +186,7 @@ def placements_of(map_: MapSnapshot, user_id: str) -> tuple[Placement, ...]:
     if ever is None:
         return (_owned(map_, user_bucket(user_id), Why.HASH),)
     vip = map_.vips.get(user_id)
-    current = vip.buckets if vip is not None else ()
+    current = vip.buckets if vip is not None else (user_bucket(user_id),)
     return tuple(
         _owned(map_, bucket, Why.HASH if bucket < HASHED_BUCKETS else Why.VIP)
         for bucket in dict.fromkeys((*current, *ever))

@@ -28,6 +28,44 @@ class UnknownShard(OrdermeshError):
     code, reason = StatusCode.NOT_FOUND, Reason.UNKNOWN_SHARD
 
 
+class RequestIdReused(OrdermeshError):
+    """This request_id was used before for another move; make a new one for a new move."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.REQUEST_ID_REUSED
+
+
+class AlreadyVip(OrdermeshError):
+    """The user has a dedicated bucket already."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.ALREADY_VIP
+
+
+class NotAVip(OrdermeshError):
+    """The user has no dedicated bucket of their own."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.NOT_A_VIP
+
+
+class MoveInProgress(OrdermeshError):
+    """Another move of this user or of one of these buckets is under way; sending the call again is safe."""
+
+    code, reason = StatusCode.ABORTED, Reason.MOVE_IN_PROGRESS
+    retry_after_s = 0.5
+
+
+class MoveAborted(OrdermeshError):
+    """The move was given up and everything is as before it; ask again with another request_id."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.MOVE_ABORTED
+
+
+class BucketFrozen(OrdermeshError):
+    """Writes to this bucket pause while one of its users is moved; sending the call again is safe."""
+
+    code, reason = StatusCode.UNAVAILABLE, Reason.BUCKET_FROZEN
+    retry_after_s = 0.5
+
+
 class NoOwner(OrdermeshError):
     """No shard owns this bucket in the map; sending the call again is safe."""
 

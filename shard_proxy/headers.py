@@ -18,6 +18,7 @@ USER_HEADER = "x-ordermesh-user"
 BUCKET_HEADER = "x-ordermesh-bucket"
 EPOCH_HEADER = "x-ordermesh-epoch"
 PLACEMENT_HEADER = "x-ordermesh-placement"
+REPLAY_HEADER = "x-ordermesh-replay"
 SHARD_TRAILER = "x-ordermesh-shard"
 ROUTE_TRAILER = "x-ordermesh-route"
 
@@ -38,12 +39,16 @@ def passed_on(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:
     )
 
 
-def for_lane(placement: Placement, subject_token: str, placements: Sequence[Placement] = ()) -> Metadata:
-    """What the proxy tells a lane about a call."""
+def for_lane(
+    placement: Placement, subject_token: str, placements: Sequence[Placement] = (), replay: str = ""
+) -> Metadata:
+    """What the proxy tells a lane about a call. replay: the order that the request is known to have made."""
     said: list[tuple[str, str | bytes]] = [(SUBJECT_HEADER, subject_token)]
     if placement.bucket is not None:
         said.append((BUCKET_HEADER, str(placement.bucket)))
         said.append((EPOCH_HEADER, str(placement.epoch)))
+    if replay:
+        said.append((REPLAY_HEADER, replay))
     if placements:
         entries = (f"{each.bucket}:{each.shard}:{each.epoch}" for each in placements)
         said.append((PLACEMENT_HEADER, ",".join(entries)))

@@ -3,6 +3,9 @@
 A shard that refuses a call as STALE_ROUTE did nothing, so any call may go on to the next place. The next
 place is, in this order: what the control database says now; the owner that the refusing fence named;
 another shard that might own the bucket. The fences make a wrong guess harmless.
+
+One thing only the control database can say: who left a bucket. So the epoch of a fence that a user left since
+our map is not believed; else new orders of that user would still go there.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
-from chassis.errors import Reason
+from chassis.errors import FROZEN_W, Reason
 from shard_proxy import domain
 from shard_proxy.domain import By, Key, Owner, Placement
 from shard_proxy.errors import NoOwner, RouteUnsettled
@@ -36,6 +39,7 @@ class Journey:
         self._key = key
         self._refusals: Counter[int | None] = Counter()
         self._guesses: dict[int, Owner] = {}
+        self.replay = ""
         self._tried: dict[int, set[Owner]] = {}
 
     @property
@@ -45,6 +49,8 @@ class Journey:
 
     async def place(self) -> Placement:
         """Where the call goes next. Raises: as domain.route."""
+        if self.replay:
+            return await self._known(lambda: domain.place_order(self.map, self.replay))
         return await self._known(lambda: domain.route(self.map, self._by, self._key))
 
     async def scatter(self, order_ids: Sequence[str]) -> dict[str, list[str]]:
@@ -55,9 +61,23 @@ class Journey:
         """Every place of the user whom the key names. Raises: NoOwner."""
         return await self._known(lambda: domain.placements_of(self.map, self._key.one))
 
+    @staticmethod
+    def is_frozen(refusal: RemoteError) -> bool:
+        """Whether a refusal says that the bucket only pauses, while one of its users is moved."""
+        return refusal.reason == Reason.STALE_ROUTE and refusal.metadata.get("state") == FROZEN_W
+
     def can_heal(self, refusal: RemoteError) -> bool:
         """Whether a refusal says that the route was old and another can be found."""
         return refusal.reason == Reason.STALE_ROUTE and self._by in _BY_BUCKET
+
+    def leads_on(self, refusal: RemoteError) -> bool:
+        """Whether a refusal names the order of this request, made in a bucket that its user left; then that
+        is where the call goes next.
+        """
+        if refusal.reason != Reason.ORDER_ELSEWHERE or self._by is not By.USER or self.replay:
+            return False
+        self.replay = refusal.metadata.get("order_id", "")
+        return bool(self.replay)
 
     async def heal(self, refusal: RemoteError, at: Placement) -> None:
         """Learn from a refusal where to try next.
@@ -76,6 +96,11 @@ class Journey:
             self._guesses.pop(bucket, None)
             return
         hint = _hint(refusal, at.shard)
+        if hint is not None and used is not None and _somebody_left(refusal, hint, used):
+            if hint.shard == used.shard:
+                # The reading that we shared may have begun before; the next refusal, of few, begins another.
+                return
+            hint = Owner(hint.shard, used.epoch)
         if hint is not None and hint != used and hint.shard in self._book.map.shards:
             self._guesses.pop(bucket, None)
             self._book.adopt(bucket, hint)
@@ -109,6 +134,8 @@ class Journey:
         try:
             return decide()
         except NoOwner as missing:
+            if not self._book.is_newest:
+                raise
             raise domain.impossible(missing, self._by) from None
 
 
@@ -120,6 +147,14 @@ def _hint(refusal: RemoteError, said_by: str) -> Owner | None:
     epoch = _number(facts.get("epoch"))
     owner = facts.get("owner") or (said_by if facts.get("state") == "OWNED" else "")
     return Owner(owner, epoch) if owner and epoch is not None else None
+
+
+def _somebody_left(refusal: RemoteError, hint: Owner, used: Owner) -> bool:
+    """Whether a user left the bucket after the epoch that our map knows. An owner that stays gets a new epoch
+    for no other reason.
+    """
+    left = _number(refusal.metadata.get("left_epoch"))
+    return (left or 0) > used.epoch or (hint.shard == used.shard and hint.epoch > used.epoch)
 
 
 def _number(text: str | None) -> int | None:

@@ -17,8 +17,18 @@ LANE_IN_FLIGHT = Gauge("ordermesh_proxy_lane_in_flight", "Unary calls that hold 
 LANE_UP = Gauge("ordermesh_proxy_lane_up", "1 while a lane is connected.", ["lane"])
 RESENT = Counter(
     "ordermesh_proxy_resent_total",
-    "Calls sent again: after a stale route, or after a lost answer.",
+    "Calls sent again: after a stale route, a frozen bucket, an order elsewhere, or a lost answer.",
     ["lane", "because"],
+)
+VIP_MOVES = Counter(
+    "ordermesh_vip_moves_total",
+    "Moves of users to dedicated buckets and back, by how they ended.",
+    ["kind", "phase"],
+)
+VIP_FROZEN_SECONDS = Histogram(
+    "ordermesh_vip_frozen_seconds",
+    "How long writes to a bucket paused while one of its users was moved.",
+    buckets=(0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5),
 )
 ROUTES_ADOPTED = Counter(
     "ordermesh_proxy_routes_adopted_total", "Owners of buckets that were learnt from a fence."

@@ -1,4 +1,6 @@
-"""RoutingService: tells where things live and why, from the same map that calls are routed with."""
+"""RoutingService: tells where things live and why, from the same map that calls are routed with, and has
+users moved.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from ordermesh.routing.v1 import routing_service_pb2 as pb
 from shard_proxy import wire
 from shard_proxy.domain import By, Key
 from shard_proxy.journey import Journey
+from shard_proxy.moves import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,20 +25,30 @@ if TYPE_CHECKING:
     from shard_proxy.domain import Placement
     from shard_proxy.lanes import Lanes
     from shard_proxy.methods import Passed
+    from shard_proxy.move_store import MoveStore
+    from shard_proxy.mover import VipMover
 
 _VIP_USERS = "vip_users"
 
 
 class RoutingService:
-    """The handlers; each answers from memory."""
+    """The handlers; what only asks is answered from memory."""
 
     def __init__(
-        self, book: RouteBook, lanes: Lanes, passed: Mapping[str, Passed], tokens: PageTokens
+        self,
+        book: RouteBook,
+        lanes: Lanes,
+        passed: Mapping[str, Passed],
+        tokens: PageTokens,
+        mover: VipMover,
+        moves: MoveStore,
     ) -> None:
         self._book = book
         self._lanes = lanes
         self._passed = passed
         self._tokens = tokens
+        self._mover = mover
+        self._moves = moves
 
     async def Where(self, request: pb.WhereRequest, call: Call) -> pb.WhereResponse:
         """Where the orders of a user, or one order, live."""
@@ -69,6 +82,25 @@ class RoutingService:
         more = self._tokens.seal(page[-1].encode(), _VIP_USERS) if len(later) > size else ""
         users = [wire.vip_user(map_, map_.vips[user_id]) for user_id in page]
         return pb.ListVipUsersResponse(vip_users=users, next_page_token=more)
+
+    async def PromoteVip(self, request: pb.PromoteVipRequest, call: Call) -> pb.PromoteVipResponse:
+        """Give a user a dedicated bucket."""
+        wish = wire.move_wish(request, Kind.PROMOTE, call.subject.name, shard=request.shard)
+        return pb.PromoteVipResponse(move=wire.move(await self._mover.move(wish, call.time_remaining())))
+
+    async def DemoteVip(self, request: pb.DemoteVipRequest, call: Call) -> pb.DemoteVipResponse:
+        """Send a user back to the hashed bucket."""
+        wish = wire.move_wish(request, Kind.DEMOTE, call.subject.name)
+        return pb.DemoteVipResponse(move=wire.move(await self._mover.move(wish, call.time_remaining())))
+
+    async def ListVipMoves(self, request: pb.ListVipMovesRequest, call: Call) -> pb.ListVipMovesResponse:
+        """A page of moves, the newest first; read from the control database."""
+        size, query = wire.page_size(request.page_size), f"vip_moves {request.user_id}"
+        token = request.page_token
+        before = wire.position(self._tokens.open(token, query)) if token else wire.NEWEST
+        found = await self._moves.newest(request.user_id, before, size + 1)
+        more = self._tokens.seal(wire.packed_position(found[size - 1]), query) if len(found) > size else ""
+        return pb.ListVipMovesResponse(moves=[wire.move(one) for one in found[:size]], next_page_token=more)
 
     async def Explain(self, request: pb.ExplainRequest, call: Call) -> pb.ExplainResponse:
         """Where a request would go, without sending it."""

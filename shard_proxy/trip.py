@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import TYPE_CHECKING
 
 from chassis.errors import DeadlineExceeded
 from shard_proxy import headers, metrics
 from shard_proxy.domain import ANYWHERE, By, Placement
-from shard_proxy.errors import RouteUnsettled
+from shard_proxy.errors import BucketFrozen, RouteUnsettled
 from shard_proxy.headers import Metadata
 from shard_proxy.lanes import HISTORY
 
@@ -26,6 +27,10 @@ SEND_TRIES_MAX = 4
 """A process that is killed while it starts may lose a call twice."""
 BACKOFF_FIRST_S = 0.02
 BACKOFF_MAX_S = 0.5
+FROZEN_S_MAX = 2.0
+"""A freeze is over within one second, whichever way; a mover that died is succeeded a little later."""
+FROZEN_PAUSE_S = 0.005
+FROZEN_PAUSE_S_MAX = 0.1
 MARGIN_S = 0.02
 """The lane gets this much less time than we have, so that its answer, even `too late`, still reaches the
 caller.
@@ -43,6 +48,8 @@ class Trip:
         self._journey = journey
         self._lanes = lanes
         self._sends = 0
+        self._thaws = 0
+        self._frozen_until = 0.0
         self.placement: Placement = ANYWHERE
 
     async def lane(self) -> Lane:
@@ -72,16 +79,24 @@ class Trip:
         placements: tuple[Placement, ...] = ()
         if self._passed.service == HISTORY and self._passed.by is By.USER:
             placements = await self._journey.placements()
-        return self._inbound + headers.for_lane(self.placement, self._call.subject_token, placements)
+        return self._inbound + headers.for_lane(
+            self.placement, self._call.subject_token, placements, self._journey.replay
+        )
 
     async def again(self, ended: Ended, lane: Lane) -> None:
         """Return when the call should be tried again; a lane that is being started is waited for by its link.
 
         Raises: what the caller is to be told when it should not.
         """
+        if self._journey.is_frozen(ended.remote):
+            await self._thaw(lane)
+            return
         if self._journey.can_heal(ended.remote):
             await self._journey.heal(ended.remote, self.placement)
             metrics.RESENT.labels(lane.name, "stale_route").inc()
+            return
+        if self._journey.leads_on(ended.remote):
+            metrics.RESENT.labels(lane.name, "elsewhere").inc()
             return
         if not self._may_resend(ended, lane):
             raise ended.spoken(lane.name) from None
@@ -91,11 +106,25 @@ class Trip:
 
     async def lesson(self, ended: Ended) -> None:
         """Learn from the refusal of a call that cannot be sent again, for the calls after it."""
-        if self._journey.can_heal(ended.remote):
+        if self._journey.can_heal(ended.remote) and not self._journey.is_frozen(ended.remote):
             try:
                 await self._journey.heal(ended.remote, self.placement)
             except RouteUnsettled:
                 return
+
+    async def _thaw(self, lane: Lane) -> None:
+        """Wait a moment for a frozen bucket, a little longer each time.
+
+        Raises: BucketFrozen when it stays frozen for longer than a move may take.
+        """
+        now = time.monotonic()
+        self._frozen_until = self._frozen_until or now + FROZEN_S_MAX
+        pause_s = min(FROZEN_PAUSE_S * 2**self._thaws, FROZEN_PAUSE_S_MAX) * random.uniform(0.5, 1)
+        if now + pause_s > self._frozen_until or pause_s > self.timeout_s():
+            raise BucketFrozen(bucket=self.placement.bucket)
+        self._thaws += 1
+        metrics.RESENT.labels(lane.name, "frozen").inc()
+        await asyncio.sleep(pause_s)
 
     def arrived(self, lane: Lane) -> None:
         """The lane served the call."""

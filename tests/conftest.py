@@ -87,7 +87,10 @@ async def postgres(server_dir: Path, clean_machine: None) -> AsyncIterator[Postg
 async def kafka(server_dir: Path, clean_machine: None) -> AsyncIterator[KafkaServer]:
     """The run's Kafka broker; tests share it, so each makes topics and groups of its own names."""
     server = await KafkaServer.started(
-        places.data_directory(server_dir, "tests", kind="kafka"), ports.free_port(), ports.free_port()
+        places.data_directory(server_dir, "tests", kind="kafka"),
+        ports.free_port(),
+        ports.free_port(),
+        quick=True,
     )
     yield server
     await server.stop()
@@ -97,7 +100,10 @@ async def kafka(server_dir: Path, clean_machine: None) -> AsyncIterator[KafkaSer
 async def elasticsearch(server_dir: Path, clean_machine: None) -> AsyncIterator[ElasticsearchServer]:
     """The run's Elasticsearch node; tests share it, so each makes indices of its own names."""
     server = await ElasticsearchServer.started(
-        places.data_directory(server_dir, "tests", kind="elasticsearch"), ports.free_port(), ports.free_port()
+        places.data_directory(server_dir, "tests", kind="elasticsearch"),
+        ports.free_port(),
+        ports.free_port(),
+        quick=True,
     )
     yield server
     await server.stop()

@@ -57,6 +57,7 @@ class Mesh:
     """OrderService and HistoryService over a dictionary, keeping the promises the gateway repeats.
 
     `creates` and `pages` are the requests as they arrived, `calls` how; `refusal` is raised by every call
+    when set, and GetOrder waits for `held` when there is one.
     when set. `shard` and `xid` are where the next write happens.
     """
 
@@ -68,6 +69,7 @@ class Mesh:
     next_page_token: str = ""
     unreachable: tuple[str, ...] = ()
     refusal: Exception | None = None
+    held: asyncio.Event | None = None
     shard: str = "s1"
     xid: int = 100
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -96,6 +98,8 @@ class Mesh:
 
     async def GetOrder(self, request: Any, call: rpc.Call) -> Any:
         self._enter(call)
+        if self.held is not None:
+            await self.held.wait()
         return orders.GetOrderResponse(order=self._seen(request.order_id, call))
 
     async def UpdateOrder(self, request: Any, call: rpc.Call) -> Any:

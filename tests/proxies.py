@@ -18,7 +18,7 @@ from uuid import UUID
 import grpc
 import pytest
 
-from chassis import auth, rpc
+from chassis import auth, pg, rpc
 from chassis.auth import Role
 from chassis.clock import SYSTEM_CLOCK
 from chassis.errors import ShardUnavailable, StaleRoute
@@ -27,10 +27,9 @@ from chassis.rpc.health import Health
 from chassis.testing import eventually
 from ops import ca
 from shard_proxy import methods
-from shard_proxy.app import Door, Routes, limits_of
+from shard_proxy.app import Door, Routes, limits_of, routes_of
 from shard_proxy.book import RouteBook
 from shard_proxy.domain import MapSnapshot, Owner, Shard, VipUser
-from shard_proxy.identity import BearerTokens
 from shard_proxy.lanes import ORDER, Lanes
 from shard_proxy.settings import ProxySettings
 from shard_proxy.vitals import Vitals
@@ -292,11 +291,12 @@ async def opened(
         behind_us = await stack.enter_async_context(Lanes(None, limits_of(settings)).opened())
         book = RouteBook(source, saved, SYSTEM_CLOCK, changed=behind_us.follow)
         await book.open()
-        routes = Routes(book, behind_us, methods.passed_on(methods.BEHIND))
+        control = pg.PgSettings(dsn=settings.dsn.get_secret_value())
+        moving = await stack.enter_async_context(pg.open_database(control))
+        routes = routes_of(settings, book, behind_us, moving)
         health = Health()
         Vitals(health, book, behind_us, SYSTEM_CLOCK).look()
-        bearers = BearerTokens(settings.jwks_url, settings.issuer, settings.audience, SYSTEM_CLOCK)
-        server = await stack.enter_async_context(Door(settings, routes, health).plain("127.0.0.1:0", bearers))
+        server = await stack.enter_async_context(Door(settings, routes, health).plain("127.0.0.1:0", None))
         target = f"127.0.0.1:{server.port}"
         channel = await stack.enter_async_context(
             grpc.aio.insecure_channel(target, options=[("grpc.enable_retries", 0)])

@@ -56,9 +56,14 @@ CREATE TABLE bucket_fence (
     epoch      bigint      NOT NULL CHECK (epoch >= 1),
     state      text        NOT NULL CHECK (state IN ('OWNED', 'MOVING', 'FROZEN_W', 'FROZEN_RW', 'INCOMING', 'MOVED')),
     owner      text        COLLATE "C" NOT NULL,
-    changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    left_epoch bigint      NOT NULL DEFAULT 0 CHECK (left_epoch >= 0),
+    move_token bigint      NOT NULL DEFAULT 0 CHECK (move_token >= 0)
 );
 COMMENT ON TABLE bucket_fence IS 'Every bucket this shard owns or owned, and who owns it; without a row it was never here.';
+COMMENT ON COLUMN bucket_fence.left_epoch IS
+    'The last epoch at which a user left for another bucket: who has an older map must ask who that was, and may not guess.';
+COMMENT ON COLUMN bucket_fence.move_token IS 'Of the last mover that was here; one that fell behind comes with a smaller one.';
 
 -- BEFORE INSERT OR UPDATE OR DELETE FOR EACH ROW on every order table, ENABLE ALWAYS.
 -- A writer says the epoch it was routed by, or NULL for "whatever it is, as long as we own the bucket", and gets it stamped.
@@ -77,7 +82,8 @@ BEGIN
     SELECT * INTO f FROM ordermesh.bucket_fence WHERE bucket = r.bucket;
     IF f.state IS DISTINCT FROM 'OWNED' OR (TG_OP <> 'DELETE' AND r.route_epoch <> f.epoch) THEN
         RAISE 'stale route' USING ERRCODE = 'SH001',
-            DETAIL = json_build_object('bucket', r.bucket, 'epoch', f.epoch, 'owner', f.owner, 'state', f.state)::text;
+            DETAIL = json_build_object('bucket', r.bucket, 'epoch', f.epoch, 'owner', f.owner, 'state', f.state,
+                                       'left_epoch', f.left_epoch)::text;
     END IF;
     IF TG_OP = 'DELETE' THEN RETURN OLD; END IF;
     NEW.route_epoch := f.epoch;
@@ -412,6 +418,52 @@ COMMENT ON TABLE outbox_floor IS 'Below this position the outbox may be gone; a 
 SELECT ordermesh.ensure_partitions();
 
 INSERT INTO schema_migrations (name) VALUES ('0004_read_side');
+
+-- What a claim reads: nothing of an upstream that is held or not asked for, and of the leased timers only those.
+
+-- The lock keeps writers of timers out for as long as the build takes: 1.4 s for half a million unsettled orders.
+CREATE INDEX order_timers_of_upstream ON order_timers (class, upstream, due_at) WHERE lease_token IS NULL;
+CREATE INDEX order_timers_leased ON order_timers (class, due_at) WHERE lease_token IS NOT NULL;
+
+INSERT INTO schema_migrations (name) VALUES ('0005_claims');
+
+-- How a user leaves a bucket.
+
+-- Stops writes to a bucket and returns its fence; it is the caller's freeze when state and token are his. Waits for the writers
+-- that passed, while the next ones queue behind it: so not for long. A mover that was overtaken, or whose freeze was ended,
+-- freezes nothing, however late his call arrives.
+CREATE FUNCTION ordermesh.freeze_bucket(p_bucket int, p_epoch bigint, p_token bigint) RETURNS ordermesh.bucket_fence
+    LANGUAGE plpgsql SET lock_timeout = '300ms' AS $$
+DECLARE
+    f ordermesh.bucket_fence;
+BEGIN
+    PERFORM pg_advisory_xact_lock(71, p_bucket);
+    UPDATE ordermesh.bucket_fence SET state = 'FROZEN_W', move_token = p_token, changed_at = clock_timestamp()
+     WHERE bucket = p_bucket AND epoch = p_epoch AND state = 'OWNED' AND move_token < p_token;
+    SELECT * INTO f FROM ordermesh.bucket_fence WHERE bucket = p_bucket;
+    RETURN f;
+END $$;
+
+-- Lets writes to a bucket go on at the epoch that the control database says, and returns its fence. A greater epoch than before
+-- means that a user left. Never goes back, and never undoes what a later mover did. Waits for writers only where a freeze was lost:
+-- those that passed then are still under the old epoch.
+CREATE FUNCTION ordermesh.thaw_bucket(p_bucket int, p_epoch bigint, p_token bigint) RETURNS ordermesh.bucket_fence
+    LANGUAGE plpgsql SET lock_timeout = '300ms' AS $$
+DECLARE
+    f ordermesh.bucket_fence;
+BEGIN
+    IF EXISTS (SELECT FROM ordermesh.bucket_fence WHERE bucket = p_bucket AND state = 'OWNED' AND epoch < p_epoch) THEN
+        PERFORM pg_advisory_xact_lock(71, p_bucket);
+    END IF;
+    UPDATE ordermesh.bucket_fence
+       SET state = 'OWNED', epoch = p_epoch, left_epoch = CASE WHEN p_epoch > epoch THEN p_epoch ELSE left_epoch END,
+           move_token = p_token, changed_at = clock_timestamp()
+     WHERE bucket = p_bucket AND epoch <= p_epoch AND state IN ('OWNED', 'FROZEN_W') AND move_token <= p_token;
+    SELECT * INTO f FROM ordermesh.bucket_fence WHERE bucket = p_bucket;
+    RETURN f;
+END $$;
+
+INSERT INTO schema_migrations (name) VALUES ('0006_bucket_moves');
 
 -- What the projector keeps: who publishes, how far, what the read model refused, and which indices hold which month.
 

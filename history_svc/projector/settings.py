@@ -27,6 +27,15 @@ class ProjectorSettings(ReadSideSettings):
     pool_queue: int = Field(12, ge=0, le=96, description="Statements that may wait for one of them.")
     batch_rows: int = Field(1000, ge=1, le=10_000, description="Changes that the relay reads at once.")
     batch_mib: int = Field(4, ge=1, le=64, description="MiB of changes that the relay reads at once.")
+    tick_s: float = Field(
+        0.25, ge=0.05, le=5, description="How often what was written is made searchable, and watermarks move."
+    )
+    quarantine_max: int = Field(
+        1000,
+        ge=1,
+        le=100_000,
+        description="Orders of a shard that may be refused before its watermarks wait.",
+    )
     inbox_mib: int = Field(
         64, ge=1, le=4096, description="MiB taken from Kafka that may wait for the indexers of all shards."
     )

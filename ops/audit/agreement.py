@@ -6,17 +6,24 @@ case says that a disagreement is known; both are left out where the sentence say
 
 from __future__ import annotations
 
+from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ops.audit.findings import Broken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from uuid import UUID
 
     from ops.audit.ledgers import Executed
-    from ops.audit.shards import OrderRow
+    from ops.audit.shards import CopiedKey, OrderRow, Request
 
+KEY_LIVES = timedelta(hours=71, minutes=59)
+"""After its order settled; the clocks of two shards differ by less than the minute that is missing."""
 CHECKS = {
+    "i7_copied": "A key that was copied with its user points at an order of that user and request.",
+    "i7_across": "Of a user with several buckets, no two shards have orders of one live request.",
     "i16_once": "An upstream executed each leg of an order at most once.",
     "i16_success": "Each leg of a SUCCESS order was executed by its upstream, amount and reference as here "
     "(an operator's word aside).",
@@ -33,6 +40,32 @@ CHECKS = {
 QUIET_CHECKS = {
     "i16_quiet": "With nothing in motion, no executed leg belongs to an order PENDING and not parked.",
 }
+
+
+def copied(shard: str, keys: Iterable[CopiedKey], orders: Mapping[UUID, Request]) -> Iterator[Broken]:
+    """Copied keys that point at no order, or at one of another user or request. orders: of all shards."""
+    for key in keys:
+        order = orders.get(key.order_id)
+        if order is None or (order.user_id, order.request_id) != (key.user_id, key.request_id):
+            what = "no order" if order is None else "another order"
+            yield Broken(shard, str(key.order_id), f"key {key.request_id} of {key.user_id} points at {what}")
+
+
+def across(requests: Mapping[str, Sequence[Request]]) -> Iterator[Broken]:
+    """Orders of the same user and request on several shards, of which the later was made while the key of
+    the earlier one lived. requests: by shard.
+    """
+    by_request: dict[tuple[str, UUID], list[tuple[Request, str]]] = {}
+    for shard, found in requests.items():
+        for each in found:
+            by_request.setdefault((each.user_id, each.request_id), []).append((each, shard))
+    for same in by_request.values():
+        ordered = sorted(same, key=lambda pair: (pair[0].created_at, pair[0].order_id))
+        for (first, _), (later, shard) in pairwise(ordered):
+            if first.settled_at is None or later.created_at < first.settled_at + KEY_LIVES:
+                yield Broken(
+                    shard, str(later.order_id), f"a second order for the request of {first.order_id}"
+                )
 
 
 def of_order(order: OrderRow, executed: Sequence[Executed], *, quiet: bool) -> Iterator[tuple[str, str]]:

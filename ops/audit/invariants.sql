@@ -77,7 +77,7 @@ SELECT o.order_id::text AS id, format('%s by %s without proof', o.status, o.basi
                                             ELSE ARRAY['UPSTREAM_FAILED', 'NOT_FOUND_FINAL', 'OPERATOR'] END));
 
 -- name: i7_keys
--- A request made one order: while a key lives no second order has its user and request, and every key points at its order.
+-- A request made one order: while a key lives no second order has its user and request, and every key points at its order here, if any.
 SELECT order_id::text AS id, format('user %s has order %s with the same request %s', user_id, later, request_id) AS fact
   FROM (SELECT order_id, user_id, request_id, settled_at,
                lead(order_id) OVER same AS later, lead(created_at) OVER same AS later_at
@@ -90,7 +90,8 @@ SELECT k.order_id::text, format('key %s of user %s points at %s', k.request_id, 
                                 CASE WHEN o.order_id IS NULL THEN 'no order' ELSE 'another order' END)
   FROM idempotency_keys k
   LEFT JOIN orders o ON o.order_id = k.order_id AND o.created_at = k.created_at
- WHERE (o.user_id, o.request_id, o.bucket) IS DISTINCT FROM (k.user_id, k.request_id, k.bucket);
+ WHERE (o.user_id, o.request_id, o.bucket) IS DISTINCT FROM (k.user_id, k.request_id, ordermesh.id_bucket(k.order_id))
+   AND (o.order_id IS NOT NULL OR k.bucket = ordermesh.id_bucket(k.order_id));
 
 -- name: i7_expiry
 -- The key of an order lives until 72 hours after it settled, and has no end before.
@@ -103,24 +104,24 @@ SELECT o.order_id::text AS id,
     OR k.expires_at < o.settled_at + interval '72 hours';
 
 -- name: i8_ids
--- An order's id carries its bucket and its time, and all its rows carry the same.
+-- An order's id carries its bucket and its time, and all its rows carry the same; a key that was copied has the bucket it went to.
 SELECT order_id::text AS id, 'bucket or time of ' || room AS fact
   FROM (SELECT order_id, bucket, created_at, 'orders' AS room FROM orders
         UNION ALL SELECT order_id, bucket, created_at, 'order_journal' FROM order_journal
         UNION ALL SELECT order_id, bucket, created_at, 'outbox' FROM outbox
         UNION ALL SELECT order_id, bucket, created_at, 'order_timers' FROM order_timers
-        UNION ALL SELECT order_id, bucket, created_at, 'idempotency_keys' FROM idempotency_keys
+        UNION ALL SELECT order_id, ordermesh.id_bucket(order_id), created_at, 'idempotency_keys' FROM idempotency_keys
         UNION ALL SELECT order_id, bucket, created_at, 'dead_letters' FROM dead_letters) rows
  WHERE ordermesh.id_bucket(order_id) <> bucket
     OR ordermesh.id_time(order_id) <> created_at;
 
 -- name: i9_fence
--- Every order lives in a bucket that this shard owns, and none was written at an epoch that the fence has not reached.
+-- Every order lives in a bucket that this shard owns, if only for reading just now, and none was written at an epoch that the fence has not reached.
 SELECT o.order_id::text AS id,
        format('bucket %s is %s epoch %s here, the order has epoch %s', o.bucket, COALESCE(f.state, 'unknown'), f.epoch, o.route_epoch) AS fact
   FROM orders o
   LEFT JOIN bucket_fence f USING (bucket)
- WHERE f.state IS DISTINCT FROM 'OWNED'
+ WHERE f.state IS NULL OR f.state NOT IN ('OWNED', 'FROZEN_W')
     OR o.route_epoch > f.epoch;
 
 -- name: i10_outbox

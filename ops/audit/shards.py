@@ -16,6 +16,7 @@ from ops.errors import OpsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from ops.audit.invariants import Invariant
@@ -42,6 +43,14 @@ SELECT o.order_id, o.bucket, o.status, o.stage, o.basis, o.leg, o.legs,
                 WHERE d.order_id = o.order_id AND d.closed_at IS NULL) AS has_open_case
   FROM orders o"""
 _IDS = "SELECT order_id FROM orders ORDER BY order_id"
+_FENCE = "SELECT bucket, state, epoch FROM bucket_fence"
+_COPIED = """
+SELECT user_id, request_id, order_id FROM idempotency_keys
+ WHERE bucket <> ordermesh.id_bucket(order_id) ORDER BY user_id, request_id"""
+_REQUEST = "SELECT order_id, user_id, request_id, created_at, settled_at FROM orders"
+_REQUESTS = _REQUEST + " WHERE order_id = ANY ($1::uuid[])"
+_REQUESTS_OF = _REQUEST + " WHERE user_id = ANY ($1::text[])"
+_MOVED_USERS = "SELECT DISTINCT user_id FROM user_bucket ORDER BY user_id"
 _KNOWN = "SELECT order_id FROM orders WHERE order_id = ANY ($1::uuid[])"
 
 
@@ -64,6 +73,26 @@ class OrderRow:
     currency_code: str
     upstream_ref: str
     has_open_case: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedKey:
+    """A key that came along with its user; its order is in another bucket, here or elsewhere."""
+
+    user_id: str
+    request_id: UUID
+    order_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An order as the answer to a request."""
+
+    order_id: UUID
+    user_id: str
+    request_id: UUID
+    created_at: datetime
+    settled_at: datetime | None
 
 
 class Shard:
@@ -95,7 +124,28 @@ class Shard:
     async def fence(self) -> dict[int, tuple[str, int]]:
         """State and epoch of every bucket this shard owns or owned."""
         with reading(self.name):
-            rows = await self._session.fetch("SELECT bucket, state, epoch FROM bucket_fence")
+            rows = await self._session.fetch(_FENCE)
+        return {row["bucket"]: (row["state"], row["epoch"]) for row in rows}
+
+    async def copied_keys(self) -> AsyncIterator[list[CopiedKey]]:
+        """Every key that was copied, in batches."""
+        async for rows in self._batches(_COPIED):
+            yield [CopiedKey(**row) for row in rows]
+
+    async def requests_now(self, order_ids: Sequence[UUID]) -> list[Request]:
+        """The requests of those of some orders that exist now, past the snapshot."""
+        rows = await fetch(self.name, self._dsn, _REQUESTS, order_ids)
+        return [Request(**row) for row in rows]
+
+    async def requests_of(self, users: Sequence[str]) -> list[Request]:
+        """The requests of every order of some users."""
+        with reading(self.name):
+            rows = await self._session.fetch(_REQUESTS_OF, users)
+        return [Request(**row) for row in rows]
+
+    async def fence_now(self) -> dict[int, tuple[str, int]]:
+        """As `fence`, past the snapshot."""
+        rows = await fetch(self.name, self._dsn, _FENCE)
         return {row["bucket"]: (row["state"], row["epoch"]) for row in rows}
 
     async def known_now(self, order_ids: Sequence[UUID]) -> set[UUID]:
@@ -137,6 +187,14 @@ async def read_map(dsn: str) -> dict[int, tuple[str, int]]:
     """
     rows = await fetch("control", dsn, "SELECT bucket, shard, epoch FROM buckets")
     return {row["bucket"]: (row["shard"], row["epoch"]) for row in rows}
+
+
+async def read_moved_users(dsn: str) -> list[str]:
+    """Users who ever had more than their hashed bucket, by the control database.
+
+    Raises: StoreUnreadable.
+    """
+    return [row["user_id"] for row in await fetch("control", dsn, _MOVED_USERS)]
 
 
 async def connect(dsn: str) -> asyncpg.Connection:

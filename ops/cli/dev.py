@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from ops import artifacts
 from ops.cli.options import Format, Output, StateDir
 from ops.errors import OpsError
 from ops.ports import DEFAULT_PORT_BASE
@@ -31,15 +32,20 @@ def dev(
         int, typer.Option(min=0, max=60000, help="gRPC plain N, mTLS N+43, REST N+1000; 0 takes free ports.")
     ] = DEFAULT_PORT_BASE,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready and leave it running.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="With real Kafka and Elasticsearch, and replicas of the shards.")
+    ] = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
 
     Example: ordermesh dev --port-base 0
     """
+    if full:
+        artifacts.fetch_all()  # Before anything waits with a bound; Ctrl-C ends it.
     if detach:
-        _detach(state_dir, port_base)
+        _detach(state_dir, port_base, full=full)
         return
-    asyncio.run(_run(state_dir, port_base))
+    asyncio.run(_run(state_dir, port_base, full=full))
 
 
 def down(state_dir: StateDir, form: Output = Format.TABLE) -> None:
@@ -87,7 +93,7 @@ def start(
     _say(form, f"{name} comes up again within two seconds", process=name, held=False)
 
 
-async def _run(state_dir: Path, port_base: int) -> None:
+async def _run(state_dir: Path, port_base: int, *, full: bool) -> None:
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -95,7 +101,7 @@ async def _run(state_dir: Path, port_base: int) -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # The terminal was closed, without nohup.
         loop.add_signal_handler(signal.SIGHUP, asked.set)
     stopping = asyncio.create_task(asked.wait(), name="stop-signal")
-    serving = asyncio.create_task(_serve(state_dir, port_base), name="stack")
+    serving = asyncio.create_task(_serve(state_dir, port_base, full=full), name="stack")
     await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if serving.done():
@@ -105,8 +111,8 @@ async def _run(state_dir: Path, port_base: int) -> None:
     await asyncio.gather(serving, return_exceptions=True)
 
 
-async def _serve(state_dir: Path, port_base: int) -> None:
-    async with local.running(state_dir, port_base=port_base) as stack:
+async def _serve(state_dir: Path, port_base: int, *, full: bool) -> None:
+    async with local.running(state_dir, port_base=port_base, full=full) as stack:
         await seed.first_orders(stack.endpoints)
         sys.stdout.write(banner(stack.endpoints, state_dir))
         sys.stdout.flush()
@@ -115,11 +121,15 @@ async def _serve(state_dir: Path, port_base: int) -> None:
 
 def banner(endpoints: Endpoints, state_dir: Path) -> str:
     """What is printed when the stack is ready: at most twelve lines."""
+    parts = ", ".join(f"{part} {took:.1f} s" for part, took in endpoints.took_s.items() if part != "ready")
+    servers = f"  servers  Kafka {endpoints.kafka}, Elasticsearch {endpoints.elasticsearch}"
     users = ", ".join(f"{user} (VIP)" if user == layout.VIP_USER else user for user in layout.USERS)
     lines = (
         f"ordermesh {version('ordermesh')} is ready; everything is kept in {state_dir}",
+        f"  took     {endpoints.took_s['ready']:.1f} s: {parts}",
         f"  REST     {endpoints.gateway}/docs",
         f"  gRPC     {endpoints.grpc.plain} plain text, {endpoints.grpc.mtls} mTLS (shard_proxy)",
+        *([servers] if endpoints.kafka else []),
         f"  users    {users}; a token for curl: ordermesh token --user alice",
         "  try      ordermesh order create --user alice --kind payment --amount 12.50EUR --wait 5s",
         "  look     ordermesh order journal ID | dlq list | recovery status | audit",
@@ -129,7 +139,7 @@ def banner(endpoints: Endpoints, state_dir: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _detach(state_dir: Path, port_base: int) -> None:
+def _detach(state_dir: Path, port_base: int, *, full: bool) -> None:
     """Run `dev` as a process of its own and wait until it is ready."""
     state_dir.mkdir(parents=True, exist_ok=True)
     log_path = layout.Places(state_dir).log("dev")
@@ -145,6 +155,7 @@ def _detach(state_dir: Path, port_base: int) -> None:
                 str(state_dir),
                 "--port-base",
                 str(port_base),
+                *(["--full"] if full else []),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,

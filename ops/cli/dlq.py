@@ -12,7 +12,8 @@ import typer
 from ops.cli import output
 from ops.cli.calls import TIMEOUT_S, ask, shards_of
 from ops.cli.edge import ExitCode
-from ops.cli.options import Format, OneShard, OrderId, Output, RequestId, StateDir, Why
+from ops.cli.options import Actor, Format, OneShard, OrderId, Output, RequestId, StateDir, Why
+from ops.mesh import spoken_by
 from ordermesh.order.v1 import order_service_pb2 as orders
 from ordermesh.order.v1.order_pb2 import DeadLetter, Order
 
@@ -93,7 +94,12 @@ def show(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE) ->
 
 @app.command()
 def redrive(
-    order_id: OrderId, reason: Why, request_id: RequestId, state_dir: StateDir, form: Output = Format.TABLE
+    order_id: OrderId,
+    reason: Why,
+    actor: Actor,
+    request_id: RequestId,
+    state_dir: StateDir,
+    form: Output = Format.TABLE,
 ) -> None:
     """Put a parked order back to automation, with a probe first.
 
@@ -104,7 +110,7 @@ def redrive(
     request = orders.RedriveDeadLetterRequest(order_id=order_id, request_id=str(request_id), reason=reason)
 
     async def work(mesh: Mesh) -> orders.RedriveDeadLetterResponse:
-        return await mesh.orders.RedriveDeadLetter(request, timeout=TIMEOUT_S)
+        return await mesh.orders.RedriveDeadLetter(request, timeout=TIMEOUT_S, metadata=spoken_by(actor))
 
     answer = ask(state_dir, work)
     output.emit(form, answer, _one(answer.dead_letter, answer.order))
@@ -116,6 +122,7 @@ def resolve(
     outcome: Annotated[Outcome, typer.Option(case_sensitive=False, help="What really happened.")],
     evidence: Annotated[str, typer.Option(help="What proves it, such as a line of a bank file.")],
     reason: Why,
+    actor: Actor,
     request_id: RequestId,
     state_dir: StateDir,
     upstream_ref: Annotated[
@@ -140,7 +147,7 @@ def resolve(
     )
 
     async def work(mesh: Mesh) -> orders.ResolveDeadLetterResponse:
-        return await mesh.orders.ResolveDeadLetter(request, timeout=TIMEOUT_S)
+        return await mesh.orders.ResolveDeadLetter(request, timeout=TIMEOUT_S, metadata=spoken_by(actor))
 
     answer = ask(state_dir, work)
     output.emit(form, answer, _one(answer.dead_letter, answer.order))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,6 +61,15 @@ def load(
             parser=_fault, metavar="FAULT:RATE", help="Make the upstreams misbehave; FAULT:RATE:DURATION too."
         ),
     ] = None,
+    vip_moves: Annotated[
+        timedelta,
+        typer.Option(
+            parser=duration,
+            metavar="EVERY",
+            show_default=False,
+            help="Give a user a dedicated bucket, or take it back, so often.",
+        ),
+    ] = timedelta(),
     settle_timeout: Annotated[float, typer.Option(help="Seconds to wait for quiet after the load.")] = 120.0,
     give_up: Annotated[float, typer.Option(help="Seconds a client retries one order.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Draws arrivals, users, amounts and faults.")] = 1,
@@ -85,6 +95,7 @@ def load(
             transport=transport,
             kills=tuple(kill or ()),
             faults=tuple(upstream_fault or ()),
+            vip_moves_every_s=vip_moves.total_seconds(),
             settle_timeout_s=settle_timeout,
             give_up_s=give_up,
             seed=seed,
@@ -111,7 +122,7 @@ def _print(outcome: Outcome, form: Format) -> None:
         return
     output.show(output.table(*report.LATENCY_COLUMNS, rows=report.latencies(outcome)))
     output.show(output.table("orders", "", rows=report.counts(outcome), title=""))
-    if outcome.kills or outcome.faults:
+    if outcome.kills or outcome.faults or outcome.moves:
         output.show(output.table("nemesis", "what", "times", rows=report.nemesis(outcome)))
     output.show(output.table(*findings.COLUMNS, rows=findings.rows(outcome.findings)))
     quiet = outcome.quiet

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
 from datetime import timedelta
 from enum import StrEnum
@@ -16,6 +18,8 @@ from ops import places
 FORMAT_KEY = "ordermesh.format"
 REQUEST_ID_KEY = "ordermesh.request_id"
 """Where the parsed options leave what the edge needs when the command fails."""
+ACTOR_CHARS_MAX = 32
+_NO_ACTOR = re.compile(r"[^A-Za-z0-9_.-]")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -50,6 +54,27 @@ def duration(text: str | timedelta) -> timedelta:
     return timedelta(seconds=float(found[1]) * _UNIT_S[found[2] or "s"])
 
 
+def os_user() -> str:
+    """Who runs this command, as far as the machine knows, in the letters an actor may have."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"uid-{os.getuid()}"
+    return _NO_ACTOR.sub("_", name)[:ACTOR_CHARS_MAX]
+
+
+def actor(text: str) -> str:
+    """Read the name of a person.
+
+    Raises: BadParameter.
+    """
+    if not 0 < len(text) <= ACTOR_CHARS_MAX or _NO_ACTOR.search(text):
+        raise typer.BadParameter(
+            f"{text!r} is no name: 1 to {ACTOR_CHARS_MAX} letters, digits, dots, hyphens or underscores"
+        )
+    return text
+
+
 StateDir = Annotated[
     Path,
     typer.Option(
@@ -72,6 +97,18 @@ RequestId = Annotated[
         callback=_remember_request_id,
         show_default="a new one",
         help="Repeat with the same id to repeat nothing.",
+    ),
+]
+Actor = Annotated[
+    str,
+    typer.Option(
+        "--actor",
+        envvar="ORDERMESH_ACTOR",
+        default_factory=os_user,
+        parser=actor,
+        metavar="NAME",
+        show_default="the user of this machine",
+        help="Who you are; kept with the change.",
     ),
 ]
 Why = Annotated[str, typer.Option("--reason", help="Why; kept with the change.")]

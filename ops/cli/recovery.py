@@ -10,7 +10,8 @@ import typer
 from ops.cli import output
 from ops.cli.calls import TIMEOUT_S, ask
 from ops.cli.edge import ExitCode
-from ops.cli.options import Format, OneShard, OrderId, Output, RequestId, StateDir, Why, duration
+from ops.cli.options import Actor, Format, OneShard, OrderId, Output, RequestId, StateDir, Why, duration
+from ops.mesh import spoken_by
 from ordermesh.order.v1 import order_pb2
 from ordermesh.recovery.v1 import recovery_service_pb2 as recovery
 from ordermesh.upstream.v1.upstream_service_pb2 import Verdict
@@ -102,6 +103,7 @@ def probe(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE) -
 @app.command()
 def pause(
     reason: Why,
+    actor: Actor,
     request_id: RequestId,
     state_dir: StateDir,
     shard: OneShard = "",
@@ -131,7 +133,7 @@ def pause(
         request.ttl.FromTimedelta(ttl)
 
     async def work(mesh: Mesh) -> recovery.PauseRecoveryResponse:
-        return await mesh.recovery.PauseRecovery(request, timeout=TIMEOUT_S)
+        return await mesh.recovery.PauseRecovery(request, timeout=TIMEOUT_S, metadata=spoken_by(actor))
 
     answer = ask(state_dir, work)
     paused = (("paused", ", ".join(answer.shards) or "nothing"), ("at", upstream or "all upstreams"))
@@ -142,6 +144,7 @@ def pause(
 @app.command()
 def resume(
     reason: Why,
+    actor: Actor,
     request_id: RequestId,
     state_dir: StateDir,
     shard: OneShard = "",
@@ -159,7 +162,7 @@ def resume(
     )
 
     async def work(mesh: Mesh) -> recovery.ResumeRecoveryResponse:
-        return await mesh.recovery.ResumeRecovery(request, timeout=TIMEOUT_S)
+        return await mesh.recovery.ResumeRecovery(request, timeout=TIMEOUT_S, metadata=spoken_by(actor))
 
     answer = ask(state_dir, work)
     output.emit(form, answer, output.facts(("resumed", ", ".join(answer.shards) or "nothing was paused")))

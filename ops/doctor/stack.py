@@ -15,9 +15,10 @@ from cryptography import x509
 from chassis import pg, rpc
 from chassis.errors import OrdermeshError
 from ops.ca import LEAF_LIFETIME
+from ops.doctor import servers
 from ops.doctor.findings import Finding, Word, bad, ok, warn
 from ops.mesh import connect
-from ops.places import data_directory
+from ops.stack.servers import log_of
 from ordermesh.routing.v1 import routing_service_pb2 as routing
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ async def check(endpoints: Endpoints, where: Places) -> list[Finding]:
         processes(endpoints.services, where),
         databases(endpoints),
         map_version(endpoints),
+        servers.check(endpoints),
     )
     return [certificates(where.tls), *(each for part in parts for each in part)]
 
@@ -77,8 +79,7 @@ async def _process(client: httpx.AsyncClient, service: Service, where: Places) -
 
 
 def _log(name: str, where: Places) -> Path:
-    server = name.removeprefix("postgres.")
-    return data_directory(where.state, server).with_suffix(".log") if server != name else where.log(name)
+    return log_of(where.state, name) or where.log(name)
 
 
 def _lives(pid: int) -> bool:
@@ -118,13 +119,16 @@ _RENEW = "the stack makes and renews them at its start: ordermesh down, then ord
 async def databases(endpoints: Endpoints) -> list[Finding]:
     """Whether each shard answers, its clock is ours, and its partitions reach far enough ahead."""
     shards = [each for each in endpoints.databases if each.role == "shard"]
-    parts = await asyncio.gather(*(_database(each) for each in shards))
+    own = {each.name for each in endpoints.services} & {f"postgres.{each.shard}" for each in shards}
+    parts = await asyncio.gather(
+        *(_database(each, f"postgres.{each.shard}" if own else "postgres.shards") for each in shards)
+    )
     found = [each for part in parts for each in part]
     wrong = [each for each in found if each.word is not Word.OK]
     return wrong or [ok("databases", "; ".join(each.detail for each in found))]
 
 
-async def _database(database: DatabaseEndpoint) -> list[Finding]:
+async def _database(database: DatabaseEndpoint, server: str) -> list[Finding]:
     settings = pg.PgSettings(dsn=database.dsn, pool_size=1, queue=2, read_only=True)
     name = f"database {database.shard or database.role}"
     try:
@@ -134,13 +138,8 @@ async def _database(database: DatabaseEndpoint) -> list[Finding]:
             ours = before + (datetime.now(UTC) - before) / 2
             ends = {row["name"]: row["ends_at"] for row in await opened.fetch(QUERIES.partitions_end)}
     except OrdermeshError as failed:
-        return [
-            bad(
-                name,
-                f"does not answer: {failed.reason}",
-                "ordermesh start postgres.shards, if it was stopped; see postgres/shards.log",
-            )
-        ]
+        fix = f"ordermesh start {server}, if it was stopped; see its log"
+        return [bad(name, f"does not answer: {failed.reason}", fix)]
     return [clock(name, theirs - ours), partitions(name, ends, theirs)]
 
 

@@ -45,7 +45,7 @@ def asks(plan: Plan, run_id: str, vips: Sequence[str]) -> Iterator[Ask]:
     there are any.
     """
     draw = random.Random(f"{plan.seed}/{run_id}")
-    users = [f"load.{run_id}.{number}" for number in range(plan.users)]
+    users = users_of(plan, run_id)
     due_s = draw.expovariate(plan.rate)
     number = 0
     while due_s < plan.seconds:
@@ -63,6 +63,11 @@ def asks(plan: Plan, run_id: str, vips: Sequence[str]) -> Iterator[Ask]:
         )
         number += 1
         due_s += draw.expovariate(plan.rate)
+
+
+def users_of(plan: Plan, run_id: str) -> list[str]:
+    """The users of a run."""
+    return [f"load.{run_id}.{number}" for number in range(plan.users)]
 
 
 def description(run_id: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ops.load.faults import Struck
     from ops.load.kills import Killed
+    from ops.load.moves import Moved
     from ops.load.plan import Plan
     from ops.load.tallies import Tally
 
@@ -28,7 +29,7 @@ CHECKS = {
     "l5_settled": "Every order is SUCCESS, FAILED or parked.",
     "l6_same": "The same request sent again gives the same order.",
     "l7_proof": "The run proves something: orders were acknowledged, each kill happened, each fault struck, "
-    "every arrival is accounted for.",
+    "somebody was moved where that was asked for, every arrival is accounted for.",
 }
 """What is checked of a run, besides the audit."""
 _FIND = """
@@ -86,7 +87,13 @@ def compare(entries: Sequence[Entry], found: Sequence[Found]) -> list[Finding]:
     return findings.all()
 
 
-def prove(plan: Plan, tally: Tally, kills: Sequence[Killed], struck: Sequence[Struck]) -> list[Finding]:
+def prove(
+    plan: Plan,
+    tally: Tally,
+    kills: Sequence[Killed],
+    struck: Sequence[Struck],
+    moves: Sequence[Moved] = (),
+) -> list[Finding]:
     """Whether the run did what it was told to do: l7. A check of nothing finds nothing."""
     findings = Findings({"l7_proof": CHECKS["l7_proof"]})
     facts = []
@@ -107,6 +114,8 @@ def prove(plan: Plan, tally: Tally, kills: Sequence[Killed], struck: Sequence[St
         for fault in plan.faults
         if not strikes[fault.label]
     ]
+    if plan.vip_moves_every_s and not any(each.said == "DONE" for each in moves):
+        facts.append(("--vip-moves", "moved nobody"))
     findings.add("l7_proof", *(Broken("load", what, fact) for what, fact in facts))
     return findings.all()
 

@@ -68,6 +68,8 @@ class Plan:
     transport: Transport = Transport.MIXED
     kills: tuple[Kill, ...] = ()
     faults: tuple[UpstreamFault, ...] = ()
+    vip_moves_every_s: float = 0.0
+    """Between two moves of users to a dedicated bucket or back; 0 moves nobody."""
     settle_timeout_s: float = 120.0
     give_up_s: float = 30.0
     try_timeout_s: float = 4.0
@@ -84,6 +86,8 @@ class Plan:
         _within("--rate times --seconds", self.rate * self.seconds, 1, ORDERS_MAX)
         for kill in self.kills:
             _within(f"--kill {kill.service}", kill.every_s, 0.5, self.seconds)
+        if self.vip_moves_every_s:
+            _within("--vip-moves", self.vip_moves_every_s, 0.2, self.seconds)
         for fault in self.faults:
             if fault.kind not in KINDS:
                 known = ", ".join(KINDS).lower()

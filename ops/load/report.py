@@ -50,10 +50,24 @@ def counts(outcome: Outcome) -> list[Row]:
 
 
 def nemesis(outcome: Outcome) -> list[Row]:
-    """Kills and faults, and how often each happened."""
+    """Kills, faults and moves, and how often each happened."""
     kills = Counter(f"{kill.service}{f'.{kill.shard}' if kill.shard else ''}" for kill in outcome.kills)
     killed: list[Row] = [("SIGKILL", name, str(count)) for name, count in sorted(kills.items())]
-    return killed + [("fault", f"{each.upstream} {each.fault}", str(each.strikes)) for each in outcome.faults]
+    moved = Counter(f"{each.kind.lower()}: {each.said}" for each in outcome.moves)
+    return [
+        *killed,
+        *(("fault", f"{each.upstream} {each.fault}", str(each.strikes)) for each in outcome.faults),
+        *(("vip move", what, str(count)) for what, count in sorted(moved.items())),
+        *(("vip move", f"frozen, {name}", f"{ms:.1f} ms") for name, ms in frozen(outcome).items()),
+    ]
+
+
+def frozen(outcome: Outcome) -> dict[str, float]:
+    """How long buckets were frozen, where whoever froze them saw the end; in milliseconds."""
+    ms = sorted(each.frozen_ms for each in outcome.moves if each.frozen_ms is not None)
+    if not ms:
+        return {}
+    return {"p50": ms[len(ms) // 2], "p99": ms[min(len(ms) - 1, len(ms) * 99 // 100)], "max": ms[-1]}
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -70,6 +84,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "generator_cpu_s": outcome.cpu_s,
         "kills": [asdict(kill) for kill in outcome.kills],
         "faults": [asdict(each) for each in outcome.faults],
+        "vip_moves": [asdict(each) for each in outcome.moves],
+        "frozen_ms": frozen(outcome),
         "quiet": {**asdict(outcome.quiet), "reached": outcome.quiet.reached},
         "checks": report.as_json(outcome.findings),
         "violations": outcome.violations,

@@ -14,11 +14,12 @@ from ops import audit, mesh
 from ops.audit.findings import Finding, violations
 from ops.audit.shards import fetch
 from ops.load import checks
-from ops.load.asks import asks, description
+from ops.load.asks import asks, description, users_of
 from ops.load.faults import Struck, misbehaving
 from ops.load.http import Http
 from ops.load.kills import Killed, Killer, processes
 from ops.load.log import AckLog
+from ops.load.moves import Moved, UserMover
 from ops.load.open_loop import OpenLoop
 from ops.load.plan import IN_FLIGHT_MAX
 from ops.load.quiet import Quiet, until_quiet
@@ -51,6 +52,7 @@ class Outcome:
     """Of the generator itself, during the load."""
     kills: Sequence[Killed]
     faults: Sequence[Struck]
+    moves: Sequence[Moved]
     quiet: Quiet
     findings: Sequence[Finding]
     log: Path
@@ -73,21 +75,32 @@ async def run(state_dir: Path, plan: Plan, say: Callable[[str], None]) -> Outcom
     run_id = secrets.token_hex(3)
     began = datetime.now(UTC) - CLOCK_SKEW
     kills: list[Killed] = []
+    moves: list[Moved] = []
     with AckLog(state_dir / "load" / f"{run_id}.jsonl") as log:
         async with misbehaving(endpoints, plan.faults, plan.seed) as struck:
             cpu, started = time.process_time(), time.monotonic()
-            tally = await _load(state_dir, endpoints, plan, run_id, log, kills, say)
+            tally = await _load(state_dir, endpoints, plan, run_id, log, kills, moves, say)
             load_s, cpu_s = time.monotonic() - started, time.process_time() - cpu
     quiet = await until_quiet(endpoints, plan.settle_timeout_s, say)
     say(f"{'quiet' if quiet.reached else 'not quiet'} after {quiet.waited_s:g} s; checking")
     found = await checks.find(endpoints.shard_dsns(), description(run_id), began)
     findings = [
         *checks.compare(log.entries, found),
-        *checks.prove(plan, tally, kills, struck),
+        *checks.prove(plan, tally, kills, struck, moves),
         *await audit.run(endpoints, quiet=quiet.reached),
     ]
     return Outcome(
-        run_id, plan, tally, round(load_s, 1), round(cpu_s, 1), kills, struck, quiet, findings, log.path
+        run_id=run_id,
+        plan=plan,
+        tally=tally,
+        load_s=round(load_s, 1),
+        cpu_s=round(cpu_s, 1),
+        kills=kills,
+        faults=struck,
+        moves=moves,
+        quiet=quiet,
+        findings=findings,
+        log=log.path,
     )
 
 
@@ -98,6 +111,7 @@ async def _load(
     run_id: str,
     log: AckLog,
     kills: list[Killed],
+    moves: list[Moved],
     say: Callable[[str], None],
 ) -> Tally:
     """Send everything, kill meanwhile, and return when every order is acknowledged or given up."""
@@ -115,6 +129,10 @@ async def _load(
             f"kill-{number} {kill.service}": Killer(state_dir, kill, kills).run()
             for number, kill in enumerate(plan.kills)
         }
+        if plan.vip_moves_every_s:
+            users = [*users_of(plan, run_id), *vips]
+            mover = UserMover(stubs.routing, users, plan.vip_moves_every_s, plan.seed, moves, set(vips))
+            works["vip-moves"] = mover.run()
         async with _beside(works | {"narrate": _narrate(loop, kills, say)}):
             await loop.run(asks(plan, run_id, vips))
         return loop.tally

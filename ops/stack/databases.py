@@ -14,24 +14,35 @@ from ops.stack import layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from importlib.resources.abc import Traversable
 
     from ops.postgres import PostgresServer
 
 CONNECT_TIMEOUT_S = 5.0
+_WAS_PLACED = "SELECT EXISTS (SELECT FROM ordermesh.user_bucket WHERE user_id = $1)"
+"""Placing a user without a move is right only before their first order."""
 _HAS_SCHEMA = "SELECT to_regnamespace('ordermesh') IS NOT NULL"
+_HAS_MIGRATIONS = "SELECT to_regclass('ordermesh.schema_migrations') IS NOT NULL"
+_MIGRATIONS = "SELECT name FROM ordermesh.schema_migrations"
+FIRST_OF_CONTROL = "0001_initial"
+"""A control database that has no list of its migrations has this one."""
 
 
 async def prepare_control(server: PostgresServer) -> None:
-    """Make the control database."""
-    await _create(server, "control", _schema("control"))
+    """Make the control database, or bring an older one up to date."""
+    await _create(server, "control", "control")
 
 
 async def prepare_shard(server: PostgresServer, shard: str) -> None:
-    """Make one shard's database, name it, and give it the fence rows of the buckets it owns."""
-    await _create(server, shard, _schema("shard"))
+    """Make one shard's database, or bring an older one up to date; name it, and give it the fence rows of the
+    buckets it owns.
+    """
+    await _create(server, shard, "shard")
     connection = await _connect(server.dsn(shard))
     try:
-        await connection.execute("SELECT ordermesh.identify_shard($1)", shard)
+        await connection.execute(
+            "SELECT ordermesh.identify_shard($1, $2)", shard, layout.PARTITION_BASE[shard]
+        )
         for first, last in _owned_ranges(shard):
             await connection.execute("SELECT ordermesh.own_buckets($1, $2, $3)", first, last, shard)
         await connection.execute("SELECT ordermesh.ensure_partitions()")
@@ -57,9 +68,10 @@ async def fill_map(
         for service, target in {**services, "history_svc": history}.items():
             await connection.execute("SELECT ordermesh.put_service($1, $2)", service, target)
         await connection.execute("SELECT ordermesh.deal_buckets(VARIADIC $1::text[])", list(layout.SHARDS))
-        await connection.execute(
-            "SELECT ordermesh.place_vip($1, $2, $3)", layout.VIP_USER, layout.VIP_BUCKET, layout.VIP_SHARD
-        )
+        if not await connection.fetchval(_WAS_PLACED, layout.VIP_USER):
+            await connection.execute(
+                "SELECT ordermesh.place_vip($1, $2, $3)", layout.VIP_USER, layout.VIP_BUCKET, layout.VIP_SHARD
+            )
     finally:
         await connection.close()
 
@@ -73,19 +85,28 @@ def _owned_ranges(shard: str) -> tuple[tuple[int, int], ...]:
     return ((first, first + share - 1),)
 
 
-def _schema(kind: str) -> str:
-    return resources.files("db").joinpath(kind).joinpath("schema.sql").read_text(encoding="utf-8")
-
-
-async def _create(server: PostgresServer, name: str, schema: str) -> None:
+async def _create(server: PostgresServer, name: str, kind: str) -> None:
     await server.create_database(name)
     connection = await _connect(server.dsn(name))
     try:
-        if not await connection.fetchval(_HAS_SCHEMA):
+        scripts = await _missing(connection, kind)
+        for script in scripts:
             async with connection.transaction():
-                await connection.execute(schema)
+                await connection.execute(script.read_text(encoding="utf-8"))
     finally:
         await connection.close()
+
+
+async def _missing(connection: asyncpg.Connection, kind: str) -> list[Traversable]:
+    """What a database still needs: the whole schema, or the migrations that are newer than its data."""
+    home = resources.files("db").joinpath(kind)
+    if not await connection.fetchval(_HAS_SCHEMA):
+        return [home.joinpath("schema.sql")]
+    applied = {FIRST_OF_CONTROL}
+    if await connection.fetchval(_HAS_MIGRATIONS):
+        applied = {row["name"] for row in await connection.fetch(_MIGRATIONS)}
+    known = sorted(home.joinpath("migrations").iterdir(), key=lambda script: script.name)
+    return [script for script in known if script.name.removesuffix(".sql") not in applied]
 
 
 async def _connect(dsn: str) -> asyncpg.Connection:

@@ -56,7 +56,7 @@ class Service(_Model):
 
 
 class DatabaseEndpoint(_Model):
-    """One database; a shard's name only with role `shard`."""
+    """One database; a shard's name with the roles `shard` and `replica`."""
 
     role: Literal["control", "shard", "replica"]
     shard: str | None = None
@@ -87,6 +87,8 @@ class Endpoints(_Model):
     kafka: str | None = None
     elasticsearch: str | None = None
     mailbox: str | None = None
+    took_s: dict[str, float] = {}
+    """How long each part of the start took; `ready` is the whole, and parts run side by side."""
 
     @classmethod
     def read(cls, state_dir: Path) -> Endpoints:
@@ -126,6 +128,10 @@ class Endpoints(_Model):
     def shard_dsns(self) -> dict[str, str]:
         """Databases of the shards by name."""
         return {db.shard: db.dsn for db in self.databases if db.role == "shard" and db.shard is not None}
+
+    def replica_dsns(self) -> dict[str, str]:
+        """Databases of the shards' replicas by the shard's name; none without --full."""
+        return {db.shard: db.dsn for db in self.databases if db.role == "replica" and db.shard is not None}
 
     @property
     def control_dsn(self) -> str:

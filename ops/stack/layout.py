@@ -1,6 +1,4 @@
-"""What the local stack consists of, as data: shards, users, upstreams with their contracts, kinds of
-orders.
-"""
+"""What the local stack consists of, as data: shards, users, upstreams, topics, the order of stopping."""
 
 from __future__ import annotations
 
@@ -19,14 +17,21 @@ IDEMPOTENT = {"payments": False, "fulfilment": True}
 """The simulator of payments executes again when it is asked twice, so that a double submission shows in its
 ledger.
 """
+PARTITIONS_PER_SHARD = 8
+PARTITION_BASE = {shard: number * PARTITIONS_PER_SHARD for number, shard in enumerate(ALL_SHARDS)}
+"""Each shard writes to its own run of partitions of the one topic."""
+EVENTS_TOPIC = "ordermesh.order-events.v1"
+TOPICS = {EVENTS_TOPIC: PARTITIONS_PER_SHARD * len(ALL_SHARDS), f"{EVENTS_TOPIC}.dlq": 1}
+"""Topics of the stack with Kafka, and their partitions."""
 STOP_ORDER = (
     ("gateway", "recovery_svc"),
     ("shard_proxy",),
     (*(f"order_svc.{shard}" for shard in ALL_SHARDS), "history_svc"),
     ("issuer", *(f"upstream.{name}" for name in UPSTREAMS)),
-    ("postgres.control", "postgres.shards"),
+    ("kafka", "elasticsearch", *(f"postgres.{shard}.replica" for shard in ALL_SHARDS)),
+    ("postgres.control", "postgres.shards", *(f"postgres.{shard}" for shard in ALL_SHARDS)),
 )
-"""Who is stopped first: whoever takes work in, then those who do it, the databases last."""
+"""Who is stopped first: whoever takes work in, then those who do it, the databases last. No stack has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,11 @@ class Places:
     def hold(self) -> Path:
         """Names of processes that are to stay down."""
         return self.state / "hold"
+
+    @property
+    def choice(self) -> Path:
+        """Says whether this is a stack with all real servers."""
+        return self.state / "kind"
 
     @property
     def faults_fired(self) -> Path:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from ops import ca, places
+from ops import ca
 from ops.errors import OpsError
 from ops.ports import PortBook
-from ops.postgres import PostgresServer
 from ops.stack import databases, layout
 from ops.stack.endpoints import Endpoints
 from ops.stack.plan import PORT_NAMES, Plan
-from ops.stack.supervisor import Supervisor
-from ops.stack.units import Postgres, Process
+from ops.stack.servers import Servers, remember
+from ops.stack.supervisor import Supervisor, together
+from ops.stack.units import Process, Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -43,25 +43,36 @@ class LocalStack:
     def __init__(self, plan: Plan, supervisor: Supervisor) -> None:
         self._plan = plan
         self._supervisor = supervisor
-        self._units: list[Process | Postgres] = []
+        self._units: list[Process | Server] = []
         self._state: State = "starting"
+        self._began = time.monotonic()
+        self._took_s: dict[str, float] = {}
         self._http = httpx.AsyncClient(timeout=2.0)
 
     @property
     def endpoints(self) -> Endpoints:
         """What runs now."""
-        return self._plan.endpoints(self._state, os.getpid(), self._units)
+        return self._plan.endpoints(self._state, os.getpid(), self._units, self._took_s)
 
     def publish(self) -> None:
         """Write endpoints.json."""
         self.endpoints.write(self._plan.places.state)
 
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Note how long a part of the start takes."""
+        began = time.monotonic()
+        yield
+        self._took_s[part] = round(time.monotonic() - began, 1)
+
     def say(self, state: State) -> None:
         """Enter another state and publish it."""
+        if state == "ready":
+            self._took_s["ready"] = round(time.monotonic() - self._began, 1)
         self._state = state
         self.publish()
 
-    async def start(self, *units: Process | Postgres) -> None:
+    async def start(self, *units: Process | Server) -> None:
         """Bring units up and keep them alive."""
         self._units.extend(units)
         await self._supervisor.start(*units)
@@ -104,67 +115,91 @@ async def running(
     state_dir: Path,
     *,
     port_base: int,
+    full: bool = False,
     extra: Mapping[str, Mapping[str, str]] | None = None,
     durable: bool = True,
 ) -> AsyncIterator[LocalStack]:
     """A ready stack while the context lives.
 
+    full:    with Kafka, Elasticsearch, and a Postgres server with a replica for each shard.
     extra:   settings of single processes without their prefix, such as `{"order_svc.s1": {"FAULTS": "..."}}`.
     durable: False switches fsync off, for tests.
     Raises: OpsError in one sentence: a port is busy, the disk full, another stack runs here, a process does
-    not come up.
+    not come up, the directory holds the other kind of stack.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
     where = layout.Places(state_dir)
     with _only_one(state_dir):
+        remember(where, "full" if full else "small")
         book = PortBook.open(state_dir)
         book.renew_busy()
         edge = book.edge(port_base)
         for name in PORT_NAMES:
             book.port_of(name)
         _make_identities(where)
-        servers = {
-            name: PostgresServer(
-                places.data_directory(state_dir, name), book.port_of(f"postgres.{name}"), durable=durable
-            )
-            for name in ("control", "shards")
-        }
+        servers = (Servers.full if full else Servers.small)(state_dir, book, durable=durable)
         supervisor = Supervisor(where.hold, lambda: stack.publish())
-        stack = LocalStack(Plan(where, edge, book, {}), supervisor)
+        stack = LocalStack(Plan(where, edge, book, servers, extra or {}), supervisor)
         try:
-            await _bring_up(stack, where, servers, extra or {})
+            await _bring_up(stack, where, servers)
             async with _renewing(where):
                 yield stack
         finally:
             await stack.close()
 
 
-async def _bring_up(
-    stack: LocalStack,
-    where: layout.Places,
-    servers: Mapping[str, PostgresServer],
-    extra: Mapping[str, Mapping[str, str]],
-) -> None:
+async def _bring_up(stack: LocalStack, where: layout.Places, servers: Servers) -> None:
+    """Start everything, side by side where nothing waits for it; the read side last."""
     plan = stack._plan  # noqa: SLF001 - the two halves of one start
-    await stack.start(*(Postgres(f"postgres.{name}", server) for name, server in servers.items()))
-    plan.dsns = {"control": servers["control"].dsn("control")} | {
-        shard: servers["shards"].dsn(shard) for shard in layout.ALL_SHARDS
-    }
-    plan.extra = extra
-    await databases.prepare_control(servers["control"])
-    for shard in layout.ALL_SHARDS:
-        await databases.prepare_shard(servers["shards"], shard)
-    await databases.fill_map(
-        servers["control"],
-        lanes=plan.lanes(),
-        history=plan.address("history_svc"),
-        services={"recovery_svc": plan.address("recovery_svc")},
-    )
     for directory in ("ledgers", "shard_proxy", "gateway"):
         (where.state / directory).mkdir(exist_ok=True)
-    await stack.start(*plan.processes())
-    await stack.until_ready()
+    await together(
+        _bring_up_orders(stack, plan, servers),
+        _bring_up_kafka(stack, servers),
+        _bring_up_elasticsearch(stack, servers),
+    )
+    with stack.timed("services"):
+        await stack.start(*plan.readers())
+        await stack.until_ready()
     stack.say("ready")
+
+
+async def _bring_up_orders(stack: LocalStack, plan: Plan, servers: Servers) -> None:
+    """The databases, and everything that needs only them; then the replicas."""
+    with stack.timed("postgres"):
+        await stack.start(*servers.primaries())
+    with stack.timed("databases"):
+        await together(
+            databases.prepare_control(servers.control),
+            *(databases.prepare_shard(server, shard) for shard, server in servers.shards.items()),
+        )
+        plan.dsns = {"control": servers.control.dsn("control")} | {
+            shard: server.dsn(shard) for shard, server in servers.shards.items()
+        }
+        await databases.fill_map(
+            servers.control,
+            lanes=plan.lanes(),
+            history=plan.address("history_svc"),
+            services={"recovery_svc": plan.address("recovery_svc")},
+        )
+    await stack.start(*plan.processes())
+    if servers.replicas:
+        with stack.timed("replicas"):
+            await stack.start(*servers.standbys())
+        plan.replicas = {shard: replica.dsn(shard) for shard, replica in servers.replicas.items()}
+
+
+async def _bring_up_kafka(stack: LocalStack, servers: Servers) -> None:
+    if servers.kafka is not None:
+        with stack.timed("kafka"):
+            await stack.start(Server("kafka", servers.kafka))
+            await servers.kafka.create_topics(layout.TOPICS)
+
+
+async def _bring_up_elasticsearch(stack: LocalStack, servers: Servers) -> None:
+    if servers.elasticsearch is not None:
+        with stack.timed("elasticsearch"):
+            await stack.start(Server("elasticsearch", servers.elasticsearch))
 
 
 def _make_identities(where: layout.Places) -> None:

@@ -1,5 +1,5 @@
 """Which processes the local stack has and what each is told: ports, settings, places. Pure but for the port
-book.
+book and the passwords of the servers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from ops.stack.endpoints import DatabaseEndpoint, Endpoints, Grpc, Service, Stat
 from ops.stack.units import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ops.ports import EdgePorts, PortBook
-    from ops.stack.units import Unit
+    from ops.stack.servers import Servers
+    from ops.stack.units import Server
 
 PORT_NAMES = (
-    *("postgres.control", "postgres.shards", "issuer", "shard_proxy.admin", "gateway.admin"),
+    *("issuer", "shard_proxy.admin", "gateway.admin"),
     *(f"{name}{suffix}" for name in ("history_svc", "recovery_svc") for suffix in ("", ".admin")),
     *(f"order_svc.{shard}{suffix}" for shard in layout.ALL_SHARDS for suffix in ("", ".admin")),
     *(f"upstream.{name}{suffix}" for name in layout.UPSTREAMS for suffix in ("", ".admin")),
@@ -31,39 +32,47 @@ PORT_NAMES = (
 class Plan:
     """The processes of one stack.
 
-    dsns: addresses of the databases `control`, `s1`, `s2`, `v1`. extra: environment of single processes,
-    for tests.
+    extra:    environment of single processes, for tests.
+    dsns:     addresses of the databases `control`, `s1`, `s2`, `v1`, once they are known.
+    replicas: addresses of the shards' replicas, by shard; none without --full.
     """
 
     places: layout.Places
     edge: EdgePorts
     book: PortBook
-    dsns: Mapping[str, str]
+    servers: Servers
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    dsns: dict[str, str] = field(default_factory=dict)
+    replicas: dict[str, str] = field(default_factory=dict)
 
     def address(self, name: str) -> str:
         """Where a process listens."""
         return f"{HOST}:{self.book.port_of(name)}"
 
     def processes(self) -> list[Process]:
-        """Every service, in no particular order."""
+        """Every service that needs nothing but the primaries, in no particular order."""
         return [
             self._issuer(),
             *(self._upstream(name) for name in layout.UPSTREAMS),
             *(self._order_svc(shard) for shard in layout.ALL_SHARDS),
-            self._history_svc(),
             self._recovery_svc(),
             self._shard_proxy(),
             self._gateway(),
         ]
 
+    def readers(self) -> list[Process]:
+        """The read side, which needs every server."""
+        return [self._history_svc()]
+
     def lanes(self) -> dict[str, str]:
         """Address of each shard's order_svc."""
         return {shard: self.address(f"order_svc.{shard}") for shard in layout.ALL_SHARDS}
 
-    def endpoints(self, state: State, stack_pid: int, units: Sequence[Unit]) -> Endpoints:
+    def endpoints(
+        self, state: State, stack_pid: int, units: Sequence[Process | Server], took_s: dict[str, float]
+    ) -> Endpoints:
         """What endpoints.json says now."""
-        tls = self.places.tls
+        tls, servers = self.places.tls, self.servers
         return Endpoints(
             state=state,
             stack_pid=stack_pid,
@@ -71,14 +80,7 @@ class Plan:
             grpc=Grpc(plain=f"{HOST}:{self.edge.plain}", mtls=f"{HOST}:{self.edge.mtls}"),
             tls=Tls(ca=str(tls / "ca.pem"), cert=str(tls / "ops/cert.pem"), key=str(tls / "ops/key.pem")),
             services=tuple(self._service(unit) for unit in units),
-            databases=tuple(
-                DatabaseEndpoint(
-                    role="control" if name == "control" else "shard",
-                    shard=None if name == "control" else name,
-                    dsn=dsn,
-                )
-                for name, dsn in self.dsns.items()
-            ),
+            databases=tuple(self._databases()),
             upstreams=tuple(
                 Upstream(
                     name=name, target=self.address(f"upstream.{name}"), ledger=str(self.places.ledger(name))
@@ -86,9 +88,21 @@ class Plan:
                 for name in layout.UPSTREAMS
             ),
             issuer=f"http://{self.address('issuer')}",
+            kafka=servers.kafka.address if servers.kafka else None,
+            elasticsearch=servers.elasticsearch.url if servers.elasticsearch else None,
+            took_s=dict(took_s),
         )
 
-    def _service(self, unit: Unit) -> Service:
+    def _databases(self) -> Iterator[DatabaseEndpoint]:
+        for name, dsn in self.dsns.items():
+            if name == "control":
+                yield DatabaseEndpoint(role="control", dsn=dsn)
+            else:
+                yield DatabaseEndpoint(role="shard", shard=name, dsn=dsn)
+        for shard, dsn in self.replicas.items():
+            yield DatabaseEndpoint(role="replica", shard=shard, dsn=dsn)
+
+    def _service(self, unit: Process | Server) -> Service:
         if isinstance(unit, Process):
             return Service(
                 name=unit.service if unit.shard else unit.name,
@@ -97,7 +111,7 @@ class Plan:
                 metrics_url=f"{unit.admin_url}/metrics" if unit.admin_url else None,
                 pid=unit.pid,
             )
-        return Service(name=unit.name, target=self.address(unit.name), pid=unit.pid)
+        return Service(name=unit.name, target=unit.target, pid=unit.pid)
 
     def _process(
         self,
@@ -159,8 +173,22 @@ class Plan:
         return self._process(f"order_svc.{shard}", "order_svc", environment, shard=shard)
 
     def _history_svc(self) -> Process:
+        return self._process("history_svc", "history_svc", self._read_side())
+
+    def _read_side(self) -> dict[str, str]:
+        """What both processes of the read side are told: the shards, and what is behind each port."""
         shards = json.dumps({shard: self.dsns[shard] for shard in layout.ALL_SHARDS})
-        return self._process("history_svc", "history_svc", {"SHARDS": shards})
+        kafka, elasticsearch = self.servers.kafka, self.servers.elasticsearch
+        if kafka is None or elasticsearch is None:
+            return {"SHARDS": shards, "CHANNEL": "outbox", "READ_MODEL": "postgres"}
+        return {
+            "SHARDS": shards,
+            "REPLICAS": json.dumps(self.replicas),
+            "CHANNEL": "kafka",
+            "KAFKA": kafka.address,
+            "READ_MODEL": "elasticsearch",
+            "ELASTICSEARCH": elasticsearch.url,
+        }
 
     def _recovery_svc(self) -> Process:
         environment = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ops.errors import OpsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     from ops.stack.units import Unit
@@ -30,6 +30,27 @@ STOP_GRACE_S = 2.5
 _STOP_GRACE_S_MIN = 0.3
 """What a unit gets even when those before it used up the time; killed after it, it still loses nothing."""
 _HOLD_POLL_S = 0.2
+
+
+async def together(*parts: Coroutine[None, None, None]) -> None:
+    """Run parts of a start side by side; when one fails, cancel the others and raise its own error."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in parts:
+                group.create_task(part)
+    except BaseExceptionGroup as several:
+        raise next(_errors(several)) from several
+
+
+def _errors(several: BaseExceptionGroup) -> Iterator[BaseException]:
+    """The single errors of a group, those with a sentence for people first."""
+    matching, others = several.split(OpsError)
+    for group in (matching, others):
+        for error in group.exceptions if group is not None else ():
+            if isinstance(error, BaseExceptionGroup):
+                yield from _errors(error)
+            else:
+                yield error
 
 
 class Supervisor:
@@ -53,9 +74,7 @@ class Supervisor:
         for unit in units:
             self._units[unit.name] = unit
             self.restarts[unit.name] = 0
-        async with asyncio.TaskGroup() as group:
-            for unit in units:
-                group.create_task(unit.start())
+        await together(*(unit.start() for unit in units))
         for unit in units:
             self._tasks[unit.name] = asyncio.create_task(self._keep(unit), name=f"keep-{unit.name}")
         self._changed()

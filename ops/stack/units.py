@@ -1,6 +1,4 @@
-"""What the stack keeps alive: a service process, or a Postgres server. Both start, die and stop in the same
-way.
-"""
+"""What the stack keeps alive: a service process, or a server. Both start, die and stop in the same way."""
 
 from __future__ import annotations
 
@@ -11,13 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from ops.ports import HOST
 from ops.processes import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from ops.postgres import PostgresServer
 
 LOG_BYTES_MAX = 32 * 1024 * 1024
 """A log that is longer when its process starts is moved aside, once."""
@@ -115,17 +112,50 @@ class Process:
             await child.wait()
 
 
+class RealServer(Protocol):
+    """Postgres, Kafka or Elasticsearch, as ops.postgres and ops.jvm run them."""
+
+    port: int
+
+    @property
+    def pid(self) -> int | None:
+        """Its first process, whoever started it."""
+        ...
+
+    @property
+    def log_path(self) -> Path:
+        """Its log."""
+        ...
+
+    async def start(self) -> None:
+        """Bring it up; it answers when this returns."""
+        ...
+
+    async def died(self) -> int:
+        """Wait for its end; gives the exit code."""
+        ...
+
+    async def stop(self, *, fast_s: float) -> None:
+        """End it in good order, or after `fast_s` in any."""
+        ...
+
+
 @dataclass(slots=True)
-class Postgres:
-    """A Postgres server as a unit."""
+class Server:
+    """A real server as a unit."""
 
     name: str
-    server: PostgresServer
+    server: RealServer
 
     @property
     def pid(self) -> int:
-        """The postmaster, or 0."""
+        """Its first process, or 0."""
         return self.server.pid or 0
+
+    @property
+    def target(self) -> str:
+        """Where clients connect."""
+        return f"{HOST}:{self.server.port}"
 
     async def start(self) -> None:
         """Start it and wait until it answers."""

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from chassis.testing import eventually
+from ops.cli.options import os_user
 from ordermesh.order.v1.order_pb2 import Order
 from ordermesh.upstream.v1 import simulator_service_pb2 as sim
 from tests.stack import World
@@ -110,6 +111,29 @@ async def test_an_order_is_created_once_and_can_be_read_in_every_way(operator: O
         assert shown.err == ""
 
 
+async def test_a_user_is_moved_to_a_bucket_of_their_own_and_back(operator: Operator) -> None:
+    user = f"cli.vip.{uuid4().hex[:8]}"
+    words = ("--reason", "a big one", "--request-id", str(uuid4()))
+    made = await operator.gets("vip", "promote", user, *words)
+    again = await operator.gets("vip", "promote", user, *words)
+    assert (made["phase"], made["kind"], made["newShard"]) == ("DONE", "PROMOTE", "v1")
+    assert again == made
+    assert user in [each["userId"] for each in await operator.gets("vip", "list")]
+    twice = await operator.types("vip", "promote", user, "--reason", "again", "-o", "json")
+    assert (twice.exit_code, twice.error["reason"]) == (4, "ALREADY_VIP")
+    back = await operator.gets("vip", "demote", user, "--reason", "small again")
+    assert (back["oldBucket"], back["newBucket"]) == (made["newBucket"], made["oldBucket"])
+    assert user not in [each["userId"] for each in await operator.gets("vip", "list")]
+    moves = await operator.gets("vip", "show", user)
+    assert [(each["kind"], each["actor"], each["reason"]) for each in moves] == [
+        ("DEMOTE", moves[0]["actor"], "small again"),
+        ("PROMOTE", moves[0]["actor"], "a big one"),
+    ]
+    shown = await operator.types("vip", "show", user)
+    assert (shown.exit_code, shown.err) == (0, "")
+    assert "DONE" in shown.out
+
+
 async def test_a_refusal_is_one_typed_error_and_exit_code_4(operator: Operator) -> None:
     request_id = str(uuid4())
     words = ("order", "create", "--user", "cli.refused", "--request-id", request_id, "-o", "json", "--amount")
@@ -131,9 +155,11 @@ async def test_a_dead_letter_is_listed_shown_and_redriven(operator: Operator) ->
     assert order_id in [each["orderId"] for each in await operator.gets("dlq", "list")]
     assert (await operator.gets("dlq", "show", order_id))["order"]["stage"] == "PARKED"
     request_id = str(uuid4())
-    redrive = ("dlq", "redrive", order_id, "--reason", "upstream is back", "--request-id", request_id)
+    given = ("--reason", "upstream is back", "--request-id", request_id, "--actor", "mira")
+    redrive = ("dlq", "redrive", order_id, *given)
     first, again = await operator.gets(*redrive), await operator.gets(*redrive)
     assert first["deadLetter"]["outcome"] == again["deadLetter"]["outcome"] == "REDRIVEN"
+    assert first["deadLetter"]["actor"] == "ops:mira"
     assert (await operator.types("order", "watch", order_id, "--within", "30s")).exit_code == 0
     assert order_id not in [each["orderId"] for each in await operator.gets("dlq", "list")]
     assert order_id in [each["orderId"] for each in await operator.gets("dlq", "list", "--all")]
@@ -151,6 +177,7 @@ async def test_a_dead_letter_is_resolved_only_with_evidence(operator: Operator) 
     )
     assert settled.exit_code == 0
     assert (settled.json["order"]["status"], settled.json["order"]["basis"]) == ("SUCCESS", "OPERATOR")
+    assert settled.json["deadLetter"]["actor"] == f"ops:{os_user()}"
 
 
 async def test_where_says_the_shard_and_the_reason(operator: Operator) -> None:

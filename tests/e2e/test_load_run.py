@@ -41,12 +41,14 @@ async def test_orders_survive_kills_and_lost_replies_and_a_planted_loss_is_repor
     code, out, err = await ordermesh(
         *("load", "--state-dir", str(state_dir), "-o", "json", "--rate", "15", "--seconds", "8"),
         *("--kill", "order_svc:2s", "--kill", "recovery_svc:3s", "--upstream-fault", "lost_reply:0.3"),
+        *("--vip-moves", "400ms"),
     )
     assert err == ""
     told = json.loads(out)
     assert [each for each in told["checks"] if each["count"]] == []
     assert code == 0
     assert told["counts"]["acknowledged"] > 0
+    assert "DONE" in {move["said"] for move in told["vip_moves"]}
     assert {kill["service"] for kill in told["kills"]} == {"order_svc", "recovery_svc"}
     assert len({kill["shard"] for kill in told["kills"] if kill["service"] == "order_svc"}) >= 2
 

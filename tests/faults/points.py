@@ -17,6 +17,8 @@ class Story(Enum):
     REDRIVE = "a parked order is redriven"
     RESOLVE = "a parked order is resolved by a person"
     UPDATE = "a settled order gets other labels"
+    MOVE = "a user gets a dedicated bucket"
+    MOVE_BACK = "a first try to give a user a dedicated bucket is taken back"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,23 @@ class Point:
 
 ORDER_SVC = "order_svc"
 RECOVERY_SVC = "recovery_svc"
+SHARD_PROXY = "shard_proxy"
 
+MOVES = (
+    *(
+        Point(f"vip.{name}.{side}", SHARD_PROXY, Story.MOVE)
+        for name in ("own", "copy", "freeze", "delta", "flip", "thaw")
+        for side in ("before", "after")
+    ),
+    Point("vip.back.before", SHARD_PROXY, Story.MOVE_BACK),
+    Point("vip.back.after", SHARD_PROXY, Story.MOVE_BACK),
+    *(
+        Point(f"{name}.{side}_commit", ORDER_SVC, Story.MOVE)
+        for name in ("own_bucket", "freeze_bucket", "thaw_bucket", "import_keys")
+        for side in ("before", "after")
+    ),
+)
+"""Around each step of a move, in the proxy that drives it and in the shards that take part."""
 POINTS = (
     Point("sweep.after_claim", RECOVERY_SVC, Story.RECOVER),
     Point("probe.before_call", RECOVERY_SVC, Story.RECOVER),
@@ -60,6 +78,11 @@ READ_SIDE_POINTS = (
     "relay.after_ack",
     "relay.after_cursor",
     "relay.after_rewind",
+    "index.after_write",
+    "index.after_refresh",
+    "index.before_mark",
+    "index.after_mark",
 )
-"""Points that no order waits for: tests/integration/test_relay.py dies at each of them and misses no change.
+"""Points that no order waits for: tests/integration/test_relay.py and tests/integration/test_indexer.py die at
+each of them and miss no change.
 """

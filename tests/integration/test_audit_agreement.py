@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from ops.audit.shards import StoreUnreadable
@@ -102,7 +103,34 @@ async def executed_and_forgotten(stores: Stores) -> UUID:
     return stores.parked
 
 
+async def copied_key_of_nobodys_order(stores: Stores) -> UUID:
+    await stores.sql(
+        "s2",
+        "INSERT INTO idempotency_keys (user_id, request_id, order_id, created_at, bucket, route_epoch,"
+        " fingerprint) SELECT 'bob', gen_random_uuid(), id, ordermesh.id_time(id), 3000, NULL, '\\x00'"
+        " FROM (SELECT :settled::uuid AS id) wanted",
+    )
+    return stores.settled
+
+
+async def two_orders_of_one_request(stores: Stores) -> UUID:
+    await copied_to_another_shard(stores)
+    await stores.sql(
+        "control",
+        f"INSERT INTO user_bucket (user_id, bucket) VALUES ('alice', {BUCKET})",
+    )
+    session = await asyncpg.connect(stores.shards["s1"])
+    request_id = await session.fetchval(
+        "SELECT request_id FROM ordermesh.orders WHERE order_id = $1", stores.parked
+    )
+    await session.close()
+    await stores.sql("s2", f"UPDATE orders SET request_id = '{request_id}'")
+    return stores.parked
+
+
 CASES: list[tuple[str, Plant]] = [
+    ("i7_copied", copied_key_of_nobodys_order),
+    ("i7_across", two_orders_of_one_request),
     ("i16_once", twice),
     ("i16_success", never),
     ("i16_success", another_amount),

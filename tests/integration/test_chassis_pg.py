@@ -105,7 +105,7 @@ async def test_the_fences_refusal_says_bucket_epoch_owner_and_state(shard: pg.Da
         UUID(int=1),
     )
     assert isinstance(error, StaleRoute)
-    assert error.facts == {"bucket": "5", "epoch": "7", "owner": "s2", "state": "MOVED"}
+    assert error.facts == {"bucket": "5", "epoch": "7", "owner": "s2", "state": "MOVED", "left_epoch": "0"}
 
 
 @pytest.mark.parametrize("detail", ["", "no json", '["a", "list"]', '"text"', "7"])
@@ -188,6 +188,25 @@ async def test_beyond_pool_and_queue_a_statement_is_refused_at_once(place: str) 
         assert time.monotonic() - began < 0.5
         assert refused.value.facts == {"limiter": "s1"}
         await asyncio.gather(*slow)
+
+
+async def test_within_a_deadline_reads_end_and_writes_begin_and_those_begun_go_on(place: str) -> None:
+    async with opened(place, pool_size=1, queue=4) as database:
+        soon = time.monotonic() + 0.3
+        with pytest.raises(DeadlineExceeded):
+            await database.until(soon).fetchval("SELECT pg_sleep(2)")
+        assert time.monotonic() - soon < 1, "the server was told to stop"
+        soon = time.monotonic() + 0.1
+        assert await database.begun_by(soon).fetchval("SELECT 1 FROM pg_sleep(0.4)") == 1
+        for late in (database.begun_by(soon), database.until(soon)):
+            with pytest.raises(DeadlineExceeded) as refused:
+                await late.execute("SELECT 1")
+            assert refused.value.facts == {"limiter": "caller"}
+        async with database.connection():
+            waiting = database.begun_by(time.monotonic() + 0.1)
+            with pytest.raises(DeadlineExceeded):
+                await waiting.execute("SELECT 1")
+        assert await database.fetchval("SELECT 1") == 1
 
 
 async def _true(claim: bool) -> bool:

@@ -26,6 +26,6 @@ async def test_a_shard_that_does_not_answer_is_a_finding_and_no_failure(
 ) -> None:
     database = await shard_database()
     missing = database.dsn.replace(database.name, "no_such_database")
-    [found] = await stack._database(DatabaseEndpoint(role="shard", shard="s1", dsn=missing))
+    [found] = await stack._database(DatabaseEndpoint(role="shard", shard="s1", dsn=missing), "postgres.s1")
     assert found.word is Word.BAD
-    assert found.fix
+    assert "ordermesh start postgres.s1" in found.fix

@@ -19,7 +19,7 @@ from ops.errors import PortBusy
 async def own(server_dir: Path) -> AsyncIterator[ElasticsearchServer]:
     """A node of the test's own, not yet started."""
     directory = server_dir / f"elasticsearch-{uuid4().hex}" / "node"
-    server = ElasticsearchServer(directory, ports.free_port(), ports.free_port())
+    server = ElasticsearchServer(directory, ports.free_port(), ports.free_port(), quick=True)
     yield server
     await server.stop()
 

@@ -22,7 +22,9 @@ from ops.kafka import KafkaError, KafkaServer
 @pytest.fixture
 async def own(server_dir: Path) -> AsyncIterator[KafkaServer]:
     """A broker of the test's own, not yet started."""
-    server = KafkaServer(server_dir / f"kafka-{uuid4().hex}" / "broker", ports.free_port(), ports.free_port())
+    server = KafkaServer(
+        server_dir / f"kafka-{uuid4().hex}" / "broker", ports.free_port(), ports.free_port(), quick=True
+    )
     yield server
     await server.stop()
 

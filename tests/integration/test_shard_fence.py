@@ -59,7 +59,13 @@ async def test_a_stale_epoch_is_refused_with_sh001_and_the_owner(
     ):
         with pytest.raises(asyncpg.PostgresError) as refused:
             await raw.execute(statement, order.order_id)
-        assert detail_of(refused.value) == {"bucket": BUCKET, "epoch": 1, "owner": "s1", "state": "OWNED"}
+        assert detail_of(refused.value) == {
+            "bucket": BUCKET,
+            "epoch": 1,
+            "owner": "s1",
+            "state": "OWNED",
+            "left_epoch": 0,
+        }
     wish = await shard.wish()
     with pytest.raises(StaleRoute) as stale:
         await shard.store.create(open_order(wish, rules()), epoch=2, fingerprint=b"f")

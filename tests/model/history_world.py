@@ -86,6 +86,16 @@ class Open:
     orders: set[UUID]
 
 
+class CountedReadModel(MemoryReadModel):
+    """Counts its searches."""
+
+    searches = 0
+
+    async def search(self, *args: Any, **options: Any) -> list[Row]:
+        self.searches += 1
+        return await super().search(*args, **options)
+
+
 class Troubled(OutboxSource):
     """A source whose stream partitions run at different speeds, and which may lose what it took.
 
@@ -117,7 +127,7 @@ class World:
     def __init__(self, shard: Shard, shards: Shards) -> None:
         self.shard = shard
         self.shards = shards
-        self.read_model = MemoryReadModel()
+        self.read_model = CountedReadModel()
         self.orders: dict[UUID, Order] = {}
         self.open: list[Open] = []
         self.buckets = {user: [user_bucket(user)] for user in USERS}
@@ -391,7 +401,7 @@ async def begin_indexing(world: World) -> Indexing:
     """A projector as it starts: from what is stored, and from nothing else."""
     world.source = Troubled(
         world.shard_log,
-        Leads(),  # type: ignore[arg-type]
+        Leads(),
         clock=SYSTEM_CLOCK,
         jitter=lambda: 0.0,
         beat_every_s=0.0,

@@ -23,10 +23,12 @@ from history_svc.store import QUERIES, Shards
 from order_svc.events import Verdict as Said
 from tests.databases import Database
 from tests.model.history_world import SPANS_MAX, Violation, World, nothing
+from tests.readmodels import Died
 from tests.shards import opened
 from tests.unit.orders import relabelled
 
 Life = Callable[[World], Awaitable[None]]
+Fault = Callable[[World, pytest.MonkeyPatch], None]
 OLD = timedelta(hours=2)
 EVERYTHING = Filter()
 
@@ -81,7 +83,7 @@ async def dies_before_the_refresh(world: World) -> None:
 
     async def at(name: str) -> None:
         if name == "refresh":
-            raise_death()
+            raise Died
 
     await index_with(world, at)
     await world.index()
@@ -89,21 +91,17 @@ async def dies_before_the_refresh(world: World) -> None:
     await looks(world)
 
 
-def raise_death() -> None:
-    from tests.readmodels import Died
-
-    raise Died
+async def step_and_prove(indexing: Indexing) -> None:
+    await indexing.step()
+    await indexing.prove()
 
 
 async def index_with(world: World, at: Callable[[str], Awaitable[None]]) -> None:
     """Index while something happens at the read model's awaits; then the process is gone."""
-    from tests.readmodels import Died
-
     world.read_model.at = at
     assert world.indexing is not None
     with pytest.raises((Died, BaseExceptionGroup)):
-        await world.indexing.step()
-        await world.indexing.prove()
+        await step_and_prove(world.indexing)
     world.read_model.at = nothing
     world.indexing = None
 
@@ -276,7 +274,7 @@ def sorts_equal_times_otherwise(world: World, patch: pytest.MonkeyPatch) -> None
     patch.setattr(model, "search", search)
 
 
-FAULTS = {
+FAULTS: dict[Fault, Life] = {
     reads_watermarks_late: changes_while_it_is_read,
     reads_beyond_the_fence: commits_late,
     publishes_before_the_refresh: grows_old,
@@ -298,7 +296,7 @@ async def test_each_life_keeps_every_promise_while_nothing_is_broken(world: Worl
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 async def test_each_deliberate_fault_is_caught(
-    world: World, fault: Callable[[World, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    world: World, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fault(world, monkeypatch)
     with pytest.raises((Violation, BaseExceptionGroup)) as caught:

@@ -7,6 +7,7 @@ import gzip
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from grpc import StatusCode
 from chassis import rpc
 from chassis.rpc import server as server_module
 from chassis.rpc.options import METADATA_BYTES_MAX, MIB
+from chassis.supervise import LoopDied, until_stopped
 from chassis.testing import eventually
 from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as pb
@@ -227,6 +229,35 @@ async def test_a_stopped_server_lets_running_calls_end_and_takes_no_more(trust: 
         assert await running == pb.GetOrderResponse()
         await asyncio.wait_for(stopping, CALL_S)
     assert len(orders.calls) == 1
+
+
+class Dead:
+    """A loop that has ended."""
+
+    name = "dead"
+
+    async def run(self) -> None:
+        return
+
+
+async def test_a_dead_loop_ends_the_server_though_a_call_would_go_on(trust: Trust) -> None:
+    arrived = asyncio.Event()
+
+    async def hangs(_: Any, __: rpc.Call) -> pb.GetOrderResponse:
+        arrived.set()
+        await asyncio.Event().wait()
+        return pb.GetOrderResponse()
+
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(orders_served(trust, Scripted(GetOrder=hangs)))
+        channel = await stack.enter_async_context(trust.channel(server))
+        running = orders_of(channel).GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=trust.metadata())
+        await arrived.wait()
+        async with asyncio.timeout(3):
+            with pytest.raises(LoopDied):
+                await until_stopped(Dead(), drain=(partial(server.stop, 30.0),))
+            await server.stop(0.1)
+        assert await running.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
 
 
 async def port_closed(port: int) -> bool:

@@ -24,7 +24,7 @@ from ops import ca
 from ordermesh.routing.v1 import options_pb2
 from tests.listeners import CALL_S, Scripted, Trust, refused
 
-ROLES = {"u": Role.USER, "s": Role.SERVICE, "r": Role.RECOVERY, "o": Role.OPERATOR}
+ROLES = {"u": Role.USER, "s": Role.SERVICE, "r": Role.RECOVERY, "o": Role.OPERATOR, "m": Role.MOVER}
 EXPECTED = {
     "order.v1.OrderService": {
         "CreateOrder": "us-o",
@@ -44,6 +44,13 @@ EXPECTED = {
         "LiftHold": "--ro",
         "GetShardStatus": "--ro",
     },
+    "order.v1.BucketService": {
+        "OwnBucket": "----m",
+        "FreezeBucket": "----m",
+        "ThawBucket": "----m",
+        "ExportKeys": "----m",
+        "ImportKeys": "----m",
+    },
     "history.v1.HistoryService": {"ListOrders": "usro", "SearchOrders": "---o", "ExplainPage": "---o"},
     "recovery.v1.RecoveryService": {
         "ListHangingOrders": "---o",
@@ -56,6 +63,9 @@ EXPECTED = {
         "Where": "-sro",
         "ListShards": "-sro",
         "ListVipUsers": "-sro",
+        "PromoteVip": "---o",
+        "DemoteVip": "---o",
+        "ListVipMoves": "---o",
         "Explain": "-sro",
     },
     "upstream.v1.UpstreamService": {"Execute": "-s--", "Probe": "-sr-", "Reverse": "-s--"},

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from chassis.supervise import LoopDied, until_stopped
+from chassis.testing import eventually
 from tests import gateways
 from tests.gateways import Rest, new_order
 
@@ -120,6 +122,55 @@ async def test_a_request_in_pieces_is_served_when_it_is_complete_in_time(rest):
     assert (status, order["status"]) == (201, "PENDING")
 
 
+async def test_the_deadline_of_a_request_counts_from_its_head(directory):
+    async with gateways.opened(directory, profile="local", receipt_s=5.0) as rest, connected(rest) as wire:
+        body = json.dumps(new_order()).encode()
+        head = post(rest, len(body)).replace(b"\r\nhost: x", b"\r\nhost: x\r\nx-request-timeout: 300ms")
+        await wire.send(head)
+        late = asyncio.create_task(asyncio.wait_for(asyncio.Event().wait(), 0.6))
+        await asyncio.wait([late])
+        late.exception()
+        await wire.send(body)
+        status, problem = await wire.answer()
+        assert (status, problem["reason"]) == (504, "DEADLINE_EXCEEDED")
+        assert rest.mesh.creates == []
+
+
+async def test_requests_answered_at_once_are_bounded_and_so_is_their_queue(directory):
+    async with gateways.opened(
+        directory, profile="local", requests_in_flight_max=1, requests_queue=1
+    ) as rest:
+        path = f"/v1/orders/{(await rest.create()).json()['orderId']}"
+        rest.mesh.held, calls = asyncio.Event(), len(rest.mesh.calls)
+        answered = asyncio.create_task(rest.get(path))
+        await eventually(lambda: holds(len(rest.mesh.calls) == calls + 1))
+        queued = [asyncio.create_task(rest.get(path)) for _ in range(2)]
+        done, _ = await asyncio.wait(queued, return_when=asyncio.FIRST_COMPLETED, timeout=WITHIN_S)
+        refused = done.pop().result()
+        assert (refused.status_code, refused.json()["reason"]) == (503, "OVERLOADED")
+        assert refused.headers["retry-after"] == "1"
+        assert (await rest.http.get("/healthz")).status_code == 200, "busy is not dead"
+        codes = {(await one).status_code for one in queued}
+        assert codes == {503}, "nobody queues for long"
+        rest.mesh.held.set()
+        assert (await answered).status_code == 200
+        assert (await rest.get(path)).status_code == 200
+
+
+async def test_a_stream_that_has_begun_keeps_nobody_from_being_answered(directory):
+    async with gateways.opened(
+        directory, profile="local", requests_in_flight_max=1, requests_queue=0
+    ) as rest:
+        path = f"/v1/orders/{(await rest.create()).json()['orderId']}"
+        async with rest.http.stream("GET", f"{path}/events", headers=rest.headers()) as stream:
+            assert stream.status_code == 200
+            assert (await rest.get(path)).status_code == 200
+
+
+async def holds(claim: bool) -> bool:
+    return claim
+
+
 async def test_a_connection_serves_many_requests_and_the_clock_starts_anew_for_each(rest):
     async with connected(rest) as wire:
         for _ in range(3):
@@ -142,6 +193,29 @@ async def test_a_slow_answer_is_not_a_slow_request(rest):
             await rest.mesh.settle(order_id)
             while not (await anext(lines)).startswith("id: 2"):
                 continue
+
+
+class Dead:
+    """A loop that has ended."""
+
+    name = "dead"
+
+    async def run(self) -> None:
+        return
+
+
+async def test_a_dead_loop_ends_the_listener_though_a_request_would_go_on(directory):
+    async with gateways.opened(directory, profile="local", drain_s=30.0) as rest:
+        order_id = (await rest.create()).json()["orderId"]
+        async with connected(rest) as wire:
+            lines = "".join(f"{name}: {value}\r\n" for name, value in rest.headers().items())
+            asked = f"GET /v1/orders/{order_id}/events HTTP/1.1\r\nhost: x\r\n{lines}\r\n"
+            await wire.send(asked.encode())
+            await rest.mesh.watching.wait()
+            async with asyncio.timeout(3):
+                with pytest.raises(LoopDied):
+                    await until_stopped(Dead(), drain=(rest.gateway.rest.stop,))
+                await rest.gateway.rest.stop()
 
 
 async def test_an_idle_connection_is_closed_quietly(directory):

@@ -11,7 +11,7 @@ from typing import Any, cast
 import grpc
 import pytest
 
-from chassis import ids, rpc
+from chassis import ids, pg, rpc
 from chassis.auth import SUBJECT_HEADER, Role, Subject, SubjectMinter
 from chassis.clock import SYSTEM_CLOCK
 from chassis.errors import Reason
@@ -22,8 +22,7 @@ from history_svc.store import Shards
 from ordermesh.history.v1 import history_service_pb2 as pb
 from ordermesh.history.v1 import history_service_pb2_grpc as pb_grpc
 from ordermesh.order.v1.order_pb2 import Order
-from shard_proxy import methods
-from shard_proxy.app import Door, Routes, limits_of
+from shard_proxy.app import Door, limits_of, routes_of
 from shard_proxy.book import RouteBook
 from shard_proxy.domain import MapSnapshot, Owner, VipUser
 from shard_proxy.domain import Shard as OnMap
@@ -57,10 +56,14 @@ async def proxy_before(
         ever={VIP: (VIP_BUCKET, ids.user_bucket(VIP))},
         read_at=SYSTEM_CLOCK.now(),
     )
-    async with Lanes(trust.files("shard_proxy"), limits_of(settings)).opened() as lanes:
+    nowhere = pg.PgSettings(dsn="postgresql://x:y@127.0.0.1:1/control")
+    async with (
+        Lanes(trust.files("shard_proxy"), limits_of(settings)).opened() as lanes,
+        pg.open_database(nowhere, name="control-moves") as moving,
+    ):
         book = RouteBook(Source(map_), Saved(), SYSTEM_CLOCK, changed=lanes.follow)
         await book.open()
-        routes = Routes(book, lanes, methods.passed_on(methods.BEHIND))
+        routes = routes_of(settings, book, lanes, moving)
         async with Door(settings, routes, Health()).mtls(trust.server("shard_proxy")) as server:
             yield server
 

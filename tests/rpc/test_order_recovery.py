@@ -12,7 +12,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from chassis import faults
 from chassis.errors import Reason
+from chassis.testing import eventually
 from ordermesh.money.v1.money_pb2 import Money
 from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as pb
@@ -93,6 +95,22 @@ async def test_no_outage_parks_an_order(lane: Lane, probe_class: order_pb2.Probe
         order = await lane.report(claim, order_pb2.ProbeReport(probe_class=probe_class, detail="UNAVAILABLE"))
     assert (order.stage, order.version) == (UNKNOWN, 2)
     assert (await lane.probe(order)).status == Order.SUCCESS
+
+
+async def test_a_probe_that_was_not_made_counts_nothing_and_the_order_is_due_again_soon(lane: Lane) -> None:
+    order = await lane.parked()
+    for _ in range(10):
+        await lane.let_pass(timedelta(hours=30))
+        (claim,) = await lane.claim()
+        full = order_pb2.ProbeReport(probe_class=order_pb2.PROBE_CLASS_NOT_MADE, detail="no free slot")
+        await lane.report(claim, full)
+        await lane.let_pass(timedelta(seconds=1))
+        (again,) = await lane.claim()
+        await lane.report(again, full)
+    (timer,) = await lane.sql("SELECT fault_count, silent_count, due_at - clock() AS wait FROM order_timers")
+    assert (timer["fault_count"], timer["silent_count"]) == (0, 0)
+    assert timer["wait"] < timedelta(seconds=1)
+    assert (await lane.get(order)).version == order.version
 
 
 async def test_an_upstream_that_wants_to_be_left_alone_is(lane: Lane) -> None:
@@ -183,7 +201,7 @@ async def test_a_claim_that_is_lost_again_and_again_parks_the_order_as_poison(
             await lane.let_pass(timedelta(minutes=1))
             counts += [claim.unfinished_count for claim in await lane.claim()]
         assert counts == [0, 1, 2]
-        assert (await lane.get(order)).stage == PARKED
+        await lane.at(order, PARKED)
         case = (
             await lane.by(MIRA).call("GetDeadLetter", pb.GetDeadLetterRequest(order_id=order.order_id))
         ).dead_letter
@@ -217,6 +235,32 @@ async def test_a_ready_order_of_an_upstream_nobody_knows_is_parked_and_redriven_
         )
         assert (await lane.at(order, DONE)).status == Order.SUCCESS
         assert len(lane.payments.executions(f"{order.order_id}/1")) == 1
+
+
+async def test_a_poisonous_order_that_cannot_be_parked_keeps_no_innocent_claim_back(
+    trust: Trust, shard_database: DatabaseFactory, tmp_path: Path
+) -> None:
+    async with lanes.serving(
+        trust, await shard_database(), tmp_path, policy={**lanes.POLICY, "unfinished_max": 1}
+    ) as lane:
+        order = await lost(lane)
+        for _ in range(2):
+            await lane.let_pass(timedelta(minutes=1))
+            assert len(await lane.claim()) == 1
+        innocent = await lost(lane, user_id="bob")
+        await lane.let_pass(timedelta(minutes=1))
+        with armed("report.before_commit=raise"):
+            claimed = await lane.claim()
+            await eventually(lambda: _nothing_armed())
+        assert [claim.order.order_id for claim in claimed] == [innocent.order_id]
+        assert (await lane.get(order)).stage == UNKNOWN
+        await lane.let_pass(timedelta(minutes=1))
+        await lane.claim()
+        await lane.at(order, PARKED)
+
+
+async def _nothing_armed() -> bool:
+    return not faults.armed()
 
 
 async def test_holds_stop_claims_and_say_why_until_they_are_lifted(lane: Lane) -> None:

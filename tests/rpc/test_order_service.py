@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import grpc
 import pytest
 
@@ -474,3 +476,57 @@ async def test_the_order_service_stops_within_its_drain_and_leaves_nothing_half_
     for order in orders:
         found = await lane.get(order)
         assert found.stage in (DONE, READY), "no submission is left in doubt by an orderly stop"
+
+
+@asynccontextmanager
+async def locked(lane: Lane, statement: str) -> AsyncIterator[None]:
+    """Somebody else's transaction holds what the statement locks."""
+    connection = await asyncpg.connect(lane.dsn, server_settings={"search_path": "ordermesh"})
+    try:
+        async with connection.transaction():
+            await connection.execute(statement)
+            yield
+    finally:
+        await connection.close()
+
+
+def redrive(order: Order) -> pb.RedriveDeadLetterRequest:
+    return pb.RedriveDeadLetterRequest(order_id=order.order_id, request_id=str(uuid4()), reason="well again")
+
+
+async def _nothing_owned(lane: Lane) -> bool:
+    return not len(lane.running.owned)
+
+
+async def test_a_write_that_could_not_begin_before_its_callers_deadline_never_does(
+    trust: Trust, shard_database: DatabaseFactory, tmp_path: Path
+) -> None:
+    async with lanes.serving(
+        trust, await shard_database(), tmp_path, pool_size=1, submit_tick_s=60, unserved_s=3600
+    ) as lane:
+        order = await lane.parked()
+        async with locked(lane, "LOCK TABLE orders IN ACCESS EXCLUSIVE MODE"):
+            busy = asyncio.create_task(
+                lane.by(MIRA).call("GetOrder", pb.GetOrderRequest(order_id=order.order_id))
+            )
+            await eventually(lambda: _taken(lane))
+            with pytest.raises(grpc.aio.AioRpcError) as late:
+                await lane.by(MIRA).call("RedriveDeadLetter", redrive(order), timeout=0.3)
+            assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        await asyncio.gather(busy, return_exceptions=True)
+        await eventually(lambda: _nothing_owned(lane))
+        assert (await lane.get(order)).version == order.version
+
+
+async def _taken(lane: Lane) -> bool:
+    waiting = "SELECT FROM pg_locks WHERE NOT granted"
+    return bool(await lane.sql(waiting))
+
+
+async def test_a_write_that_has_begun_is_finished_after_its_callers_deadline(lane: Lane) -> None:
+    order = await lane.parked()
+    async with locked(lane, "SELECT FROM orders FOR UPDATE"):
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await lane.by(MIRA).call("RedriveDeadLetter", redrive(order), timeout=0.3)
+        assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (await lane.at(order, UNKNOWN)).version == order.version + 1

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from grpc_reflection.v1alpha import reflection_pb2 as v1alpha  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection_pb2_grpc as v1alpha_grpc
 
+from chassis import jwks
 from chassis.auth import MATRIX, SUBJECT_HEADER, Role, Subject, SubjectMinter, SubjectVerifier
 from chassis.clock import SYSTEM_CLOCK
 from chassis.errors import Reason
@@ -33,7 +34,6 @@ from ordermesh.routing.v1 import routing_service_pb2 as routing_pb
 from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceStub
 from shard_proxy.app import Door
 from shard_proxy.domain import VipUser
-from shard_proxy.identity import BearerTokens
 from shard_proxy.vitals import Vitals
 from tests import echo, proxies
 from tests.listeners import Trust, raw_channel, refused
@@ -88,6 +88,23 @@ async def test_a_service_gets_a_subject_of_its_own_whatever_it_says_itself(
     assert subject_at(proxy.s1, trust) == Subject(
         "recovery_svc", frozenset({Role.RECOVERY}), "spiffe://ordermesh/recovery_svc"
     )
+
+
+async def test_a_tool_says_which_person_sits_at_it_and_nobody_else_may(proxy: Proxy, trust: Trust) -> None:
+    mira = (("x-ordermesh-actor", "mira"),)
+    roles = frozenset({Role.OPERATOR, Role.SERVICE})
+    async with as_peer(proxy, trust, "ops") as unary:
+        await unary(HI, timeout=5, metadata=mira)
+        assert subject_at(proxy.s1, trust) == Subject("ops:mira", roles, "spiffe://ordermesh/ops")
+        assert "x-ordermesh-actor" not in proxy.s1.calls[-1]
+        await unary(HI, timeout=5)
+        assert subject_at(proxy.s1, trust).name == "ops"
+        for wrong in ("", "a b", "mira:root", "m" * 33):
+            with refused(StatusCode.INVALID_ARGUMENT, Reason.INVALID_FIELD):
+                await unary(HI, timeout=5, metadata=(("x-ordermesh-actor", wrong),))
+    async with as_peer(proxy, trust, "recovery_svc") as unary:
+        await unary(HI, timeout=5, metadata=mira)
+        assert subject_at(proxy.s1, trust).name == "recovery_svc"
 
 
 async def test_a_gateway_speaks_for_the_user_whose_signed_subject_it_brings(
@@ -155,11 +172,11 @@ async def with_issuer(directory: Path) -> AsyncIterator[str]:
 
 async def test_a_bearer_token_makes_the_call_its_users(proxy: Proxy, tmp_path: Path) -> None:
     keys = tmp_path / "issuer"
-    async with with_issuer(keys) as url:
-        bearers = BearerTokens(url, issuer.ISSUER, issuer.AUDIENCE, SYSTEM_CLOCK)
-        assert await bearers.fetch()
+    async with with_issuer(keys) as url, jwks.http_client() as http:
+        keeper = jwks.JwksKeeper(url, None, SYSTEM_CLOCK, http)
+        assert await keeper.fetch()
     door = Door(settings_of(tmp_path), proxy.routes, proxy.health)
-    async with door.plain("127.0.0.1:0", bearers) as server:
+    async with door.plain("127.0.0.1:0", keeper) as server:
         proxy.channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
         alice = bearer(issuer.mint_token(keys, ON_S1))
         assert await proxy.say(metadata=alice) == "s1:hi"

@@ -208,6 +208,51 @@ async def test_with_the_control_database_gone_the_fences_word_is_taken_for_write
     assert proxy.s2.calls[0]["x-ordermesh-epoch"] == "2"
 
 
+async def test_who_left_a_bucket_is_for_the_control_database_to_say_and_not_for_a_fence(
+    proxy: Proxy,
+) -> None:
+    """A new epoch that a user's leaving made is not believed: that user's orders would still go there."""
+    bucket = user_bucket(ON_S1)
+    proxy.source.gone = True
+    proxy.s1.behave["Unary"] = stale(bucket=bucket, epoch=2, owner="s1", state="OWNED", left_epoch=2)
+    with refused(StatusCode.UNAVAILABLE, Reason.SHARD_UNAVAILABLE):
+        await proxy.say(ON_S1)
+    assert {call["x-ordermesh-epoch"] for call in proxy.s1.calls} == {"1"}
+
+    proxy.s1.behave["ByOrder"] = stale(bucket=bucket, epoch=5, owner="s2", state="MOVED", left_epoch=2)
+    answer = await proxy.call("ByOrder", echo.EchoRequest(order_id=order_of(ON_S1)))
+    assert answer.said[0].startswith("s2")
+    assert proxy.s2.calls[0]["x-ordermesh-epoch"] == "1"
+
+
+async def test_an_order_id_of_an_unknown_bucket_is_no_lie_while_nobody_can_say(proxy: Proxy) -> None:
+    proxy.source.gone = True
+    await proxy.poll()
+    with refused(StatusCode.UNAVAILABLE, Reason.SHARD_UNAVAILABLE):
+        await proxy.call("ByOrder", echo.EchoRequest(order_id=str(order_in(60_000))))
+
+
+async def test_a_frozen_bucket_is_waited_for_and_in_the_end_named(proxy: Proxy) -> None:
+    tries = 0
+
+    async def thawing(request: Any, context: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries <= 5:
+            await stale(bucket=user_bucket(ON_S1), epoch=1, owner="s1", state="FROZEN_W")(request, context)
+        return proxy.s1.answer(request)
+
+    proxy.s1.behave["Once"] = thawing
+    assert await proxy.say(ON_S1, name="Once") == "s1:hi"
+    assert tries == 6
+    frozen = stale(bucket=user_bucket(ON_S1), epoch=1, owner="s1", state="FROZEN_W")
+    proxy.s1.behave["Unary"] = frozen
+    with refused(StatusCode.UNAVAILABLE, Reason.BUCKET_FROZEN) as facts:
+        await proxy.say(ON_S1)
+    assert facts[0].retry_after_s
+    assert proxy.routes.book.map.owners == proxy.source.map.owners
+
+
 async def test_what_a_fence_said_is_forgotten_when_the_control_database_brings_another_map(
     proxy: Proxy,
 ) -> None:

@@ -155,20 +155,36 @@ async def test_claims_never_ask_for_more_than_there_are_free_slots(
     assert len(mesh.reports) == len(owed)
 
 
-async def test_an_upstream_without_free_slots_is_our_own_limit_and_still_reported(
+async def test_an_upstream_without_free_slots_is_not_claimed_for(
     mesh: MeshScript, proxy: str, payments: Upstream, trust: Trust
 ) -> None:
-    await payments.misbehave("SLOW", duration_s=0.6)
+    await payments.misbehave("SLOW", duration_s=0.2)
     owed = [mesh.owe("s1") for _ in range(4)]
 
     async with recovering(
-        proxy, {"payments": payments.target}, trust, slots_per_upstream=1, queue_per_upstream=1
+        proxy, {"payments": payments.target}, trust, slots_per_upstream=1, queue_per_upstream=0
     ):
+        await eventually(lambda: mesh.taken_about(*owed))
+
+    classes = {mesh.report_of(order_id).probe_class for order_id in owed}
+    assert classes == {order_pb2.PROBE_CLASS_ANSWERED}
+    assert max(mesh.shards["s1"].limits) == 1
+
+
+async def test_a_claim_for_which_its_upstream_has_no_free_slot_is_given_back_at_once(
+    mesh: MeshScript, proxy: str, payments: Upstream, trust: Trust
+) -> None:
+    """Slots of another upstream are free, so more is claimed than this one can take."""
+    await payments.misbehave("SLOW", duration_s=0.6)
+    owed = [mesh.owe("s1") for _ in range(3)]
+    targets = {"payments": payments.target, "fulfilment": payments.target, "shipping": payments.target}
+
+    async with recovering(proxy, targets, trust, slots_per_upstream=1, queue_per_upstream=1):
         await eventually(lambda: mesh.taken_about(*owed))
 
     classes = [mesh.report_of(order_id).probe_class for order_id in owed]
     details = {mesh.report_of(order_id).detail for order_id in owed}
-    assert sorted(classes) == [order_pb2.PROBE_CLASS_ANSWERED] + [order_pb2.PROBE_CLASS_OUR_FAULT] * 3
+    assert sorted(classes) == [order_pb2.PROBE_CLASS_ANSWERED] + [order_pb2.PROBE_CLASS_NOT_MADE] * 2
     assert "no free slot of upstream:payments" in details
 
 

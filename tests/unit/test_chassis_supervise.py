@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
 from chassis.errors import Overloaded, Stopping
-from chassis.supervise import LoopDied, OwnedTasks, StopSignal, until_stopped
+from chassis.supervise import DEATH_DRAIN_S, LoopDied, OwnedTasks, StopSignal, until_stopped
 
 
 @dataclass
@@ -57,6 +58,45 @@ async def test_a_loop_that_ends_stops_the_process_within_a_second(error: Excepti
     assert time.monotonic() - began < 1
     assert drained == ["drained"], "what runs is finished even then"
     assert other.cancelled
+
+
+async def test_after_a_death_every_step_is_taken_but_none_for_long() -> None:
+    owned, written, closed = OwnedTasks(), [], []
+    go = asyncio.Event()
+
+    async def refuse() -> None:
+        closed.append("server")
+        go.set()
+        await asyncio.Event().wait()
+
+    async def write() -> None:
+        await go.wait()
+        written.append("order")
+
+    owned.start(write(), name="write")
+    stuck = owned.start(asyncio.Event().wait(), name="stuck")
+    began = time.monotonic()
+    with pytest.raises(LoopDied):
+        await until_stopped(Dies(None), drain=(refuse, partial(owned.drain, 30.0)))
+    assert time.monotonic() - began < 1.5
+    assert (closed, written) == (["server"], ["order"])
+    assert stuck.cancelled()
+    with pytest.raises(Stopping):
+        owned.start(write(), name="too late")
+
+
+async def test_a_stop_that_was_asked_for_takes_the_time_it_was_given() -> None:
+    stop, patience, steps = StopSignal(), asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+
+    async def long_step() -> None:
+        loop.call_later(DEATH_DRAIN_S * 1.2, patience.set)
+        await patience.wait()
+        steps.append("done")
+
+    stop.set()
+    await until_stopped(drain=(long_step,), stop=stop)
+    assert steps == ["done"]
 
 
 async def test_a_stop_drains_in_the_given_order_before_loops_are_cancelled() -> None:

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.money import Money
 from ops.cli import amounts, output
-from ops.cli.options import duration
+from ops.cli.options import actor, duration, os_user
 from ops.cli.where import is_order_id
 from ordermesh.order.v1.order_pb2 import Order
 
@@ -91,3 +91,12 @@ def test_times_durations_and_evidence_are_short_and_plain() -> None:
 def test_a_settled_order_shows_its_status_as_its_stage() -> None:
     assert output.stage(Order(stage=Order.DONE, status=Order.FAILED)) == "FAILED"
     assert output.stage(Order(stage=Order.UNKNOWN, status=Order.PENDING)) == "UNKNOWN"
+
+
+@pytest.mark.parametrize("typed", ["", "mira k", "mira:root", "m" * 33, "mïra"])
+def test_a_person_has_a_name_that_a_journal_can_keep(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert actor("mira.k-2") == "mira.k-2"
+    with pytest.raises(typer.BadParameter, match="no name"):
+        actor(typed)
+    monkeypatch.setenv("LOGNAME", r"CORP\mira")
+    assert actor(os_user()) == "CORP_mira"

@@ -8,11 +8,11 @@ from grpc import StatusCode
 from pydantic import ValidationError
 
 from chassis import errors
-from chassis.errors import InvalidField, Overloaded, Reason, Violation
+from chassis.errors import InvalidField, Overloaded, Reason, TokenRefused, Violation
 from chassis.rpc import RemoteError
 from chassis.testing import FakeClock
 from gateway import problems
-from gateway.errors import FALLBACKS, MethodNotAllowed, RateLimited, TokenRefused, TooManyStreams
+from gateway.errors import FALLBACKS, MethodNotAllowed, RateLimited, TooManyStreams
 from gateway.listener import Door
 from gateway.rates import Rates
 from gateway.settings import GatewaySettings
@@ -41,7 +41,7 @@ def test_a_problem_says_all_that_the_typed_error_says():
 
 def test_when_to_come_back_is_said_twice_and_never_as_zero():
     problem = problems.of_error(Overloaded(), HERE)
-    assert (problem.status, problem.retry_after_seconds) == (429, 0.25)
+    assert (problem.status, problem.retry_after_seconds) == (503, 0.25)
     assert problems.headers_of(problem)["retry-after"] == "1"
 
 

@@ -107,7 +107,7 @@ def test_all_places_of_a_user_are_named_newest_first_and_once() -> None:
     assert [p.bucket for p in placements_of(MAP, "alice")] == [701]
     assert [(p.bucket, p.shard) for p in placements_of(MAP, "vip.1")] == [(4096, "v1"), (4088, "s2")]
     demoted = replace(MAP, vips={})
-    assert [p.bucket for p in placements_of(demoted, "vip.1")] == [4096, 4088]
+    assert [p.bucket for p in placements_of(demoted, "vip.1")] == [4088, 4096]
 
 
 def test_a_salted_user_keeps_each_request_in_one_bucket() -> None:

@@ -96,7 +96,21 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The body's media type is not supported; only on REST."""
     REASON_VERSION_MISMATCH: _Reason.ValueType  # 36
     """The order has another version than the caller decided on; read it again."""
-    REASON_READ_MODEL_UNAVAILABLE: _Reason.ValueType  # 37
+    REASON_BUCKET_FROZEN: _Reason.ValueType  # 37
+    """Writes to the bucket pause for a moment while one of its users is moved; safe to send again."""
+    REASON_ORDER_ELSEWHERE: _Reason.ValueType  # 38
+    """The order of this request was made in another bucket of the user; the proxy asks there."""
+    REASON_MOVE_SUPERSEDED: _Reason.ValueType  # 39
+    """A later mover of the bucket was here; what this one wanted does not happen."""
+    REASON_MOVE_IN_PROGRESS: _Reason.ValueType  # 40
+    """Another move of the user or of one of the buckets is under way; safe to send again."""
+    REASON_MOVE_ABORTED: _Reason.ValueType  # 41
+    """The move was given up and everything is as before it."""
+    REASON_ALREADY_VIP: _Reason.ValueType  # 42
+    """The user has a dedicated bucket already."""
+    REASON_NOT_A_VIP: _Reason.ValueType  # 43
+    """The user has no dedicated bucket of their own."""
+    REASON_READ_MODEL_UNAVAILABLE: _Reason.ValueType  # 44
     """Older orders and searches cannot be answered now; orders themselves are not affected."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
@@ -176,6 +190,20 @@ REASON_UNSUPPORTED_MEDIA_TYPE: Reason.ValueType  # 35
 """The body's media type is not supported; only on REST."""
 REASON_VERSION_MISMATCH: Reason.ValueType  # 36
 """The order has another version than the caller decided on; read it again."""
-REASON_READ_MODEL_UNAVAILABLE: Reason.ValueType  # 37
+REASON_BUCKET_FROZEN: Reason.ValueType  # 37
+"""Writes to the bucket pause for a moment while one of its users is moved; safe to send again."""
+REASON_ORDER_ELSEWHERE: Reason.ValueType  # 38
+"""The order of this request was made in another bucket of the user; the proxy asks there."""
+REASON_MOVE_SUPERSEDED: Reason.ValueType  # 39
+"""A later mover of the bucket was here; what this one wanted does not happen."""
+REASON_MOVE_IN_PROGRESS: Reason.ValueType  # 40
+"""Another move of the user or of one of the buckets is under way; safe to send again."""
+REASON_MOVE_ABORTED: Reason.ValueType  # 41
+"""The move was given up and everything is as before it."""
+REASON_ALREADY_VIP: Reason.ValueType  # 42
+"""The user has a dedicated bucket already."""
+REASON_NOT_A_VIP: Reason.ValueType  # 43
+"""The user has no dedicated bucket of their own."""
+REASON_READ_MODEL_UNAVAILABLE: Reason.ValueType  # 44
 """Older orders and searches cannot be answered now; orders themselves are not affected."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -36,9 +36,11 @@ class _ProbeClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProbeClass
     PROBE_CLASS_NO_ANSWER: _ProbeClass.ValueType  # 2
     """The upstream gave no answer: down, slow or overloaded. Spends no budget."""
     PROBE_CLASS_OUR_FAULT: _ProbeClass.ValueType  # 3
-    """We are at fault: wrong credentials, wrong method, our own limits. Spends no budget."""
+    """We are at fault: wrong credentials, wrong method, no address. Spends no budget."""
     PROBE_CLASS_MALFORMED: _ProbeClass.ValueType  # 4
     """The answer cannot be decoded or makes no sense."""
+    PROBE_CLASS_NOT_MADE: _ProbeClass.ValueType  # 5
+    """The probe was not made, for want of a free slot or of time. Says and counts nothing; the order is due again soon."""
 
 class ProbeClass(_ProbeClass, metaclass=_ProbeClassEnumTypeWrapper):
     """What a probe was worth."""
@@ -50,9 +52,11 @@ PROBE_CLASS_ANSWERED: ProbeClass.ValueType  # 1
 PROBE_CLASS_NO_ANSWER: ProbeClass.ValueType  # 2
 """The upstream gave no answer: down, slow or overloaded. Spends no budget."""
 PROBE_CLASS_OUR_FAULT: ProbeClass.ValueType  # 3
-"""We are at fault: wrong credentials, wrong method, our own limits. Spends no budget."""
+"""We are at fault: wrong credentials, wrong method, no address. Spends no budget."""
 PROBE_CLASS_MALFORMED: ProbeClass.ValueType  # 4
 """The answer cannot be decoded or makes no sense."""
+PROBE_CLASS_NOT_MADE: ProbeClass.ValueType  # 5
+"""The probe was not made, for want of a free slot or of time. Says and counts nothing; the order is due again soon."""
 Global___ProbeClass: _TypeAlias = ProbeClass  # noqa: Y015
 
 @_typing.final

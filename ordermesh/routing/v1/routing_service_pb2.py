@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from ordermesh.routing.v1 import options_pb2 as ordermesh_dot_routing_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordermesh/routing/v1/routing_service.proto\x12\x14ordermesh.routing.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"ordermesh/routing/v1/options.proto\"\xc0\x01\n\tPlacement\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x36\n\x06reason\x18\x04 \x01(\x0e\x32&.ordermesh.routing.v1.Placement.Reason\"M\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04HASH\x10\x01\x12\x07\n\x03VIP\x10\x02\x12\n\n\x06SALTED\x10\x03\x12\x0c\n\x08ORDER_ID\x10\x04\"=\n\x0cWhereRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08order_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xbe\x01\n\rWhereResponse\x12\x32\n\tplacement\x18\x01 \x01(\x0b\x32\x1f.ordermesh.routing.v1.Placement\x12\x33\n\nplacements\x18\x02 \x03(\x0b\x32\x1f.ordermesh.routing.v1.Placement\x12\x13\n\x0bmap_version\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0b\n\x03vip\x18\x02 \x01(\x08\x12\x13\n\x0blane_target\x18\x03 \x01(\t\x12\x16\n\x0ehistory_target\x18\x04 \x01(\t\x12\x14\n\x0c\x62ucket_count\x18\x05 \x01(\r\"\x13\n\x11ListShardsRequest\"\x89\x01\n\x12ListShardsResponse\x12+\n\x06shards\x18\x01 \x03(\x0b\x32\x1b.ordermesh.routing.v1.Shard\x12\x13\n\x0bmap_version\x18\x02 \x01(\x03\x12\x31\n\rmap_read_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"k\n\x07VipUser\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62uckets\x18\x02 \x03(\r\x12\r\n\x05shard\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x13ListVipUsersRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"a\n\x14ListVipUsersResponse\x12\x30\n\tvip_users\x18\x01 \x03(\x0b\x32\x1d.ordermesh.routing.v1.VipUser\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x0e\x45xplainRequest\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0crequest_json\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xa8\x01\n\x0f\x45xplainResponse\x12-\n\x04rule\x18\x01 \x01(\x0b\x32\x1f.ordermesh.routing.v1.RouteRule\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x33\n\nplacements\x18\x03 \x03(\x0b\x32\x1f.ordermesh.routing.v1.Placement\x12\x0f\n\x07targets\x18\x04 \x03(\t\x12\x13\n\x0bmap_version\x18\x05 \x01(\x03\x32\xaa\x03\n\x0eRoutingService\x12Z\n\x05Where\x12\".ordermesh.routing.v1.WhereRequest\x1a#.ordermesh.routing.v1.WhereResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12i\n\nListShards\x12\'.ordermesh.routing.v1.ListShardsRequest\x1a(.ordermesh.routing.v1.ListShardsResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12o\n\x0cListVipUsers\x12).ordermesh.routing.v1.ListVipUsersRequest\x1a*.ordermesh.routing.v1.ListVipUsersResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12`\n\x07\x45xplain\x12$.ordermesh.routing.v1.ExplainRequest\x1a%.ordermesh.routing.v1.ExplainResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordermesh/routing/v1/routing_service.proto\x12\x14ordermesh.routing.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"ordermesh/routing/v1/options.proto\"\xc0\x01\n\tPlacement\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\r\n\x05shard\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x36\n\x06reason\x18\x04 \x01(\x0e\x32&.ordermesh.routing.v1.Placement.Reason\"M\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04HASH\x10\x01\x12\x07\n\x03VIP\x10\x02\x12\n\n\x06SALTED\x10\x03\x12\x0c\n\x08ORDER_ID\x10\x04\"=\n\x0cWhereRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08order_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xbe\x01\n\rWhereResponse\x12\x32\n\tplacement\x18\x01 \x01(\x0b\x32\x1f.ordermesh.routing.v1.Placement\x12\x33\n\nplacements\x18\x02 \x03(\x0b\x32\x1f.ordermesh.routing.v1.Placement\x12\x13\n\x0bmap_version\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0b\n\x03vip\x18\x02 \x01(\x08\x12\x13\n\x0blane_target\x18\x03 \x01(\t\x12\x16\n\x0ehistory_target\x18\x04 \x01(\t\x12\x14\n\x0c\x62ucket_count\x18\x05 \x01(\r\"\x13\n\x11ListShardsRequest\"\x89\x01\n\x12ListShardsResponse\x12+\n\x06shards\x18\x01 \x03(\x0b\x32\x1b.ordermesh.routing.v1.Shard\x12\x13\n\x0bmap_version\x18\x02 \x01(\x03\x12\x31\n\rmap_read_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"k\n\x07VipUser\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62uckets\x18\x02 \x03(\r\x12\r\n\x05shard\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x13ListVipUsersRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"a\n\x14ListVipUsersResponse\x12\x30\n\tvip_users\x18\x01 \x03(\x0b\x32\x1d.ordermesh.routing.v1.VipUser\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xe6\x04\n\x07VipMove\x12\x0f\n\x07move_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x30\n\x04kind\x18\x03 \x01(\x0e\x32\".ordermesh.routing.v1.VipMove.Kind\x12\x32\n\x05phase\x18\x04 \x01(\x0e\x32#.ordermesh.routing.v1.VipMove.Phase\x12\x12\n\nold_bucket\x18\x05 \x01(\r\x12\x11\n\told_shard\x18\x06 \x01(\t\x12\x12\n\nnew_bucket\x18\x07 \x01(\r\x12\x11\n\tnew_shard\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12\r\n\x05\x61\x63tor\x18\n \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\x05\x12\x0f\n\x07\x66\x61ilure\x18\x0c \x01(\t\x12\x18\n\x10\x63opied_key_count\x18\r \x01(\x05\x12\x16\n\tfrozen_ms\x18\x0e \x01(\x02H\x00\x88\x01\x01\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0b\n\x07PROMOTE\x10\x01\x12\n\n\x06\x44\x45MOTE\x10\x02\"k\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0b\n\x07PLANNED\x10\x01\x12\x0c\n\x08\x46REEZING\x10\x02\x12\x0b\n\x07\x46LIPPED\x10\x03\x12\x08\n\x04\x44ONE\x10\x04\x12\x0c\n\x08\x41\x42ORTING\x10\x05\x12\x0b\n\x07\x41\x42ORTED\x10\x06\x42\x0c\n\n_frozen_ms\"o\n\x11PromoteVipRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shard\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"A\n\x12PromoteVipResponse\x12+\n\x04move\x18\x01 \x01(\x0b\x32\x1d.ordermesh.routing.v1.VipMove\"Y\n\x10\x44\x65moteVipRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"@\n\x11\x44\x65moteVipResponse\x12+\n\x04move\x18\x01 \x01(\x0b\x32\x1d.ordermesh.routing.v1.VipMove\"_\n\x13ListVipMovesRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"]\n\x14ListVipMovesResponse\x12,\n\x05moves\x18\x01 \x03(\x0b\x32\x1d.ordermesh.routing.v1.VipMove\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x0e\x45xplainRequest\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0crequest_json\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xa8\x01\n\x0f\x45xplainResponse\x12-\n\x04rule\x18\x01 \x01(\x0b\x32\x1f.ordermesh.routing.v1.RouteRule\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x33\n\nplacements\x18\x03 \x03(\x0b\x32\x1f.ordermesh.routing.v1.Placement\x12\x0f\n\x07targets\x18\x04 \x03(\t\x12\x13\n\x0bmap_version\x18\x05 \x01(\x03\x32\xee\x05\n\x0eRoutingService\x12Z\n\x05Where\x12\".ordermesh.routing.v1.WhereRequest\x1a#.ordermesh.routing.v1.WhereResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12i\n\nListShards\x12\'.ordermesh.routing.v1.ListShardsRequest\x1a(.ordermesh.routing.v1.ListShardsResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12o\n\x0cListVipUsers\x12).ordermesh.routing.v1.ListVipUsersRequest\x1a*.ordermesh.routing.v1.ListVipUsersResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12i\n\nPromoteVip\x12\'.ordermesh.routing.v1.PromoteVipRequest\x1a(.ordermesh.routing.v1.PromoteVipResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12\x66\n\tDemoteVip\x12&.ordermesh.routing.v1.DemoteVipRequest\x1a\'.ordermesh.routing.v1.DemoteVipResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12o\n\x0cListVipMoves\x12).ordermesh.routing.v1.ListVipMovesRequest\x1a*.ordermesh.routing.v1.ListVipMovesResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12`\n\x07\x45xplain\x12$.ordermesh.routing.v1.ExplainRequest\x1a%.ordermesh.routing.v1.ExplainResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTVIPUSERSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTVIPUSERSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTVIPUSERSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_PROMOTEVIPREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_PROMOTEVIPREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
+  _globals['_PROMOTEVIPREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_PROMOTEVIPREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
+  _globals['_PROMOTEVIPREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_PROMOTEVIPREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\002'
+  _globals['_PROMOTEVIPREQUEST'].fields_by_name['shard']._loaded_options = None
+  _globals['_PROMOTEVIPREQUEST'].fields_by_name['shard']._serialized_options = b'\342A\001\001'
+  _globals['_DEMOTEVIPREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_DEMOTEVIPREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
+  _globals['_DEMOTEVIPREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_DEMOTEVIPREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
+  _globals['_DEMOTEVIPREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_DEMOTEVIPREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\002'
+  _globals['_LISTVIPMOVESREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_LISTVIPMOVESREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\001'
+  _globals['_LISTVIPMOVESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTVIPMOVESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTVIPMOVESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTVIPMOVESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_EXPLAINREQUEST'].fields_by_name['method']._loaded_options = None
   _globals['_EXPLAINREQUEST'].fields_by_name['method']._serialized_options = b'\342A\001\002'
   _globals['_EXPLAINREQUEST'].fields_by_name['request_json']._loaded_options = None
@@ -52,6 +72,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTINGSERVICE'].methods_by_name['ListShards']._serialized_options = b'\312\363\030\004\010\005\030\001'
   _globals['_ROUTINGSERVICE'].methods_by_name['ListVipUsers']._loaded_options = None
   _globals['_ROUTINGSERVICE'].methods_by_name['ListVipUsers']._serialized_options = b'\312\363\030\004\010\005\030\001'
+  _globals['_ROUTINGSERVICE'].methods_by_name['PromoteVip']._loaded_options = None
+  _globals['_ROUTINGSERVICE'].methods_by_name['PromoteVip']._serialized_options = b'\312\363\030\004\010\005\030\002'
+  _globals['_ROUTINGSERVICE'].methods_by_name['DemoteVip']._loaded_options = None
+  _globals['_ROUTINGSERVICE'].methods_by_name['DemoteVip']._serialized_options = b'\312\363\030\004\010\005\030\002'
+  _globals['_ROUTINGSERVICE'].methods_by_name['ListVipMoves']._loaded_options = None
+  _globals['_ROUTINGSERVICE'].methods_by_name['ListVipMoves']._serialized_options = b'\312\363\030\004\010\005\030\001'
   _globals['_ROUTINGSERVICE'].methods_by_name['Explain']._loaded_options = None
   _globals['_ROUTINGSERVICE'].methods_by_name['Explain']._serialized_options = b'\312\363\030\004\010\005\030\001'
   _globals['_PLACEMENT']._serialized_start=171
@@ -74,10 +100,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTVIPUSERSREQUEST']._serialized_end=1067
   _globals['_LISTVIPUSERSRESPONSE']._serialized_start=1069
   _globals['_LISTVIPUSERSRESPONSE']._serialized_end=1166
-  _globals['_EXPLAINREQUEST']._serialized_start=1168
-  _globals['_EXPLAINREQUEST']._serialized_end=1234
-  _globals['_EXPLAINRESPONSE']._serialized_start=1237
-  _globals['_EXPLAINRESPONSE']._serialized_end=1405
-  _globals['_ROUTINGSERVICE']._serialized_start=1408
-  _globals['_ROUTINGSERVICE']._serialized_end=1834
+  _globals['_VIPMOVE']._serialized_start=1169
+  _globals['_VIPMOVE']._serialized_end=1783
+  _globals['_VIPMOVE_KIND']._serialized_start=1607
+  _globals['_VIPMOVE_KIND']._serialized_end=1660
+  _globals['_VIPMOVE_PHASE']._serialized_start=1662
+  _globals['_VIPMOVE_PHASE']._serialized_end=1769
+  _globals['_PROMOTEVIPREQUEST']._serialized_start=1785
+  _globals['_PROMOTEVIPREQUEST']._serialized_end=1896
+  _globals['_PROMOTEVIPRESPONSE']._serialized_start=1898
+  _globals['_PROMOTEVIPRESPONSE']._serialized_end=1963
+  _globals['_DEMOTEVIPREQUEST']._serialized_start=1965
+  _globals['_DEMOTEVIPREQUEST']._serialized_end=2054
+  _globals['_DEMOTEVIPRESPONSE']._serialized_start=2056
+  _globals['_DEMOTEVIPRESPONSE']._serialized_end=2120
+  _globals['_LISTVIPMOVESREQUEST']._serialized_start=2122
+  _globals['_LISTVIPMOVESREQUEST']._serialized_end=2217
+  _globals['_LISTVIPMOVESRESPONSE']._serialized_start=2219
+  _globals['_LISTVIPMOVESRESPONSE']._serialized_end=2312
+  _globals['_EXPLAINREQUEST']._serialized_start=2314
+  _globals['_EXPLAINREQUEST']._serialized_end=2380
+  _globals['_EXPLAINRESPONSE']._serialized_start=2383
+  _globals['_EXPLAINRESPONSE']._serialized_end=2551
+  _globals['_ROUTINGSERVICE']._serialized_start=2554
+  _globals['_ROUTINGSERVICE']._serialized_end=3304
 # @@protoc_insertion_point(module_scope)

@@ -334,6 +334,326 @@ class ListVipUsersResponse(_message.Message):
 Global___ListVipUsersResponse: _TypeAlias = ListVipUsersResponse  # noqa: Y015
 
 @_typing.final
+class VipMove(_message.Message):
+    """One promotion or demotion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[VipMove._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: VipMove._Kind.ValueType  # 0
+        """Not said."""
+        PROMOTE: VipMove._Kind.ValueType  # 1
+        """To a dedicated bucket."""
+        DEMOTE: VipMove._Kind.ValueType  # 2
+        """Back to the hashed bucket."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """Where the user's new orders go."""
+
+    KIND_UNSPECIFIED: VipMove.Kind.ValueType  # 0
+    """Not said."""
+    PROMOTE: VipMove.Kind.ValueType  # 1
+    """To a dedicated bucket."""
+    DEMOTE: VipMove.Kind.ValueType  # 2
+    """Back to the hashed bucket."""
+
+    class _Phase:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[VipMove._Phase.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PHASE_UNSPECIFIED: VipMove._Phase.ValueType  # 0
+        """Not said."""
+        PLANNED: VipMove._Phase.ValueType  # 1
+        """Request keys are being copied; nothing is frozen."""
+        FREEZING: VipMove._Phase.ValueType  # 2
+        """The old bucket is frozen, or about to be."""
+        FLIPPED: VipMove._Phase.ValueType  # 3
+        """The map has changed; the old bucket is about to go on."""
+        DONE: VipMove._Phase.ValueType  # 4
+        """Over."""
+        ABORTING: VipMove._Phase.ValueType  # 5
+        """An attempt failed and is being taken back."""
+        ABORTED: VipMove._Phase.ValueType  # 6
+        """Given up; everything is as before."""
+
+    class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
+        """How far it is."""
+
+    PHASE_UNSPECIFIED: VipMove.Phase.ValueType  # 0
+    """Not said."""
+    PLANNED: VipMove.Phase.ValueType  # 1
+    """Request keys are being copied; nothing is frozen."""
+    FREEZING: VipMove.Phase.ValueType  # 2
+    """The old bucket is frozen, or about to be."""
+    FLIPPED: VipMove.Phase.ValueType  # 3
+    """The map has changed; the old bucket is about to go on."""
+    DONE: VipMove.Phase.ValueType  # 4
+    """Over."""
+    ABORTING: VipMove.Phase.ValueType  # 5
+    """An attempt failed and is being taken back."""
+    ABORTED: VipMove.Phase.ValueType  # 6
+    """Given up; everything is as before."""
+
+    MOVE_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    OLD_BUCKET_FIELD_NUMBER: _builtins.int
+    OLD_SHARD_FIELD_NUMBER: _builtins.int
+    NEW_BUCKET_FIELD_NUMBER: _builtins.int
+    NEW_SHARD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    COPIED_KEY_COUNT_FIELD_NUMBER: _builtins.int
+    FROZEN_MS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    move_id: _builtins.str
+    """The request_id that asked for it."""
+    user_id: _builtins.str
+    """The user."""
+    kind: Global___VipMove.Kind.ValueType
+    """Which way."""
+    phase: Global___VipMove.Phase.ValueType
+    """How far it is."""
+    old_bucket: _builtins.int
+    """Where new orders went before."""
+    old_shard: _builtins.str
+    """The shard of the old bucket."""
+    new_bucket: _builtins.int
+    """Where they go from now on."""
+    new_shard: _builtins.str
+    """The shard of the new bucket."""
+    reason: _builtins.str
+    """Why, in the actor's words."""
+    actor: _builtins.str
+    """Who asked for it."""
+    attempt: _builtins.int
+    """From 1; an attempt that is taken back is followed by another."""
+    failure: _builtins.str
+    """Why the last attempt was taken back; empty when none was."""
+    copied_key_count: _builtins.int
+    """Request keys that were copied."""
+    frozen_ms: _builtins.float
+    """How long writes to the old bucket paused, in milliseconds; unset when whoever froze it did not see the end."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it came to this phase."""
+
+    def __init__(
+        self,
+        *,
+        move_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        kind: Global___VipMove.Kind.ValueType = ...,
+        phase: Global___VipMove.Phase.ValueType = ...,
+        old_bucket: _builtins.int = ...,
+        old_shard: _builtins.str = ...,
+        new_bucket: _builtins.int = ...,
+        new_shard: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        failure: _builtins.str = ...,
+        copied_key_count: _builtins.int = ...,
+        frozen_ms: _builtins.float | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frozen_ms", b"_frozen_ms", "create_time", b"create_time", "frozen_ms", b"frozen_ms", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frozen_ms", b"_frozen_ms", "actor", b"actor", "attempt", b"attempt", "copied_key_count", b"copied_key_count", "create_time", b"create_time", "failure", b"failure", "frozen_ms", b"frozen_ms", "kind", b"kind", "move_id", b"move_id", "new_bucket", b"new_bucket", "new_shard", b"new_shard", "old_bucket", b"old_bucket", "old_shard", b"old_shard", "phase", b"phase", "reason", b"reason", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__frozen_ms: _TypeAlias = _typing.Literal["frozen_ms"]  # noqa: Y015
+    _WhichOneofArgType__frozen_ms: _TypeAlias = _typing.Literal["_frozen_ms", b"_frozen_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frozen_ms) -> _WhichOneofReturnType__frozen_ms | None: ...
+
+Global___VipMove: _TypeAlias = VipMove  # noqa: Y015
+
+@_typing.final
+class PromoteVipRequest(_message.Message):
+    """Asks for a promotion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user, `[A-Za-z0-9_.:-]{1,64}`."""
+    request_id: _builtins.str
+    """A UUID; the same for every try."""
+    reason: _builtins.str
+    """Why, 1 to 512 characters."""
+    shard: _builtins.str
+    """Where the dedicated bucket is to be; empty for the shard of VIPs with the fewest of them."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        shard: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "shard", b"shard", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteVipRequest: _TypeAlias = PromoteVipRequest  # noqa: Y015
+
+@_typing.final
+class PromoteVipResponse(_message.Message):
+    """The move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def move(self) -> Global___VipMove:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        move: Global___VipMove | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["move", b"move"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["move", b"move"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteVipResponse: _TypeAlias = PromoteVipResponse  # noqa: Y015
+
+@_typing.final
+class DemoteVipRequest(_message.Message):
+    """Asks for a demotion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """The user."""
+    request_id: _builtins.str
+    """A UUID; the same for every try."""
+    reason: _builtins.str
+    """Why, 1 to 512 characters."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DemoteVipRequest: _TypeAlias = DemoteVipRequest  # noqa: Y015
+
+@_typing.final
+class DemoteVipResponse(_message.Message):
+    """The move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def move(self) -> Global___VipMove:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        move: Global___VipMove | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["move", b"move"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["move", b"move"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DemoteVipResponse: _TypeAlias = DemoteVipResponse  # noqa: Y015
+
+@_typing.final
+class ListVipMovesRequest(_message.Message):
+    """Asks for a page of moves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """Only of this user; empty for all."""
+    page_size: _builtins.int
+    """At most so many, 1 to 100; 0 means 50."""
+    page_token: _builtins.str
+    """From an earlier answer; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVipMovesRequest: _TypeAlias = ListVipMovesRequest  # noqa: Y015
+
+@_typing.final
+class ListVipMovesResponse(_message.Message):
+    """A page of moves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty when this is the last."""
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___VipMove]:
+        """The newest first."""
+
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___VipMove] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVipMovesResponse: _TypeAlias = ListVipMovesResponse  # noqa: Y015
+
+@_typing.final
 class ExplainRequest(_message.Message):
     """A request to be routed but not sent."""
 

@@ -50,6 +50,21 @@ class RoutingServiceStub:
                 request_serializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipUsersRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipUsersResponse.FromString,
                 _registered_method=True)
+        self.PromoteVip = channel.unary_unary(
+                '/ordermesh.routing.v1.RoutingService/PromoteVip',
+                request_serializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.PromoteVipRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.PromoteVipResponse.FromString,
+                _registered_method=True)
+        self.DemoteVip = channel.unary_unary(
+                '/ordermesh.routing.v1.RoutingService/DemoteVip',
+                request_serializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.DemoteVipRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.DemoteVipResponse.FromString,
+                _registered_method=True)
+        self.ListVipMoves = channel.unary_unary(
+                '/ordermesh.routing.v1.RoutingService/ListVipMoves',
+                request_serializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipMovesRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipMovesResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/ordermesh.routing.v1.RoutingService/Explain',
                 request_serializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ExplainRequest.SerializeToString,
@@ -84,6 +99,33 @@ class RoutingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromoteVip(self, request, context):
+        """Gives a user a dedicated bucket for new orders, online; earlier ones stay where they are, and in every list.
+
+        A repeat with the same `request_id` returns the same move. Answers when the move is over, or with its phase when the time is up.
+        Refuses with ALREADY_VIP, MOVE_IN_PROGRESS, MOVE_ABORTED, UNKNOWN_SHARD, REQUEST_ID_REUSED or INVALID_FIELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DemoteVip(self, request, context):
+        """Sends a VIP user's new orders back to the hashed bucket, online; earlier ones stay where they are, and in every list.
+
+        A repeat with the same `request_id` returns the same move. Answers when the move is over, or with its phase when the time is up.
+        Refuses with NOT_A_VIP, MOVE_IN_PROGRESS, MOVE_ABORTED, REQUEST_ID_REUSED or INVALID_FIELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVipMoves(self, request, context):
+        """Lists promotions and demotions, the newest first: who was moved, by whom and why, and how it went.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Explain(self, request, context):
         """Routes a request without sending it: which rule, key, bucket, shard and target it would take.
 
@@ -110,6 +152,21 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.ListVipUsers,
                     request_deserializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipUsersRequest.FromString,
                     response_serializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipUsersResponse.SerializeToString,
+            ),
+            'PromoteVip': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteVip,
+                    request_deserializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.PromoteVipRequest.FromString,
+                    response_serializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.PromoteVipResponse.SerializeToString,
+            ),
+            'DemoteVip': grpc.unary_unary_rpc_method_handler(
+                    servicer.DemoteVip,
+                    request_deserializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.DemoteVipRequest.FromString,
+                    response_serializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.DemoteVipResponse.SerializeToString,
+            ),
+            'ListVipMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVipMoves,
+                    request_deserializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipMovesRequest.FromString,
+                    response_serializer=ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipMovesResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -199,6 +256,87 @@ class RoutingService:
             '/ordermesh.routing.v1.RoutingService/ListVipUsers',
             ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipUsersRequest.SerializeToString,
             ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteVip(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.routing.v1.RoutingService/PromoteVip',
+            ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.PromoteVipRequest.SerializeToString,
+            ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.PromoteVipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DemoteVip(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.routing.v1.RoutingService/DemoteVip',
+            ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.DemoteVipRequest.SerializeToString,
+            ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.DemoteVipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVipMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.routing.v1.RoutingService/ListVipMoves',
+            ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipMovesRequest.SerializeToString,
+            ordermesh_dot_routing_dot_v1_dot_routing__service__pb2.ListVipMovesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,20 @@ class RoutingServiceStub:
     """Lists the shards of the map with what they own."""
     ListVipUsers: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.ListVipUsersRequest, _routing_service_pb2.ListVipUsersResponse]
     """Lists the users that are placed by a row of the VIP table."""
+    PromoteVip: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.PromoteVipRequest, _routing_service_pb2.PromoteVipResponse]
+    """Gives a user a dedicated bucket for new orders, online; earlier ones stay where they are, and in every list.
+
+    A repeat with the same `request_id` returns the same move. Answers when the move is over, or with its phase when the time is up.
+    Refuses with ALREADY_VIP, MOVE_IN_PROGRESS, MOVE_ABORTED, UNKNOWN_SHARD, REQUEST_ID_REUSED or INVALID_FIELD.
+    """
+    DemoteVip: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.DemoteVipRequest, _routing_service_pb2.DemoteVipResponse]
+    """Sends a VIP user's new orders back to the hashed bucket, online; earlier ones stay where they are, and in every list.
+
+    A repeat with the same `request_id` returns the same move. Answers when the move is over, or with its phase when the time is up.
+    Refuses with NOT_A_VIP, MOVE_IN_PROGRESS, MOVE_ABORTED, REQUEST_ID_REUSED or INVALID_FIELD.
+    """
+    ListVipMoves: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.ListVipMovesRequest, _routing_service_pb2.ListVipMovesResponse]
+    """Lists promotions and demotions, the newest first: who was moved, by whom and why, and how it went."""
     Explain: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.ExplainRequest, _routing_service_pb2.ExplainResponse]
     """Routes a request without sending it: which rule, key, bucket, shard and target it would take.
 
@@ -62,6 +76,20 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     """Lists the shards of the map with what they own."""
     ListVipUsers: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.ListVipUsersRequest, _routing_service_pb2.ListVipUsersResponse]  # type: ignore[assignment]
     """Lists the users that are placed by a row of the VIP table."""
+    PromoteVip: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.PromoteVipRequest, _routing_service_pb2.PromoteVipResponse]  # type: ignore[assignment]
+    """Gives a user a dedicated bucket for new orders, online; earlier ones stay where they are, and in every list.
+
+    A repeat with the same `request_id` returns the same move. Answers when the move is over, or with its phase when the time is up.
+    Refuses with ALREADY_VIP, MOVE_IN_PROGRESS, MOVE_ABORTED, UNKNOWN_SHARD, REQUEST_ID_REUSED or INVALID_FIELD.
+    """
+    DemoteVip: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.DemoteVipRequest, _routing_service_pb2.DemoteVipResponse]  # type: ignore[assignment]
+    """Sends a VIP user's new orders back to the hashed bucket, online; earlier ones stay where they are, and in every list.
+
+    A repeat with the same `request_id` returns the same move. Answers when the move is over, or with its phase when the time is up.
+    Refuses with NOT_A_VIP, MOVE_IN_PROGRESS, MOVE_ABORTED, REQUEST_ID_REUSED or INVALID_FIELD.
+    """
+    ListVipMoves: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.ListVipMovesRequest, _routing_service_pb2.ListVipMovesResponse]  # type: ignore[assignment]
+    """Lists promotions and demotions, the newest first: who was moved, by whom and why, and how it went."""
     Explain: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.ExplainRequest, _routing_service_pb2.ExplainResponse]  # type: ignore[assignment]
     """Routes a request without sending it: which rule, key, bucket, shard and target it would take.
 
@@ -97,6 +125,38 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_routing_service_pb2.ListVipUsersResponse, _abc.Awaitable[_routing_service_pb2.ListVipUsersResponse]]:
         """Lists the users that are placed by a row of the VIP table."""
+
+    @_abc_1.abstractmethod
+    def PromoteVip(
+        self,
+        request: _routing_service_pb2.PromoteVipRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_routing_service_pb2.PromoteVipResponse, _abc.Awaitable[_routing_service_pb2.PromoteVipResponse]]:
+        """Gives a user a dedicated bucket for new orders, online; earlier ones stay where they are, and in every list.
+
+        A repeat with the same `request_id` returns the same move. Answers when the move is over, or with its phase when the time is up.
+        Refuses with ALREADY_VIP, MOVE_IN_PROGRESS, MOVE_ABORTED, UNKNOWN_SHARD, REQUEST_ID_REUSED or INVALID_FIELD.
+        """
+
+    @_abc_1.abstractmethod
+    def DemoteVip(
+        self,
+        request: _routing_service_pb2.DemoteVipRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_routing_service_pb2.DemoteVipResponse, _abc.Awaitable[_routing_service_pb2.DemoteVipResponse]]:
+        """Sends a VIP user's new orders back to the hashed bucket, online; earlier ones stay where they are, and in every list.
+
+        A repeat with the same `request_id` returns the same move. Answers when the move is over, or with its phase when the time is up.
+        Refuses with NOT_A_VIP, MOVE_IN_PROGRESS, MOVE_ABORTED, REQUEST_ID_REUSED or INVALID_FIELD.
+        """
+
+    @_abc_1.abstractmethod
+    def ListVipMoves(
+        self,
+        request: _routing_service_pb2.ListVipMovesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_routing_service_pb2.ListVipMovesResponse, _abc.Awaitable[_routing_service_pb2.ListVipMovesResponse]]:
+        """Lists promotions and demotions, the newest first: who was moved, by whom and why, and how it went."""
 
     @_abc_1.abstractmethod
     def Explain(

@@ -13,10 +13,11 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from chassis.testing import FakeClock
-from gateway import jwks, listener
-from gateway.errors import KeysUnavailable
-from gateway.jwks import JwksKeeper
+from chassis import jwks
+from chassis.errors import KeysUnavailable
+from chassis.jwks import JwksKeeper
+from chassis.testing import FakeClock, eventually
+from gateway import listener
 from gateway.settings import GatewaySettings
 from ops import ca, issuer
 from tests import gateways
@@ -184,6 +185,29 @@ async def test_a_new_key_is_fetched_at_its_first_use_and_floods_of_ids_cost_one_
             assert published.asked <= asked + 3
         finally:
             running.cancel()
+
+
+async def test_who_cannot_wait_for_a_new_key_finds_it_at_the_next_call(published):
+    clock = FakeClock()
+    async with keeper(published, clock=clock) as keys:
+        with pytest.raises(KeysUnavailable):
+            keys.at_hand(published.key.kid)
+        running = asyncio.create_task(keys.run())
+        try:
+            await eventually(lambda: at_hand(keys, published))
+            published.rotate()
+            clock.move(jwks.UNKNOWN_KEY_EVERY_S + 1)
+            assert keys.at_hand(published.key.kid) is None
+            await eventually(lambda: at_hand(keys, published))
+        finally:
+            running.cancel()
+
+
+async def at_hand(keys: JwksKeeper, published: Issuer) -> bool:
+    try:
+        return keys.at_hand(published.key.kid) is not None
+    except KeysUnavailable:
+        return False
 
 
 async def test_a_gateway_without_keys_is_unavailable_and_says_when_to_come_back(tmp_path):

@@ -8,31 +8,34 @@ token is remembered until it expires or the keys change.
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jwt
+from prometheus_client import Counter
 
 from chassis.auth import TRUST_DOMAIN, Role, Subject
+from chassis.errors import TokenRefused
 from chassis.ids import USER_ID_PATTERN
-from gateway.errors import TokenRefused
-from gateway.metrics import TOKENS_REFUSED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from chassis.clock import Clock
-    from gateway.jwks import Key, Keys
+    from chassis.jwks import Key, Keys
 
 TOKEN_CHARS_MAX = 4096
 LIFE_S_MAX = 86_400
 LEEWAY_S = 10
 TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
 REQUIRED_CLAIMS = ("exp", "iat", "sub", "aud", "iss")
-ACT = TRUST_DOMAIN + "gateway"
 _ROLES = {"operator": Role.OPERATOR}
 """Roles a token may give beyond `user`; those of machines (`service`, `recovery`) come from certificates
 only.
 """
 _CACHE_MAX = 4096
+TOKENS_REFUSED = Counter("ordermesh_tokens_refused_total", "Bearer tokens refused.", ["cause"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +58,35 @@ class Principal:
 
 
 class Bearers:
-    """Checks bearer tokens of one issuer."""
+    """Checks bearer tokens of one issuer. service: who lets their users in, and so speaks for them first."""
 
-    def __init__(self, keys: Keys, *, issuer: str, audience: str, clock: Clock) -> None:
+    def __init__(self, keys: Keys, *, issuer: str, audience: str, service: str, clock: Clock) -> None:
         self._keys = keys
+        self._act = TRUST_DOMAIN + service
         self._issuer = issuer
         self._audience = audience
         self._clock = clock
         self._checked: OrderedDict[str, tuple[Key, Principal]] = OrderedDict()
 
     async def principal(self, authorization: str | None) -> Principal:
-        """Who sends this Authorization header.
+        """Who sends this Authorization header; an unknown key is waited for briefly.
 
         Raises: TokenRefused; KeysUnavailable when there is nothing to check with.
         """
-        try:
-            return await self._principal(authorization)
-        except TokenRefused as refused:
-            TOKENS_REFUSED.labels(refused.cause).inc()
-            raise
+        with _counted():
+            token = _token_in(authorization)
+            return self._checked_with(await self._keys.get(_key_id(token)), token)
 
-    async def _principal(self, authorization: str | None) -> Principal:
-        token = _token_in(authorization)
-        key_id = _key_id(token)
-        key = await self._keys.get(key_id)
+    def principal_at_once(self, authorization: str | None) -> Principal:
+        """The same where nothing can be waited for.
+
+        Raises: TokenRefused; KeysUnavailable when there is nothing to check with.
+        """
+        with _counted():
+            token = _token_in(authorization)
+            return self._checked_with(self._keys.at_hand(_key_id(token)), token)
+
+    def _checked_with(self, key: Key | None, token: str) -> Principal:
         if key is None:
             raise TokenRefused("UNKNOWN_KEY")
         known = self._checked.get(token)
@@ -101,13 +109,22 @@ class Bearers:
                 leeway=LEEWAY_S,
                 options={"require": list(REQUIRED_CLAIMS)},
             )
-            return _principal_of(claims)
+            return _principal_of(claims, self._act)
         except jwt.ExpiredSignatureError:
             raise TokenRefused("EXPIRED") from None
         except jwt.InvalidSignatureError:
             raise TokenRefused("BAD_SIGNATURE") from None
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             raise TokenRefused("BAD_CLAIMS") from None
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    try:
+        yield
+    except TokenRefused as refused:
+        TOKENS_REFUSED.labels(refused.cause).inc()
+        raise
 
 
 def _token_in(authorization: str | None) -> str:
@@ -133,7 +150,7 @@ def _key_id(token: str) -> str:
     return key_id
 
 
-def _principal_of(claims: dict[str, Any]) -> Principal:
+def _principal_of(claims: dict[str, Any], act: str) -> Principal:
     """Raises: TokenRefused when the claims are well signed and still not acceptable."""
     expires_at, issued_at, user_id = int(claims["exp"]), int(claims["iat"]), claims["sub"]
     if not 0 < expires_at - issued_at <= LIFE_S_MAX:
@@ -146,4 +163,4 @@ def _principal_of(claims: dict[str, Any]) -> Principal:
     roles = frozenset(
         {Role.USER, *(_ROLES[name] for name in named if isinstance(name, str) and name in _ROLES)}
     )
-    return Principal(Subject(user_id, roles, ACT), float(expires_at + LEEWAY_S))
+    return Principal(Subject(user_id, roles, act), float(expires_at + LEEWAY_S))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx
 import jwt
 import structlog
+from prometheus_client import Counter, Gauge
 
-from gateway.errors import KeysUnavailable
-from gateway.metrics import KEY_FETCHES, KEYS_AGE
+from chassis.errors import KeysUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from chassis.clock import Clock
 
 log = structlog.get_logger("jwks")
+KEY_FETCHES = Counter("ordermesh_token_key_fetches_total", "Fetches of the issuer's keys.", ["outcome"])
+KEYS_AGE = Gauge("ordermesh_token_keys_fetched_timestamp_seconds", "When the keys were last fetched.")
 REFRESH_EVERY_S = 600.0
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 60.0
@@ -103,7 +105,17 @@ class Keys(Protocol):
     """Where a token's key comes from."""
 
     async def get(self, key_id: str) -> Key | None:
-        """The key of this id, or None. Raises: KeysUnavailable when there are no keys at all."""
+        """The key of this id, or None; may be waited for briefly.
+
+        Raises: KeysUnavailable when there are no keys at all.
+        """
+        ...
+
+    def at_hand(self, key_id: str) -> Key | None:
+        """The key of this id as far as known now, or None.
+
+        Raises: KeysUnavailable when there are no keys at all.
+        """
         ...
 
 
@@ -129,14 +141,22 @@ class JwksKeeper:
         """
         if self._known(key_id) is None and self._may_ask():
             await self._wait_for_fetch()
-        if not self._keys or self.clock.monotonic() > self._good_until:
-            raise KeysUnavailable
+        self._must_have_keys()
+        return self._known(key_id)
+
+    def at_hand(self, key_id: str) -> Key | None:
+        """The key of this id as far as known now; an unknown one is asked for, and there for the next call.
+
+        Raises: KeysUnavailable when there are no keys at all.
+        """
+        if self._known(key_id) is None:
+            self._may_ask()
+        self._must_have_keys()
         return self._known(key_id)
 
     async def ready(self) -> None:
         """Raises: KeysUnavailable unless there are keys to check tokens with."""
-        if not self._keys or self.clock.monotonic() > self._good_until:
-            raise KeysUnavailable
+        self._must_have_keys()
 
     async def run(self) -> None:
         """Fetch now, every ten minutes, and when an unknown key id was seen; sooner while fetches fail."""
@@ -176,6 +196,10 @@ class JwksKeeper:
             log.warning("kept_keys_unusable", error=type(bad).__name__)
             return
         self._good_until = self.clock.monotonic() + KEPT_S - max(0.0, age_s)
+
+    def _must_have_keys(self) -> None:
+        if not self._keys or self.clock.monotonic() > self._good_until:
+            raise KeysUnavailable
 
     def _known(self, key_id: str) -> Key | None:
         return self._keys.get(key_id)

@@ -1,4 +1,4 @@
-"""Whom the gateway believes: every way a token can lie, and every way a set of keys can be wrong."""
+"""Whom we believe: every way a token can lie, and every way a set of keys can be wrong."""
 
 import base64
 import json
@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from chassis.auth import Role
+from chassis.bearers import Bearers, Principal
 from chassis.clock import SYSTEM_CLOCK
-from gateway.bearer import Bearers, Principal
-from gateway.errors import TokenRefused
-from gateway.jwks import BadKeySet, Key, KeySet, parse
+from chassis.errors import TokenRefused
+from chassis.jwks import BadKeySet, Key, KeySet, parse
 
 ISSUER = "https://issuer.test"
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
@@ -48,11 +48,18 @@ class Published:
     async def get(self, key_id: str) -> Key | None:
         return self.keys.get(key_id)
 
+    def at_hand(self, key_id: str) -> Key | None:
+        return self.keys.get(key_id)
+
 
 @pytest.fixture
 def bearers() -> Bearers:
     keys = parse(key_set(jwk(EC_KEY), jwk(RSA_KEY, "two")))
-    return Bearers(Published(keys), issuer=ISSUER, audience="ordermesh", clock=SYSTEM_CLOCK)
+    return bearers_of(Published(keys))
+
+
+def bearers_of(keys: Published, clock: Any = SYSTEM_CLOCK) -> Bearers:
+    return Bearers(keys, issuer=ISSUER, audience="ordermesh", service="gateway", clock=clock)
 
 
 def claims(**changes: Any) -> dict[str, Any]:
@@ -172,6 +179,18 @@ async def test_a_header_without_a_token_is_refused_as_missing(bearers, header):
     assert refused.value.cause == "MISSING"
 
 
+async def test_what_is_asked_without_waiting_is_answered_alike(bearers):
+    good = f"Bearer {token()}"
+    assert bearers.principal_at_once(good) == await bearers.principal(good)
+    expired = token(iat=int(time.time()) - 900, exp=int(time.time()) - 600)
+    for wrong in (token(OTHER_EC_KEY), token(header={"kid": "other"}), token(aud="x"), expired, "a.b.c"):
+        with pytest.raises(TokenRefused) as waited:
+            await bearers.principal(f"Bearer {wrong}")
+        with pytest.raises(TokenRefused) as at_once:
+            bearers.principal_at_once(f"Bearer {wrong}")
+        assert at_once.value.cause == waited.value.cause
+
+
 async def test_a_remembered_token_is_refused_once_it_expired_or_its_key_is_gone():
     class Moving:
         at = time.time()
@@ -182,7 +201,7 @@ async def test_a_remembered_token_is_refused_once_it_expired_or_its_key_is_gone(
             return datetime.fromtimestamp(self.at, UTC)
 
     published, clock = Published(parse(key_set(jwk(EC_KEY)))), Moving()
-    bearers = Bearers(published, issuer=ISSUER, audience="ordermesh", clock=clock)  # type: ignore[arg-type]
+    bearers = bearers_of(published, clock)
     short, long = token(exp=int(time.time()) - 5, iat=int(time.time()) - 60), token()
     await principal(bearers, long)
     assert (await principal(bearers, short)).user_id == "alice", "within the leeway"

@@ -1,0 +1,98 @@
+"""Checks of the servers that only `ordermesh dev --full` has: replicas, Kafka, Elasticsearch."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import httpx
+
+from chassis import pg
+from chassis.errors import OrdermeshError
+from ops import kafka
+from ops.doctor.findings import Finding, Word, bad, ok, warn
+from ops.errors import OpsError
+from ops.stack import layout
+
+if TYPE_CHECKING:
+    from ops.stack.endpoints import Endpoints
+
+ANSWER_TIMEOUT_S = 5.0
+LAG_WARN_S = 5.0
+"""Reads go to the primary from one second on; so much means that the replica does not keep up."""
+QUERIES = pg.queries("ops.doctor")
+
+
+async def check(endpoints: Endpoints) -> list[Finding]:
+    """Everything about these servers, each within a few seconds; nothing for a stack that has none."""
+    parts = []
+    if replicas := endpoints.replica_dsns():
+        parts.append(_replicas(replicas))
+    if endpoints.kafka is not None:
+        parts.append(broker(endpoints.kafka))
+    if endpoints.elasticsearch is not None:
+        parts.append(node(endpoints.elasticsearch))
+    return [each for part in await asyncio.gather(*parts) for each in part]
+
+
+async def _replicas(dsns: dict[str, str]) -> list[Finding]:
+    found = await asyncio.gather(*(replica(shard, dsn) for shard, dsn in dsns.items()))
+    wrong = [each for each in found if each.word is not Word.OK]
+    return wrong or [ok("replicas", "; ".join(each.detail for each in found))]
+
+
+async def replica(shard: str, dsn: str) -> Finding:
+    """Whether a shard's replica follows its primary, and how closely."""
+    name, unit = f"replica {shard}", f"postgres.{shard}.replica"
+    settings = pg.PgSettings(dsn=dsn, pool_size=1, queue=1, read_only=True)
+    try:
+        async with pg.open_database(settings, name="doctor", eager=True) as opened:
+            seen = await opened.fetchrow(QUERIES.follows)
+    except OrdermeshError as failed:
+        return bad(name, f"does not answer: {failed.reason}", f"ordermesh start {unit}, if it was stopped")
+    if seen is None or not seen["replica"]:
+        return bad(
+            name, "is no replica: it accepts writes", "stop the stack; remove its data; start it again"
+        )
+    if not seen["streams"]:
+        fix = f"ordermesh stop {unit}, then start it: one that cannot follow is made anew"
+        return bad(name, "does not receive from its primary", fix)
+    if seen["lag_s"] > LAG_WARN_S:
+        return warn(name, f"lags {seen['lag_s']:.0f} s", "it catches up when the load or a long read ends")
+    return ok(name, f"{shard} streams, lag {seen['lag_s'] * 1000:.0f} ms")
+
+
+async def broker(address: str) -> list[Finding]:
+    """Whether Kafka answers and has the topics of the stack, with a leader for each partition."""
+    fix = "ordermesh start kafka, if it was stopped; see its log"
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            found = await kafka.topics(address, timeout_ms=round(ANSWER_TIMEOUT_S * 1000))
+    except TimeoutError:
+        return [bad("kafka", f"{address} does not answer within {ANSWER_TIMEOUT_S:.0f} s", fix)]
+    except OpsError as failed:
+        return [bad("kafka", str(failed), fix)]
+    for topic, partitions in layout.TOPICS.items():
+        if found.get(topic, 0) < partitions:
+            lead = f"{topic}: {found.get(topic, 0)} of {partitions} partitions have a leader"
+            return [bad("kafka", lead, "stop the stack and start it again: it makes what is missing")]
+    return [ok("kafka", f"{address}, {sum(found.values())} partitions, all with a leader")]
+
+
+async def node(url: str) -> list[Finding]:
+    """Whether Elasticsearch answers, and whether an index of it is broken."""
+    fix = "ordermesh start elasticsearch, if it was stopped; see its log"
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=ANSWER_TIMEOUT_S) as client:
+            answer = await client.get("/_cluster/health")
+    except httpx.HTTPError as failed:
+        return [bad("elasticsearch", f"{url} does not answer: {type(failed).__name__}", fix)]
+    if answer.status_code != httpx.codes.OK:
+        return [bad("elasticsearch", f"{url} answers {answer.status_code}", fix)]
+    health = answer.json()
+    detail = f"{url} is {health['status']}, {health['active_shards']} shards"
+    if health["status"] == "red":
+        return [
+            bad("elasticsearch", detail, "GET /_cat/shards names it; an index can be rebuilt from Postgres")
+        ]
+    return [ok("elasticsearch", detail)]
