@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ops.postgres import PostgresServer
 
 CONNECT_TIMEOUT_S = 5.0
+READ_MODEL = "readmodel"
 _WAS_PLACED = "SELECT EXISTS (SELECT FROM ordermesh.user_bucket WHERE user_id = $1)"
 """Placing a user without a move is right only before their first order."""
 _HAS_SCHEMA = "SELECT to_regnamespace('ordermesh') IS NOT NULL"
@@ -48,6 +49,14 @@ async def prepare_shard(server: PostgresServer, shard: str) -> None:
         await connection.execute("SELECT ordermesh.ensure_partitions()")
     finally:
         await connection.close()
+
+
+async def prepare_read_model(server: PostgresServer) -> str:
+    """Make the database of the read model that needs no Elasticsearch, or bring an older one up to date; its
+    address.
+    """
+    await _create(server, READ_MODEL, READ_MODEL)
+    return server.dsn(READ_MODEL)
 
 
 async def fill_map(

@@ -58,7 +58,7 @@ class Service(_Model):
 class DatabaseEndpoint(_Model):
     """One database; a shard's name with the roles `shard` and `replica`."""
 
-    role: Literal["control", "shard", "replica"]
+    role: Literal["control", "shard", "replica", "readmodel"]
     shard: str | None = None
     dsn: str
 

@@ -26,7 +26,7 @@ TOPICS = {EVENTS_TOPIC: PARTITIONS_PER_SHARD * len(ALL_SHARDS), f"{EVENTS_TOPIC}
 STOP_ORDER = (
     ("gateway", "recovery_svc"),
     ("shard_proxy",),
-    (*(f"order_svc.{shard}" for shard in ALL_SHARDS), "history_svc"),
+    (*(f"order_svc.{shard}" for shard in ALL_SHARDS), "history_svc", "projector"),
     ("issuer", *(f"upstream.{name}" for name in UPSTREAMS)),
     ("kafka", "elasticsearch", *(f"postgres.{shard}.replica" for shard in ALL_SHARDS)),
     ("postgres.control", "postgres.shards", *(f"postgres.{shard}" for shard in ALL_SHARDS)),

@@ -176,6 +176,8 @@ async def _bring_up_orders(stack: LocalStack, plan: Plan, servers: Servers) -> N
         plan.dsns = {"control": servers.control.dsn("control")} | {
             shard: server.dsn(shard) for shard, server in servers.shards.items()
         }
+        if servers.elasticsearch is None:
+            plan.read_model_dsn = await databases.prepare_read_model(servers.shards[layout.SHARDS[0]])
         await databases.fill_map(
             servers.control,
             lanes=plan.lanes(),

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 PORT_NAMES = (
     *("issuer", "shard_proxy.admin", "gateway.admin"),
-    *(f"{name}{suffix}" for name in ("history_svc", "recovery_svc") for suffix in ("", ".admin")),
+    *(
+        f"{name}{suffix}"
+        for name in ("history_svc", "projector", "recovery_svc")
+        for suffix in ("", ".admin")
+    ),
     *(f"order_svc.{shard}{suffix}" for shard in layout.ALL_SHARDS for suffix in ("", ".admin")),
     *(f"upstream.{name}{suffix}" for name in layout.UPSTREAMS for suffix in ("", ".admin")),
 )
@@ -35,6 +39,7 @@ class Plan:
     extra:    environment of single processes, for tests.
     dsns:     addresses of the databases `control`, `s1`, `s2`, `v1`, once they are known.
     replicas: addresses of the shards' replicas, by shard; none without --full.
+    read_model_dsn: address of the read model's own database; empty with --full, where it is Elasticsearch.
     """
 
     places: layout.Places
@@ -44,6 +49,7 @@ class Plan:
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     dsns: dict[str, str] = field(default_factory=dict)
     replicas: dict[str, str] = field(default_factory=dict)
+    read_model_dsn: str = ""
 
     def address(self, name: str) -> str:
         """Where a process listens."""
@@ -62,7 +68,7 @@ class Plan:
 
     def readers(self) -> list[Process]:
         """The read side, which needs every server."""
-        return [self._history_svc()]
+        return [self._history_svc(), self._projector()]
 
     def lanes(self) -> dict[str, str]:
         """Address of each shard's order_svc."""
@@ -101,6 +107,8 @@ class Plan:
                 yield DatabaseEndpoint(role="shard", shard=name, dsn=dsn)
         for shard, dsn in self.replicas.items():
             yield DatabaseEndpoint(role="replica", shard=shard, dsn=dsn)
+        if self.read_model_dsn:
+            yield DatabaseEndpoint(role="readmodel", dsn=self.read_model_dsn)
 
     def _service(self, unit: Process | Server) -> Service:
         if isinstance(unit, Process):
@@ -175,12 +183,21 @@ class Plan:
     def _history_svc(self) -> Process:
         return self._process("history_svc", "history_svc", self._read_side())
 
+    def _projector(self) -> Process:
+        name = {"INSTANCE": "projector", "TOPIC_REPLICAS": "1"}
+        return self._process("projector", "history_svc.projector", {**self._read_side(), **name})
+
     def _read_side(self) -> dict[str, str]:
         """What both processes of the read side are told: the shards, and what is behind each port."""
         shards = json.dumps({shard: self.dsns[shard] for shard in layout.ALL_SHARDS})
         kafka, elasticsearch = self.servers.kafka, self.servers.elasticsearch
         if kafka is None or elasticsearch is None:
-            return {"SHARDS": shards, "CHANNEL": "outbox", "READ_MODEL": "postgres"}
+            return {
+                "SHARDS": shards,
+                "CHANNEL": "outbox",
+                "READ_MODEL": "postgres",
+                "READ_MODEL_DSN": self.read_model_dsn,
+            }
         return {
             "SHARDS": shards,
             "REPLICAS": json.dumps(self.replicas),

@@ -83,6 +83,6 @@ READ_SIDE_POINTS = (
     "index.before_mark",
     "index.after_mark",
 )
-"""Points that no order waits for: tests/integration/test_relay.py and tests/integration/test_indexer.py die at
-each of them and miss no change.
+"""Points that no order waits for: tests/integration/test_relay.py and tests/integration/test_indexer.py die
+at each of them and miss no change.
 """
