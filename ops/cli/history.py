@@ -86,8 +86,9 @@ def search(
     """Search everybody's orders in the read model.
 
     \b
-    It says how old the answer is. Exit code 1 when a shard could not say which months
-    there are, or when --all ended before the orders did; 4 when the read model is away.
+    It says how old the answer is. Exit code 1 when orders may be missing: a shard could not
+    be asked, the read model never had all of one, or --all ended before the orders did.
+    Exit code 4 when the read model is away.
     Example:
       ordermesh search --text "two tickets" --status FAILED --from 7d
     """
@@ -102,7 +103,8 @@ def search(
         if not found.orders and not found.next_page_token:
             output.note("no such orders")
         _tell_origin(found.read_info, ())
-    _end(found.unreachable, more=bool(found.next_page_token), every=every, form=form)
+    unknown = [] if found.read_info.HasField("as_of") else ["what the read model never had"]
+    _end([*found.unreachable, *unknown], more=bool(found.next_page_token), every=every, form=form)
 
 
 async def _read(call: Callable[..., Awaitable[Any]], request: Any, every: bool) -> Any:

@@ -107,6 +107,9 @@ async def test_a_list_from_the_shards_alone_is_complete_and_says_so(typed):
 
 
 async def test_a_search_finds_everybodys_orders_and_ends_with_1_when_a_shard_said_nothing(typed):
+    _, told = await typed("search", code=1)
+    assert "READ_MODEL_ONLY from read_model; read model of unknown age" in told
+    assert "incomplete: could not read shards/v1, what the read model never had" in told
     found = await typed.searched.create("alice", "bob", "carol")
     said = await typed.json("search", "--text", "book", code=1)
     assert [each["orderId"] for each in said["orders"]] == found
