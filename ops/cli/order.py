@@ -14,8 +14,8 @@ from chassis.errors import InvalidField
 from ops.cli import amounts, output
 from ops.cli.calls import TIMEOUT_S, ask
 from ops.cli.edge import ExitCode
+from ops.cli.history import list_orders
 from ops.cli.options import Format, OrderId, Output, RequestId, StateDir, duration
-from ordermesh.history.v1 import history_service_pb2 as history
 from ordermesh.order.v1 import order_pb2, order_service_pb2
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ops.mesh import Mesh
 
-LIST_MAX = 1000
+EVENTS_MAX = 1000
 PAGE_MAX = 100
 _RECONNECT_S = 0.5
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED})
@@ -37,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+app.command("list")(list_orders)
 User = Annotated[str, typer.Option("--user", help="Whose orders.")]
 
 
@@ -99,42 +100,6 @@ def get(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE) -> 
 
     found = ask(state_dir, work)
     output.emit(form, found, _one(found))
-
-
-@app.command("list")
-def list_orders(
-    user: User,
-    state_dir: StateDir,
-    status: Annotated[str, typer.Option(help="Only PENDING, SUCCESS or FAILED.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=LIST_MAX, help="At most so many.")] = 20,
-    form: Output = Format.TABLE,
-) -> None:
-    """List a user's orders, newest first. Exit code 1 when a shard could not be read.
-
-    \b
-    Example:
-      ordermesh order list --user alice --status PENDING
-    """
-    request = history.ListOrdersRequest(user_id=user, status=_status(status))
-
-    async def work(mesh: Mesh) -> tuple[list[order_pb2.Order], list[str]]:
-        orders: list[order_pb2.Order] = []
-        while len(orders) < limit:
-            request.page_size = min(PAGE_MAX, limit - len(orders))
-            page = await mesh.history.ListOrders(request, timeout=TIMEOUT_S)
-            orders += page.orders
-            request.page_token = page.next_page_token
-            if page.unreachable or not page.next_page_token:
-                return orders, list(page.unreachable)
-        return orders, []
-
-    orders, unreachable = ask(state_dir, work)
-    output.emit(form, orders, _many(orders))
-    if form is Format.TABLE and not orders and not unreachable:
-        output.note(f"{user} has no such orders")
-    if unreachable:
-        output.note(f"incomplete: could not read {', '.join(unreachable)}")
-        raise typer.Exit(ExitCode.NO)
 
 
 @app.command()
@@ -224,7 +189,7 @@ def journal(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE)
 
     async def work(mesh: Mesh) -> list[order_pb2.OrderEvent]:
         events: list[order_pb2.OrderEvent] = []
-        while len(events) < LIST_MAX:
+        while len(events) < EVENTS_MAX:
             page = await mesh.orders.ListOrderEvents(request, timeout=TIMEOUT_S)
             events += page.events
             request.page_token = page.next_page_token
@@ -303,30 +268,6 @@ def _one(order: order_pb2.Order, *, replayed: bool = False) -> Table:
         ("request id", f"{order.request_id}{'  (replayed: made by an earlier call)' if replayed else ''}"),
         ("trace", order.traceparent.split("-")[1] if order.traceparent.count("-") == 3 else ""),
     )
-
-
-def _many(orders: list[order_pb2.Order]) -> Table:
-    rows = [
-        (
-            each.order_id,
-            output.when(each.create_time),
-            output.stage(each),
-            each.kind,
-            output.money(each.amount),
-            str(each.version),
-        )
-        for each in orders
-    ]
-    return output.table("order", "created (UTC)", "stage", "kind", "amount", "version", rows=rows)
-
-
-def _status(text: str) -> order_pb2.Order.Status.ValueType:
-    allowed = ("PENDING", "SUCCESS", "FAILED")
-    if not text:
-        return order_pb2.Order.STATUS_UNSPECIFIED
-    if text.upper() not in allowed:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(allowed)}", param_hint="--status")
-    return order_pb2.Order.Status.Value(text.upper())
 
 
 def _labels(given: list[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import jwt
 import pytest
 
 from chassis import rpc
+from ordermesh.history.v1 import history_service_pb2 as history
 from ordermesh.money.v1.money_pb2 import Money
 from ordermesh.order.v1 import order_service_pb2 as pb
 from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceStub
@@ -146,6 +147,46 @@ REST = (
     Bad("labels of no order", 404, "ORDER_NOT_FOUND", method="PATCH", path=NOBODYS, body={"labels": {}}),
     Bad("an unknown parameter", 400, "INVALID_FIELD", method="GET", path="/v1/orders?colour=red"),
     Bad("a made-up page token", 400, "PAGE_TOKEN_INVALID", method="GET", path="/v1/orders?pageToken=abc"),
+    *(
+        Bad(
+            query,
+            400,
+            "INVALID_FIELD",
+            method="GET",
+            path=f"/v1/orders?{query}",
+            field_name=field_,
+        )
+        for query, field_ in (
+            ("status=DONE", "status"),
+            ("kind=Two%20words", "kind"),
+            ("from=yesterday", "from"),
+            ("until=2026-01-01T00:00:00", "until"),
+            ("currency=euro", "currency"),
+            ("minAmount=5", "currency"),
+            ("currency=EUR&minAmount=-1", "minAmount"),
+            ("currency=EUR&minAmount=7&maxAmount=6", "maxAmount"),
+            ("q=---", "q"),
+            ("q=a+b+c+d+e+f+g+h+i", "q"),
+            ("pageSize=101", "pageSize"),
+            ("consistency=sometimes", "consistency"),
+            ("partial=true", "partial"),
+        )
+    ),
+    Bad(
+        "a made-up consistency token",
+        400,
+        "INVALID_FIELD",
+        method="GET",
+        headers={"ordermesh-consistency-token": "abc"},
+        field_name="Ordermesh-Consistency-Token",
+    ),
+    Bad(
+        "a write with a made-up consistency token",
+        400,
+        "INVALID_FIELD",
+        headers={"ordermesh-consistency-token": "abc"},
+        field_name="Ordermesh-Consistency-Token",
+    ),
 )
 
 
@@ -254,6 +295,60 @@ async def test_bad_grpc_input_is_a_typed_status_and_stores_nothing(
     assert (error.code.name, error.reason) == (code, reason), what
     assert error.metadata["trace_id"]
     assert await orders_of(world, "bad.grpc") == before
+
+
+LISTS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("a bad user", {"user_id": "a b"}, "user_id"),
+    ("a negative page size", {"page_size": -1}, "page_size"),
+    ("an unknown status", {"status": 9}, "status"),
+    ("two statuses", {"status": 1, "filter": {"status": 2}}, "status"),
+    ("a bad kind", {"filter": {"kind": "Two words"}}, "filter.kind"),
+    ("no time", {"filter": {"from_time": {"seconds": 2**40}}}, "from_time"),
+    ("amounts of no currency", {"filter": {"amount": {"min_minor": 5}}}, "filter.amount.currency_code"),
+    (
+        "an empty range",
+        {"filter": {"amount": {"currency_code": "EUR", "min_minor": 5, "max_minor": 4}}},
+        "filter.amount.max_minor",
+    ),
+    ("no words", {"filter": {"text": "--"}}, "filter.text"),
+    ("an unknown consistency", {"consistency": 9}, "consistency"),
+    ("a made-up token", {"consistency_token": "abc"}, "consistency_token"),
+    ("no token", {"consistency": history.CONSISTENCY_AT_LEAST_AS_FRESH}, "consistency_token"),
+    ("a partial page", {"return_partial_success": True}, "return_partial_success"),
+)
+
+
+@pytest.mark.parametrize(("what", "ask", "field_"), LISTS, ids=[row[0] for row in LISTS])
+async def test_a_bad_list_is_refused_with_its_field(
+    world: World, what: str, ask: dict[str, Any], field_: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.mesh.history.ListOrders(
+            history.ListOrdersRequest(**{"user_id": "bad.grpc", **ask}), timeout=5.0
+        )
+    error = rpc.error_of(refused.value)
+    assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD"), what
+    assert field_ in [violation.field for violation in error.violations]
+
+
+async def test_a_bad_search_or_explanation_is_refused_with_its_field(world: World) -> None:
+    stub = world.mesh.history
+    calls: tuple[tuple[Any, Any, str], ...] = (
+        (stub.SearchOrders, history.SearchOrdersRequest(user_id="a b"), "user_id"),
+        (stub.SearchOrders, history.SearchOrdersRequest(page_size=-1), "page_size"),
+        (
+            stub.SearchOrders,
+            history.SearchOrdersRequest(filter=history.OrderFilter(text="--")),
+            "filter.text",
+        ),
+        (stub.ExplainPage, history.ExplainPageRequest(user_id="a b"), "user_id"),
+    )
+    for call, request, field_ in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(request, timeout=5.0)
+        error = rpc.error_of(refused.value)
+        assert (error.code.name, error.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+        assert [violation.field for violation in error.violations] == [field_]
 
 
 async def test_rubbish_bytes_large_messages_and_unknown_methods_are_typed_on_the_plain_port(

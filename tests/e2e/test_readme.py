@@ -65,6 +65,8 @@ async def test_every_command_of_the_readme_does_what_the_readme_says(server_dir:
         "HTTP/1.1 201",
         '"status":"SUCCESS"',
         "dempotent-replayed: true",
+        '"readInfo":{"servedBy":"',
+        "hot window",
         '"reason":"INVALID_FIELD"',
         "ordermesh.order.v1.OrderService",
         '"reason": "VIP"',

@@ -1,6 +1,6 @@
 """What people type becomes exact values, and values become what people read."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import typer
@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from chassis.money import Money
 from ops.cli import amounts, output
+from ops.cli.filters import instant
 from ops.cli.options import actor, duration, os_user
 from ops.cli.where import is_order_id
 from ordermesh.order.v1.order_pb2 import Order
@@ -49,6 +50,64 @@ def test_an_amount_is_read_exactly(typed: str, meant: Money) -> None:
 def test_what_is_no_amount_is_refused(typed: str) -> None:
     with pytest.raises(typer.BadParameter):
         amounts.parse(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("EUR:10..20", amounts.Range("EUR", 1000, 2000)),
+        ("eur:10.50..", amounts.Range("EUR", 1050, 0)),
+        ("EUR:..20", amounts.Range("EUR", 0, 2000)),
+        ("EUR:12.50", amounts.Range("EUR", 1250, 1250)),
+        ("JPY:1000..1000", amounts.Range("JPY", 1000, 1000)),
+        ("EUR", amounts.Range("EUR")),
+    ],
+)
+def test_a_range_of_amounts_is_read_exactly(typed: str, meant: amounts.Range) -> None:
+    assert amounts.parse_range(typed) == amounts.parse_range(meant) == meant
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "",
+        "10..20",
+        "EUR:",
+        "EUR:..",
+        "EUR:20..10",
+        "EUR:1.234",
+        "JPY:1.5..",
+        "EUR:-1..",
+        "EUR:x",
+        "EURO:1..2",
+    ],
+)
+def test_what_is_no_range_of_amounts_is_refused(typed: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        amounts.parse_range(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("2026-09-01", datetime(2026, 9, 1, tzinfo=UTC)),
+        ("2026-09-01T12:30Z", datetime(2026, 9, 1, 12, 30, tzinfo=UTC)),
+        ("2026-09-01T12:30+02:00", datetime(2026, 9, 1, 10, 30, tzinfo=UTC)),
+    ],
+)
+def test_a_time_is_read_in_utc_unless_it_says_otherwise(typed: str, meant: datetime) -> None:
+    assert instant(typed) == instant(meant) == meant
+
+
+def test_a_duration_is_a_time_that_long_ago() -> None:
+    before = datetime.now(UTC)
+    assert before - timedelta(days=2) <= instant("2d") <= datetime.now(UTC) - timedelta(days=2)
+
+
+@pytest.mark.parametrize("typed", ["", "yesterday", "2026-13-01", "0001-01-01T00:00+02:00", "99999999999d"])
+def test_what_is_no_time_is_refused(typed: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        instant(typed)
 
 
 @pytest.mark.parametrize(
