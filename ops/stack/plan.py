@@ -184,7 +184,8 @@ class Plan:
         return self._process("history_svc", "history_svc", self._read_side())
 
     def _projector(self) -> Process:
-        name = {"INSTANCE": "projector", "TOPIC_REPLICAS": "1"}
+        partitions = layout.TOPICS[layout.EVENTS_TOPIC]
+        name = {"INSTANCE": "projector", "TOPIC_REPLICAS": "1", "TOPIC_PARTITIONS": str(partitions)}
         return self._process("projector", "history_svc.projector", {**self._read_side(), **name})
 
     def _read_side(self) -> dict[str, str]:
