@@ -16,7 +16,7 @@ import asyncpg
 from chassis import pg
 from chassis.clock import SYSTEM_CLOCK, SystemClock
 from chassis.errors import OrdermeshError, StaleRoute
-from chassis.ids import id_time, user_bucket
+from chassis.ids import OrderIds, id_time, user_bucket
 from history_svc.channel.log import ShardLog
 from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
 from history_svc.errors import ReadModelUnavailable
@@ -148,8 +148,10 @@ class World:
 
     # What happens to orders.
 
-    async def create(self, user: str, store: OrderStore | None = None) -> Order:
+    async def create(self, user: str, store: OrderStore | None = None, *, at_ms: int | None = None) -> Order:
         wish = await self.shard.wish(user_id=user, bucket=self.buckets[user][-1])
+        if at_ms is not None:
+            wish = replace(wish, order_id=OrderIds(now_ms=lambda: at_ms).new(self.buckets[user][-1]))
         wish = replace(wish, description=random.choice(("a red book", "a Blue boat", "ein Buch")))
         created = await (store or self.shard.store).create(
             open_order(wish, rules()), epoch=EPOCH, fingerprint=b"m"
@@ -322,9 +324,14 @@ class World:
         return Key(id_time(order_id), order_id)
 
     async def looked(
-        self, user: str, shown: Filter, size: int, *, meanwhile: tuple[UUID, Any] | None = None
+        self,
+        user: str,
+        shown: Filter,
+        size: int,
+        *,
+        meanwhile: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Somebody looks at a first page; meanwhile, before the search, an order may change and be indexed.
+        """Somebody looks at a first page; meanwhile, just before the search, something happens.
 
         Raises: Violation.
         """
@@ -332,8 +339,7 @@ class World:
         async def at(name: str) -> None:
             if name == "search" and meanwhile is not None:
                 self.read_model.at = nothing
-                await self.change(*meanwhile)
-                await self.index()
+                await meanwhile()
 
         self.read_model.at = at
         try:

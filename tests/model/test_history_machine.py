@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,7 +27,6 @@ from hypothesis.stateful import (
 from history_svc.page import Filter
 from history_svc.settings import HistorySettings
 from history_svc.store import Shards
-from ops.postgres import PostgresServer
 from order_svc.events import Verdict
 from tests.databases import Databases
 from tests.model.history_world import DEDICATED, SIZES, USERS, Walk, World
@@ -173,8 +172,13 @@ class HistoryMachine(RuleBasedStateMachine):
         """Between the shard's answer and the search, an order changes and the read model catches up."""
         free = [each for each in self.world.free() if self.world.orders[each].user_id == user]
         if free:
-            change = (free[which % len(free)], relabelled({"n": str(which)}))
-            self.do(self.world.looked(user, shown, size, meanwhile=change))
+            self.do(
+                self.world.looked(user, shown, size, meanwhile=lambda: self.overtake(free[which % len(free)]))
+            )
+
+    async def overtake(self, order_id: UUID) -> None:
+        await self.world.change(order_id, relabelled({"n": "overtaken"}))
+        await self.world.index()
 
     @precondition(lambda self: len(self.walks) < 2)
     @rule(user=st.sampled_from(USERS), shown=st.sampled_from(FILTERS), size=st.sampled_from(SIZES[1:4]))
@@ -215,12 +219,6 @@ def run(
         ),
     )
     return seen
-
-
-@pytest.fixture(scope="module")
-def databases(postgres: PostgresServer) -> Databases:
-    """Databases of this module's own loop."""
-    return Databases(postgres)
 
 
 def test_every_page_shows_what_the_shard_says_whatever_happens_on_the_way(databases: Databases) -> None:
