@@ -16,6 +16,7 @@ import asyncpg
 from chassis import pg
 from chassis.clock import SYSTEM_CLOCK, SystemClock
 from chassis.errors import OrdermeshError, StaleRoute
+from chassis.faults import FaultFired
 from chassis.ids import OrderIds, id_time, user_bucket
 from history_svc.channel.log import ShardLog
 from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
@@ -233,7 +234,7 @@ class World:
                 await self.indexing.prove()
                 if self.source is not None and self.source.is_whole:
                     break
-        except (Died, BaseExceptionGroup, OrdermeshError, QuarantineFull):
+        except (Died, FaultFired, BaseExceptionGroup, OrdermeshError, QuarantineFull):
             # The process is gone with all that it knew; the next one starts at what is stored.
             self.indexing = None
         finally:

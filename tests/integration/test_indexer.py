@@ -1,0 +1,134 @@
+"""The indexer over a real shard: what it says is searchable is, whatever it meets and wherever it dies."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from chassis import faults
+from history_svc.page import Filter
+from history_svc.projector.indexer import AFTER_REFRESH, AFTER_WRITE
+from history_svc.projector.store import AFTER_MARK, BEFORE_MARK
+from history_svc.reader import ServedBy
+from history_svc.settings import HistorySettings
+from history_svc.store import Shards
+from tests.databases import Database
+from tests.model.history_world import QUARANTINE_MAX, World
+from tests.shards import opened
+from tests.unit.orders import relabelled
+
+EVERYTHING = Filter()
+OLD = timedelta(hours=2)
+
+
+@pytest.fixture
+async def world(shard_database: Callable[[], Awaitable[Database]]) -> AsyncIterator[World]:
+    database = await shard_database()
+    wanted = HistorySettings(tls_dir=Path(), subject_dir=Path(), profile="local", shards={"s1": database.dsn})
+    async with opened(database) as shard, Shards.open(wanted) as shards:
+        made = World(shard, shards)
+        yield made
+        await made.close()
+
+
+async def watermarks(world: World) -> dict[int, tuple[int, int]]:
+    rows = await world.shard.rows("SELECT stream_partition, xid, seq FROM watermarks")
+    return {row["stream_partition"]: (row["xid"], row["seq"]) for row in rows}
+
+
+async def quarantined(world: World) -> dict[str, int]:
+    rows = await world.shard.rows("SELECT order_id, version FROM quarantine")
+    return {str(row["order_id"]): row["version"] for row in rows}
+
+
+@pytest.mark.parametrize("point", [AFTER_WRITE, AFTER_REFRESH, BEFORE_MARK, AFTER_MARK])
+async def test_wherever_it_dies_the_next_one_says_no_more_than_is_searchable_and_misses_nothing(
+    world: World, point: str
+) -> None:
+    await world.index()
+    orders = [await world.create("alice") for _ in range(3)]
+    faults.arm(f"{point}=raise")
+    await world.index()
+    assert world.indexing is None, "it died"
+    await world.pass_time(OLD)
+    await world.checked_page("alice", EVERYTHING, 10)
+    await world.index()
+    served = await world.checked_page("alice", EVERYTHING, 10)
+    assert (served.served_by, len(served.page.rows)) == (ServedBy.READ_MODEL, len(orders))
+
+
+async def test_a_refused_document_delays_nobody_and_its_order_is_shown_as_it_is_now(world: World) -> None:
+    poison, other = await world.create("alice"), await world.create("alice")
+    world.read_model.refuses.add(str(poison.order_id))
+    await world.index()
+    await world.change(poison.order_id, relabelled({"n": "2"}))
+    await world.index()
+    await world.pass_time(OLD)
+    served = await world.checked_page("alice", EVERYTHING, 10)
+    assert {row.key.order_id for row in served.page.rows} == {poison.order_id, other.order_id}
+    assert (served.served_by, await quarantined(world)) == (ServedBy.MERGED, {str(poison.order_id): 2})
+
+
+async def test_an_order_leaves_quarantine_when_a_version_at_least_as_high_is_searchable(world: World) -> None:
+    poison = await world.create("alice")
+    world.read_model.refuses.add(str(poison.order_id))
+    await world.index()
+    world.read_model.refuses.clear()
+    await world.index()
+    assert await quarantined(world) == {str(poison.order_id): 1}
+    await world.change(poison.order_id, relabelled({"n": "2"}))
+    await world.index()
+    assert await quarantined(world) == {}
+
+
+async def test_a_mass_of_poison_stops_the_watermark_and_loses_nothing(world: World) -> None:
+    await world.index()
+    before = await watermarks(world)
+    orders = [await world.create("alice") for _ in range(QUARANTINE_MAX + 1)]
+    world.read_model.refuses |= {str(order.order_id) for order in orders}
+    for _ in range(2):
+        await world.index()
+    assert (await watermarks(world), await quarantined(world)) == (before, {})
+    await world.pass_time(OLD)
+    served = await world.checked_page("alice", EVERYTHING, 10)
+    assert len(served.page.rows) == len(orders)
+    world.read_model.refuses.clear()
+    await world.index()
+    assert (await world.checked_page("alice", EVERYTHING, 10)).served_by is ServedBy.READ_MODEL
+
+
+async def test_a_change_that_cannot_be_understood_holds_its_partition_and_no_other(world: World) -> None:
+    await world.index()
+    strange = await world.create("alice")
+    await world.create("bob")
+    await world.shard.db.execute(
+        "UPDATE outbox SET payload = '{\"what\": 1}' WHERE order_id = $1", strange.order_id
+    )
+    before = await watermarks(world)
+    for _ in range(2):
+        await world.index()
+    after = await watermarks(world)
+    held = {partition for partition, mark in after.items() if mark <= before[partition]}
+    assert 701 % 8 in held
+    await world.pass_time(OLD)
+    for user in ("alice", "bob"):
+        assert len((await world.checked_page(user, EVERYTHING, 10)).page.rows) == 1
+
+
+async def test_a_lost_index_is_not_read_again_before_its_month_is_built_anew(world: World) -> None:
+    order = await world.create("alice")
+    await world.index()
+    for name in list(world.read_model.stored):
+        world.read_model.lose(name)
+    await world.change(order.order_id, relabelled({"n": "2"}))
+    await world.create("bob")
+    for _ in range(3):
+        await world.index()
+    states = await world.shard.rows("SELECT state FROM projection_index")
+    assert "BUILDING" in {row["state"] for row in states}
+    await world.pass_time(OLD)
+    served = await world.checked_page("alice", EVERYTHING, 10)
+    assert (served.served_by, len(served.page.rows)) == (ServedBy.SQL_FALLBACK, 1)
