@@ -1,0 +1,396 @@
+"""The read side: changes made searchable per second beside raw bulk requests, and pages beside the queries
+they are made of.
+
+    python -m benchmarks.read_side [--documents 20000] [--pages 300] [--no-write]
+
+Starts a Postgres, a Kafka and an Elasticsearch of its own and stops them at the end; takes about five
+minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import report
+from benchmarks.histories import SHARD, Bench, store
+from chassis import pg
+from chassis.clock import SYSTEM_CLOCK
+from chassis.es import EsSettings, open_elastic
+from chassis.ids import user_bucket
+from chassis.kafka import open_consumer
+from history_svc.channel.hub import Hub, Watching
+from history_svc.channel.kafka import KafkaPublisher, Topics
+from history_svc.channel.leadership import Leadership
+from history_svc.channel.log import SESSION, ShardLog
+from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
+from history_svc.page import EVERY_ORDER, NEWEST, OLDEST, Filter, Key, Window
+from history_svc.placement import Held
+from history_svc.projector import indexer, relay
+from history_svc.projector.bulk import IN_FLIGHT_MAX, ITEMS_MAX
+from history_svc.projector.store import ProjectionStore
+from history_svc.reader import Reader, Wish
+from history_svc.readmodel.elastic import ElasticReadModel, Layout
+from history_svc.search import Searcher
+from history_svc.settings import HistorySettings
+from history_svc.store import Shards
+from ops import places, ports
+from ops.cli.calls import quietly
+from ops.elasticsearch import ElasticsearchServer
+from ops.errors import OpsError
+from ops.kafka import KafkaServer
+from ops.load.tallies import percentile
+from ops.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from history_svc.channel.port import EventSource
+    from history_svc.readmodel.port import Write
+
+RESULTS = Path(__file__).parent / "READ_SIDE.md"
+USER = "bench.reader"
+SIZE = 20
+MONTHS = 12
+HISTORIES = (1000, 10_000, 100_000)
+CHANGED = (0, 100, 500)
+DRAIN_S_MAX = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The servers of one run."""
+
+    bench: Bench
+    read_model: ElasticReadModel
+    kafka: KafkaServer
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One measured line: name, figure, and the figure beside the one it is compared with."""
+
+    name: str
+    cells: tuple[str, ...]
+
+
+@asynccontextmanager
+async def machine(directory: Path) -> AsyncIterator[Machine]:
+    """Servers as long as the context lives."""
+    async with AsyncExitStack() as stack:
+        postgres = PostgresServer(places.data_directory(directory, "bench"), ports.free_port())
+        elastic = ElasticsearchServer(
+            places.data_directory(directory, "bench", kind="elasticsearch"),
+            ports.free_port(),
+            ports.free_port(),
+        )
+        kafka = KafkaServer(
+            places.data_directory(directory, "bench", kind="kafka"), ports.free_port(), ports.free_port()
+        )
+        for server in (postgres, elastic, kafka):
+            await server.start()
+            stack.push_async_callback(server.stop)
+        await postgres.create_database(SHARD)
+        schema = resources.files("db").joinpath("shard").joinpath("schema.sql").read_text(encoding="utf-8")
+        await postgres.run_sql(SHARD, schema)
+        bench = Bench(postgres.dsn(SHARD))
+        await bench.prepare()
+        client = await stack.enter_async_context(open_elastic(EsSettings(addresses=(elastic.url,))))
+        yield Machine(bench, ElasticReadModel(client, Layout(1, 0)), kafka)
+
+
+async def made_searchable(run: Machine, count: int) -> list[Line]:
+    """Changes per second: raw bulk requests of the same documents, then each channel with the indexer."""
+    users = [f"bench.{number}" for number in range(20)]
+    ids = []
+    for user in users:
+        ids += await run.bench.orders(user, count // len(users), 1)
+    writes = [write for user in users for write in await run.bench.documents(run.read_model, user)]
+    raw = await timed(partial(raw_bulk, run, writes))
+    lines = [Line("raw bulk requests, the same documents", (f"{count / raw:.0f}", "1.00"))]
+    for name, drain in (("outbox + indexer", by_outbox), ("relay + Kafka + indexer", by_kafka)):
+        await forget(run, writes)
+        await run.bench.change(ids)
+        seconds = await timed(partial(drain, run, count))
+        lines.append(Line(name, (f"{count / seconds:.0f}", f"{raw / seconds:.2f}")))
+    return lines
+
+
+async def raw_bulk(run: Machine, writes: list[Write]) -> None:
+    """As many requests in flight as the indexer has, then one refresh."""
+    chunks = [writes[start : start + ITEMS_MAX] for start in range(0, len(writes), ITEMS_MAX)]
+    slots = asyncio.Semaphore(IN_FLIGHT_MAX)
+
+    async def one(chunk: list[Write]) -> None:
+        async with slots:
+            await run.read_model.write(chunk, timeout_s=30)
+
+    await asyncio.gather(*(one(chunk) for chunk in chunks))
+    await run.read_model.refresh(sorted({write.index for write in writes}))
+
+
+async def forget(run: Machine, writes: list[Write]) -> None:
+    """Empty the indices, and mark everything so far as read, so that only what follows is measured."""
+    for name in {write.index for write in writes}:
+        await run.read_model.drop(name)
+        await run.read_model.create(name)
+    connection = await run.bench.connect()
+    try:
+        await connection.execute("DELETE FROM projection_index")
+        await connection.execute("TRUNCATE outbox")
+    finally:
+        await connection.close()
+    await run.bench.mark()
+
+
+async def by_outbox(run: Machine, count: int) -> None:
+    """The indexer over the outbox."""
+    async with shard_of(run) as (database, shard_log, leadership):
+        source = OutboxSource(shard_log, leadership, clock=SYSTEM_CLOCK, jitter=random.random)
+        await drained(run, count, source, ProjectionStore(SHARD, database), [leadership])
+
+
+async def by_kafka(run: Machine, count: int) -> None:
+    """The relay, Kafka and the indexer, all loops of one process as in the projector."""
+    topics = Topics(run.kafka.address, "bench.events", 8, 1)
+    hub = Hub(
+        partial(topics.ensure_events, 8),
+        lambda rebalanced: open_consumer(
+            topics.address, topics.events, group="bench", instance="bench", rebalanced=rebalanced
+        ),
+        bytes_max=64 * 1024 * 1024,
+        clock=SYSTEM_CLOCK,
+        jitter=random.random,
+        watching=Watching(stuck_s=60),
+    )
+    async with shard_of(run) as (database, shard_log, leadership):
+        parts = relay.Parts(shard_log, LoggedDeadLetters(), SYSTEM_CLOCK, random.random)
+        publishing = relay.Relay(parts, leadership, partial(KafkaPublisher.open, topics, "bench.relay"))
+        store_ = ProjectionStore(SHARD, database)
+        await drained(run, count, hub.source(shard_log), store_, [leadership, publishing, hub])
+
+
+@asynccontextmanager
+async def shard_of(run: Machine) -> AsyncIterator[tuple[pg.Database, ShardLog, Leadership]]:
+    wanted = pg.PgSettings(dsn=run.bench.dsn, pool_size=4, queue=12, session=SESSION)
+    async with pg.open_database(wanted, name="bench") as database:
+        shard_log = ShardLog(SHARD, database)
+        yield (
+            database,
+            shard_log,
+            Leadership(shard_log, wanted, holder="bench", clock=SYSTEM_CLOCK, jitter=random.random),
+        )
+
+
+async def drained(
+    run: Machine, count: int, source: EventSource, kept: ProjectionStore, loops: list[Any]
+) -> None:
+    """Index until every document of the run is searchable."""
+    parts = indexer.Parts(source, run.read_model, kept, LoggedDeadLetters(), SYSTEM_CLOCK, random.random)
+    running = [asyncio.create_task(loop.run(), name=loop.name) for loop in (*loops, indexer.Indexer(parts))]
+    end = time.monotonic() + DRAIN_S_MAX
+    try:
+        while await searchable(run) < count:
+            if time.monotonic() > end:
+                raise OpsError(f"only {await searchable(run)} of {count} documents are searchable")
+            await asyncio.sleep(0.1)
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def searchable(run: Machine) -> int:
+    """Documents that a search would find."""
+    connection = await run.bench.connect()
+    try:
+        names = [row[0] for row in await connection.fetch("SELECT index_name FROM projection_index")]
+    finally:
+        await connection.close()
+    return sum([part.count for name in names for part in await run.read_model.sums(name, range(8))])
+
+
+async def timed(work: Callable[[], Awaitable[None]]) -> float:
+    """Seconds that some work takes."""
+    started = time.perf_counter()
+    await work()
+    return time.perf_counter() - started
+
+
+async def pages(run: Machine, repeats: int) -> list[Line]:
+    """Pages of an ever longer history, with changes to overlay, and without the read model."""
+    lines = []
+    wanted = HistorySettings(
+        tls_dir=Path(), subject_dir=Path(), profile="local", shards={SHARD: run.bench.dsn}, fallback_max=8
+    )
+    async with Shards.open(wanted) as shards:
+        for count in HISTORIES:
+            user = f"{USER}.{count}"
+            ids = await run.bench.orders(user, count, MONTHS)
+            await store(run.read_model, await run.bench.documents(run.read_model, user))
+            await run.bench.mark()
+            lines += await pages_of(run, shards, user, count, repeats, ids)
+    return lines
+
+
+async def pages_of(
+    run: Machine, shards: Shards, user: str, count: int, repeats: int, ids: list[Any]
+) -> list[Line]:
+    placement = {SHARD: (Held(user_bucket(user), 1),)}
+    reader = Reader(shards, Searcher(run.read_model, 5.0), timedelta(days=2))
+    keys = [Key(datetime.fromtimestamp((each.int >> 80) / 1000, UTC), each) for each in ids]
+    deep = [NEWEST, *random.Random(7).sample(keys[len(keys) // 2 :], min(50, len(keys) // 2))]
+
+    async def page(before: Key, shown: Filter = EVERY_ORDER) -> None:
+        wish = Wish(Window(user, before, OLDEST, shown), SIZE)
+        await reader.read(placement, wish, now=datetime.now(UTC), timeout_s=10)
+
+    sql = await percentiles(repeats, deep, partial(keyset, shards, user))
+    search = await percentiles(repeats, deep, partial(searched, run, user))
+    lines = [
+        Line(f"{count} orders: SQL keyset query alone", (*sql, "")),
+        Line(f"{count} orders: Elasticsearch query alone", (*search, "")),
+    ]
+    sources = float(sql[0]) + float(search[0])
+    for changed in CHANGED if count == HISTORIES[1] else CHANGED[:1]:
+        if changed:
+            await run.bench.change(ids[-changed:])
+        taken = await percentiles(repeats, deep, page)
+        lines.append(
+            Line(f"{count} orders: page, {changed} changed", (*taken, f"{float(taken[0]) / sources:.2f}"))
+        )
+        await run.bench.mark()
+    away = Reader(shards, Searcher(run.read_model, 0.0001), timedelta(days=2))
+
+    async def alone(before: Key) -> None:
+        wish = Wish(Window(user, before, OLDEST), SIZE)
+        await away.read(placement, wish, now=datetime.now(UTC), timeout_s=10)
+
+    taken = await percentiles(repeats, deep, alone)
+    return [*lines, Line(f"{count} orders: page, read model away", (*taken, ""))]
+
+
+async def keyset(shards: Shards, user: str, before: Key) -> None:
+    """The plain query of the shard."""
+    await shards._primaries[SHARD].fetch(  # noqa: SLF001 - the same pool as the page
+        "SELECT * FROM orders WHERE user_id = $1 AND created_at <= $2 AND (created_at, order_id) < ($2, $3)"
+        " ORDER BY created_at DESC, order_id DESC LIMIT $4",
+        user,
+        before.created_at,
+        before.order_id,
+        SIZE + 1,
+    )
+
+
+async def searched(run: Machine, user: str, before: Key) -> None:
+    """The plain query of the read model, in all months."""
+    connection_names = await names_of(run)
+    await run.read_model.search(
+        connection_names, Window(user, before, OLDEST), routing=(user,), limit=SIZE + 1, timeout_s=10
+    )
+
+
+_NAMES: list[str] = []
+
+
+async def names_of(run: Machine) -> list[str]:
+    """The indices of the three newest months, as a page searches them first."""
+    if not _NAMES:
+        connection = await run.bench.connect()
+        try:
+            rows = await connection.fetch(
+                "SELECT index_name FROM projection_index WHERE month <= current_date ORDER BY month DESC LIMIT
+                3"
+            )
+        finally:
+            await connection.close()
+        _NAMES.extend(row[0] for row in rows)
+    return _NAMES
+
+
+async def percentiles(
+    repeats: int, keys: list[Key], work: Callable[[Key], Awaitable[None]]
+) -> tuple[str, str]:
+    """p50 and p99 in milliseconds of one call after the other."""
+    for key in keys[:10]:
+        await work(key)
+    taken = []
+    for number in range(repeats):
+        started = time.perf_counter()
+        await work(keys[number % len(keys)])
+        taken.append(time.perf_counter() - started)
+    taken.sort()
+    return f"{1000 * percentile(taken, 0.5):.2f}", f"{1000 * percentile(taken, 0.99):.2f}"
+
+
+def document(facts: dict[str, str], bulk: list[Line], read: list[Line]) -> str:
+    """The whole of READ_SIDE.md."""
+    lines = [
+        "# Read side",
+        "",
+        "Written by `python -m benchmarks.read_side`; method and caveats in [README.md](README.md).",
+        "",
+        *(f"- {name}: {value}" for name, value in facts.items()),
+        "",
+        "## Changes made searchable",
+        "",
+        "| what | documents/s | of raw bulk |",
+        "|:--|--:|--:|",
+        *(f"| {line.name} | {' | '.join(line.cells)} |" for line in bulk),
+        "",
+        f"## Pages of {SIZE} orders, one after the other",
+        "",
+        "A page asks the shard, then the read model; its last column compares p50 with the sum of the two
+        plain queries.", "", "| what | p50 ms | p99 ms | of the sum of its sources |", "|:--|--:|--:|--:|",
+        *(f"| {line.name} | {' | '.join(line.cells)} |" for line in read),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+async def measure(directory: Path, documents: int, repeats: int) -> str:
+    """Measure everything; the text of READ_SIDE.md."""
+    facts = report.machine("18.4, fsync on")
+    async with machine(directory) as run:
+        bulk = await made_searchable(run, documents)
+        for line in bulk:
+            sys.stderr.write(f"{line.name}: {' '.join(line.cells)}\n")
+        read = await pages(run, repeats)
+    return document(facts, bulk, read)
+
+
+def main() -> None:
+    """Read the options, measure, write READ_SIDE.md."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--documents", type=int, default=20_000, help="changes to make searchable")
+    parser.add_argument("--pages", type=int, default=300, help="pages of each line")
+    parser.add_argument("--no-write", action="store_true", help="print instead of writing READ_SIDE.md")
+    wanted = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="bench-", dir=places.user_root()))
+    directory.chmod(0o755)
+    try:
+        text = quietly(measure(directory, wanted.documents, wanted.pages))
+    except OpsError as failed:
+        sys.exit(f"error: {failed}")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if wanted.no_write:
+        print(text)
+    else:
+        RESULTS.write_text(text, encoding="utf-8")
+        print(f"wrote {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
