@@ -169,9 +169,16 @@ class Lane(grpc.GenericRpcHandler):
 
 
 def refusing(code_message_trailers: tuple[Any, ...]) -> Callable[..., Any]:
-    """A behaviour that ends every call with this status."""
+    """A behaviour that ends every call with this status, once its requests are there.
 
-    async def refuse(_: Any, context: Any) -> None:
+    A call that ends while its requests are still being written fails at whoever writes, and gRPC then says
+    INTERNAL before it has read the status.
+    """
+
+    async def refuse(request: Any, context: Any) -> None:
+        if hasattr(request, "__aiter__"):
+            async for _ in request:
+                pass
         await context.abort(*code_message_trailers)
 
     return refuse

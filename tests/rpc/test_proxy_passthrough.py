@@ -146,8 +146,8 @@ async def test_the_lane_gets_less_time_than_the_caller_has_and_never_more_than_t
     await answers_of(proxy.call(name, requests_of(name), timeout=2.0), name)
     await answers_of(proxy.call(name, requests_of(name), timeout=60.0), name)
     short, long = proxy.s1.deadlines
-    assert short <= 1.98
-    # A timeout travels with three digits, rounded up.
+    # A timeout travels with three digits, rounded up: the caller's two seconds may come as 2.01.
+    assert short <= 1.99
     assert long < 5.1
 
 
