@@ -27,8 +27,8 @@ _ORDERS = """
 INSERT INTO orders (order_id, created_at, user_id, bucket, read_routing, version, status, stage, kind, legs,
                     leg, attempt, amount_minor, currency_code, currency_exp, description, labels,
                     upstream_ref, basis, request_id, updated_at, settled_at)
-SELECT id, ordermesh.id_time(id), u, ordermesh.id_bucket(id), u, 2, 'SUCCESS', 'DONE', 'payment', '{payments}',
-       0, 1, 1250, 'EUR', 2, 'a red book for ' || u, '{"cart": "7"}',
+SELECT id, ordermesh.id_time(id), u, ordermesh.id_bucket(id), u, 2, 'SUCCESS', 'DONE', 'payment',
+       '{payments}', 0, 1, 1250, 'EUR', 2, 'a red book for ' || u, '{"cart": "7"}',
        'ref-' || left(id::text, 8), 'UPSTREAM', r, ordermesh.id_time(id), ordermesh.id_time(id)
   FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS a (id, u, r)
 """
@@ -74,7 +74,7 @@ class Bench:
             await connection.close()
 
     async def orders(self, user_id: str, count: int, months: int) -> list[UUID]:
-        """Settled orders of one user, spread over some months up to three days ago; their ids, oldest first."""
+        """Settled orders of one user, spread over some months until three days ago; ids, oldest first."""
         draw = random.Random(count)
         until = datetime.now(UTC) - timedelta(days=3)
         times = sorted(until - timedelta(days=draw.uniform(0, 30.0 * months)) for _ in range(count))
