@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -24,7 +25,25 @@ class ReadSideSettings(ProcessSettings):
     read_model_dsn: SecretStr = Field(
         SecretStr(""), description="postgresql:// address of the read model's own database."
     )
-    elasticsearch: str = Field("", description="http:// or https:// address of Elasticsearch.")
+    read_model_pool_size: int = Field(
+        4, ge=1, le=32, description="Connections to the read model's own database."
+    )
+    elasticsearch: str = Field(
+        "",
+        description="http:// or https:// address of Elasticsearch, several nodes with commas between them.",
+    )
+    elasticsearch_api_key: SecretStr = Field(
+        SecretStr(""), description="API key of Elasticsearch; none when empty."
+    )
+    elasticsearch_ca_file: Path | None = Field(
+        None, description="PEM file with whom to trust for https, when not the system's list."
+    )
+    elasticsearch_shards: int = Field(
+        1, ge=1, le=64, description="Shards of an index made from now on: one per 30 GB of a month."
+    )
+    elasticsearch_replicas: int = Field(
+        0, ge=0, le=3, description="Copies of an index beside the first one; none on a single node."
+    )
     channel: Literal["outbox", "kafka"] = Field(
         "outbox", description="How changes reach the projector: from the shards' outboxes, or by Kafka."
     )

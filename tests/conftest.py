@@ -123,6 +123,13 @@ async def control_database(databases: Databases) -> AsyncIterator[DatabaseFactor
         yield _factory(databases, "control", stack)
 
 
+@pytest.fixture
+async def readmodel_database(databases: Databases) -> AsyncIterator[DatabaseFactory]:
+    """Makes databases for a read model that live as long as the test."""
+    async with AsyncExitStack() as stack:
+        yield _factory(databases, "readmodel", stack)
+
+
 def _factory(databases: Databases, kind: Kind, stack: AsyncExitStack) -> DatabaseFactory:
     async def create() -> Database:
         database = await databases.create(kind)

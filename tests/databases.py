@@ -12,7 +12,7 @@ from typing import Literal
 
 from ops.postgres import PostgresServer
 
-Kind = Literal["shard", "control"]
+Kind = Literal["shard", "control", "readmodel"]
 
 SCHEMAS = Path(__file__).parent.parent / "db"
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from chassis import pg
+from chassis.es import EsSettings, open_elastic
+from history_svc.readmodel.elastic import ElasticReadModel, Layout
+from history_svc.readmodel.table import SESSION, TableReadModel
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -15,5 +20,21 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def opened(settings: ReadSideSettings) -> AsyncIterator[ReadModel]:
     """The read model of the settings; nothing connects before it is needed."""
-    raise NotImplementedError
-    yield
+    if settings.read_model == "elasticsearch":
+        cluster = EsSettings(
+            addresses=tuple(settings.elasticsearch.split(",")),
+            api_key=settings.elasticsearch_api_key,
+            ca_file=settings.elasticsearch_ca_file,
+        )
+        layout = Layout(settings.elasticsearch_shards, settings.elasticsearch_replicas)
+        async with open_elastic(cluster) as elastic:
+            yield ElasticReadModel(elastic, layout)
+        return
+    wanted = pg.PgSettings(
+        dsn=settings.read_model_dsn.get_secret_value(),
+        pool_size=settings.read_model_pool_size,
+        queue=3 * settings.read_model_pool_size,
+        session=SESSION,
+    )
+    async with pg.open_database(wanted, name="read-model") as database:
+        yield TableReadModel(database)

@@ -115,7 +115,8 @@ class ReadModel(Protocol):
     async def refresh(self, names: Sequence[str]) -> None:
         """Make everything that was stored in some indices searchable, on every copy.
 
-        Raises: ReadModelUnavailable when any copy did not; then nothing may be taken for searchable.
+        Raises: ReadModelUnavailable when any copy did not, or an index is missing; then nothing may be taken
+        for searchable.
         """
         ...
 
@@ -133,12 +134,14 @@ class ReadModel(Protocol):
     async def sums(self, name: str, partitions: Sequence[int]) -> list[DaySum]:
         """An index summed up by stream partition and day of creation (UTC), for some partitions.
 
+        Deleted orders do not count; the shards do not have them.
         Raises: ReadModelUnavailable.
         """
         ...
 
     async def entries(self, name: str, partition: int, day: date, *, after: str, limit: int) -> list[Entry]:
-        """The documents of one day and stream partition, by order id, after one of them.
+        """The documents of one day and stream partition, by order id, after one of them; without
+        deleted ones. after: empty for the first page.
 
         Raises: ReadModelUnavailable.
         """

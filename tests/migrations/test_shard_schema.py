@@ -1,4 +1,4 @@
-"""schema.sql of the shards is the sum of its migrations, and the comparison would notice if it were not."""
+"""schema.sql is the sum of its migrations, of shards and read models; the comparison would notice if not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from ops.postgres import PostgresServer
 
-SHARD = Path(__file__).parent.parent.parent / "db" / "shard"
+DB = Path(__file__).parent.parent.parent / "db"
+SHARD = DB / "shard"
 CATALOG = {
     "columns": """
         SELECT c.relname, a.attname, a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull,
@@ -73,6 +74,17 @@ async def test_the_schema_is_the_sum_of_its_migrations(both: tuple[str, str]) ->
     for name in CATALOG:
         assert by_schema[name] == by_migrations[name], name
         assert by_schema[name], f"the comparison of {name} compares nothing"
+
+
+async def test_the_read_models_schema_is_the_sum_of_its_migrations(postgres: PostgresServer) -> None:
+    migrations = sorted((DB / "readmodel" / "migrations").glob("*.sql"))
+    ways = {"by_schema": [DB / "readmodel" / "schema.sql"], "by_migrations": migrations}
+    found = []
+    for name, scripts in ways.items():
+        found.append(await catalog(await built(postgres, f"readmodel_{name}", *scripts)))
+        await postgres.drop_database(f"readmodel_{name}")
+    assert found[0] == found[1]
+    assert found[0]["migrations"] == [(path.stem,) for path in migrations]
 
 
 async def test_every_migration_says_its_name(both: tuple[str, str]) -> None:
