@@ -73,7 +73,7 @@ SELECT m.missing, p.*
   LEFT JOIN page p ON true
  ORDER BY p.created_us DESC, p.order_id DESC;
 
--- name: sum_days
+-- name: add_up_days
 -- An index summed up by stream partition and day, for some partitions.
 SELECT stream_partition, created_us / 86400000000 AS day, count(*) AS orders, sum(version)::bigint AS versions,
        sum(h32)::bigint AS hashes

@@ -147,7 +147,7 @@ class TableReadModel:
         await self._check([name])
         with _typed_errors():
             rows = await self._database.fetch(
-                QUERIES.sum_days, name, list(partitions), timeout_s=CARE_TIMEOUT_S
+                QUERIES.add_up_days, name, list(partitions), timeout_s=CARE_TIMEOUT_S
             )
         return [
             DaySum(
