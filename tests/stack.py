@@ -104,7 +104,9 @@ class World:
         counts: dict[int, int] = {}
         for upstream in layout.UPSTREAMS:
             async with mesh.simulator(self.endpoints, upstream) as simulator:
-                ledger = await simulator.GetLedger(sim.GetLedgerRequest(order_id=order_id), timeout=5.0)
+                asked = sim.GetLedgerRequest(order_id=order_id)
+                # The connection is new, and a busy machine may need more than one try to open it.
+                ledger = await simulator.GetLedger(asked, timeout=15.0, wait_for_ready=True)
             for execution in ledger.executions:
                 counts[execution.leg] = counts.get(execution.leg, 0) + (not execution.rejected)
         return counts

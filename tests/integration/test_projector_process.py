@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+import asyncpg
 import httpx
 import pytest
 
@@ -21,7 +22,8 @@ from chassis.testing import eventually
 from history_svc.channel.wire import decode
 from ops import ports
 from ops.kafka import KafkaServer
-from tests.faults.points import READ_SIDE_POINTS
+from tests.databases import Databases
+from tests.faults.points import INDEX_POINTS, RELAY_POINTS
 from tests.outboxes import COUNT, Follower, Outbox
 
 WITHIN_S = 40.0
@@ -158,7 +160,7 @@ async def test_it_carries_the_changes_of_a_shard_while_another_is_away_and_stops
     assert "leadership_failed" in {line["message"] for line in lines}
 
 
-@pytest.mark.parametrize("point", [point for point in READ_SIDE_POINTS if point != "relay.after_rewind"])
+@pytest.mark.parametrize("point", [point for point in RELAY_POINTS if point != "relay.after_rewind"])
 async def test_a_kill_at_a_point_of_the_relay_misses_no_change(over_kafka, outbox, tmp_path, point: str):
     written = await outbox.write(50)
     async with projector(tmp_path, **over_kafka, FAULTS=f"{point}=kill:1") as killed:
@@ -172,6 +174,45 @@ async def test_a_kill_at_a_point_of_the_relay_misses_no_change(over_kafka, outbo
             follower = Follower()
             await read_until(consumer, follower, written)
     assert follower.gaps == []
+
+
+@pytest.mark.parametrize("point", INDEX_POINTS)
+async def test_a_kill_at_a_point_of_the_indexer_leaves_every_change_searchable_in_the_end(
+    outbox: Outbox, databases: Databases, tmp_path: Path, point: str
+) -> None:
+    documents = await databases.create("readmodel")
+    settings = {
+        "CHANNEL": "outbox",
+        "SHARDS": json.dumps({"s1": outbox.database.dsn}),
+        "READ_MODEL_DSN": documents.dsn,
+    }
+    try:
+        await outbox.write(50)
+        async with projector(tmp_path, **settings, FAULTS=f"{point}=kill:1") as killed:
+            async with asyncio.timeout(WITHIN_S):
+                assert await killed.child.wait() == -signal.SIGKILL
+            assert point in killed.fired.read_text()
+        await outbox.write(10)
+        async with projector(tmp_path, **settings):
+            await eventually(lambda: all_searchable(documents.dsn, outbox, 60), within_s=WITHIN_S)
+    finally:
+        await databases.drop(documents)
+
+
+async def all_searchable(documents: str, outbox: Outbox, count: int) -> bool:
+    """Whether so many documents are there, and the watermarks are beyond every change."""
+    reading = await asyncpg.connect(documents, timeout=10)
+    try:
+        found = await reading.fetchval("SELECT count(*) FROM ordermesh.documents")
+    finally:
+        await reading.close(timeout=5)
+    async with outbox.connected() as connection:
+        behind = await connection.fetchval(
+            "SELECT count(*) FROM ordermesh.outbox x"
+            " LEFT JOIN ordermesh.watermarks w USING (stream_partition)"
+            " WHERE w.xid IS NULL OR (x.xid, x.seq) > (w.xid, w.seq)"
+        )
+    return bool(found == count and behind == 0)
 
 
 async def test_with_the_outbox_as_channel_it_needs_no_kafka_and_leads_what_it_can_reach(outbox, tmp_path):
