@@ -14,6 +14,10 @@ from ops import ports, processes
 from ops.elasticsearch import ElasticsearchServer
 from ops.errors import PortBusy
 
+pytestmark = pytest.mark.timeout(
+    300
+)  # A start computes for ten seconds, on a machine that others use as well.
+
 
 @pytest.fixture
 async def own(server_dir: Path) -> AsyncIterator[ElasticsearchServer]:

@@ -18,6 +18,8 @@ from ops import ports, processes
 from ops.errors import PortBusy
 from ops.kafka import KafkaError, KafkaServer
 
+pytestmark = pytest.mark.timeout(300)  # Three starts, on a machine that others use as well.
+
 
 @pytest.fixture
 async def own(server_dir: Path) -> AsyncIterator[KafkaServer]:
