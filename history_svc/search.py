@@ -25,6 +25,10 @@ IDENTITY_TTL_S = 1.0
 """How long an index is taken for the one it was."""
 
 
+class NotOurs(ReadModelUnavailable):
+    """A month's index is not the one that was made for it; its orders cannot be searched now."""
+
+
 @dataclass(slots=True)
 class Searcher:
     """Searches with a memory: while the read model does not answer, callers are told at once."""
@@ -53,7 +57,10 @@ class Searcher:
             raise ReadModelUnavailable(resting="yes")
         started = self.now()
         try:
-            await self._check(indices)
+            strange = await self._strange(indices)
+            if strange:
+                # Its months are not served; nothing is wrong with the others.
+                raise NotOurs(index=strange)
             rows = await self.read_model.search(
                 [index.identity.name for index in indices],
                 window,
@@ -61,6 +68,8 @@ class Searcher:
                 limit=limit,
                 timeout_s=min(timeout_s, self.timeout_s),
             )
+        except NotOurs:
+            raise
         except ReadModelUnavailable:
             self._failed()
             raise
@@ -76,8 +85,11 @@ class Searcher:
         found = await self.read_model.identities([index.identity.name for index in indices])
         return {index.identity.name: found.get(index.identity.name) == index.identity for index in indices}
 
-    async def _check(self, indices: Sequence[Index]) -> None:
-        """An index that was lost and came back empty would make lists short; so it is looked at first."""
+    async def _strange(self, indices: Sequence[Index]) -> str:
+        """The first index that is not the one that the catalog knows; empty when all are.
+
+        One that was lost and came back empty would make lists short; so it is looked at before each search.
+        """
         at = self.now()
         unknown = []
         for index in indices:
@@ -85,12 +97,13 @@ class Searcher:
             if (cluster, uuid) != index.identity[1:] or until < at:
                 unknown.append(index)
         if not unknown:
-            return
+            return ""
         ours = await self.are_ours(unknown)
         for index in unknown:
             if not ours[index.identity.name]:
-                raise ReadModelUnavailable(index=index.identity.name)
+                return index.identity.name
             self._known[index.identity.name] = (*index.identity[1:], at + IDENTITY_TTL_S)
+        return ""
 
     def _failed(self) -> None:
         SEARCH_FAILURES.inc()
