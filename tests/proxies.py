@@ -168,15 +168,15 @@ class Lane(grpc.GenericRpcHandler):
             await context.write(self.answer(request))
 
 
-def refusing(code_message_trailers: tuple[Any, ...]) -> Callable[..., Any]:
-    """A behaviour that ends every call with this status, once its requests are there.
+def refusing(code_message_trailers: tuple[Any, ...], *, at_once: bool = False) -> Callable[..., Any]:
+    """A behaviour that ends every call with this status, once its requests are there unless `at_once`.
 
     A call that ends while its requests are still being written fails at whoever writes, and gRPC then says
     INTERNAL before it has read the status.
     """
 
     async def refuse(request: Any, context: Any) -> None:
-        if hasattr(request, "__aiter__"):
+        if hasattr(request, "__aiter__") and not at_once:
             async for _ in request:
                 pass
         await context.abort(*code_message_trailers)

@@ -210,7 +210,7 @@ async def test_a_stream_passes_each_answer_before_the_next_request(proxy: Proxy)
 
 
 async def test_a_lane_that_ends_a_stream_of_requests_early_is_heard_at_once(proxy: Proxy) -> None:
-    proxy.s1.behave["Both"] = refusing(rpc.to_status(InvalidField.of("say", "enough")))
+    proxy.s1.behave["Both"] = refusing(rpc.to_status(InvalidField.of("say", "enough")), at_once=True)
     call = proxy.call("Both")
     await call.write(echo.EchoRequest(user_id=ON_S1, say="a"))
     assert await call.code() is StatusCode.INVALID_ARGUMENT
