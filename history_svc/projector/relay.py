@@ -38,9 +38,6 @@ log = structlog.get_logger("relay")
 IN_FLIGHT_MAX = 4
 """Batches that were handed over and are not acknowledged: one is read while one travels and one is written.
 """
-HAND_OVER_S_MAX = 10.0
-ACKNOWLEDGE_S_MAX = 30.0
-"""An idempotent producer tries for ever; after this long it is replaced."""
 CURSOR_EVERY_S = 0.2
 """A cursor that is a little behind costs some repeats after a crash, and a commit each time it moves."""
 AGAIN_S_MAX = 10.0
@@ -53,11 +50,16 @@ AFTER_REWIND = faults.declare(
 
 
 class Batching(NamedTuple):
-    """How much is read at once, and how often partitions without changes get a beat."""
+    """How much is read at once, how often partitions without changes get a beat, and how long anything may
+    take.
+    """
 
     rows_max: int = 1000
     bytes_max: int = 4 * 1024 * 1024
     beat_every_s: float = BEAT_EVERY_S
+    hand_over_s: float = 10.0
+    acknowledge_s: float = 30.0
+    """An idempotent producer tries for ever; after this long it is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,7 @@ class Publishing:
         """Hand over one partition's records; what does not fit is set aside, and a beat goes in its place."""
         while True:
             try:
-                async with asyncio.timeout(HAND_OVER_S_MAX):
+                async with asyncio.timeout(self._batching.hand_over_s):
                     return asyncio.ensure_future(await self._publisher.send(partition, records))
             except TimeoutError:
                 raise EventsUnavailable("nothing is taken") from None
@@ -234,7 +236,7 @@ class Publishing:
         """Wait for the oldest batch's acknowledgement."""
         flight = self._flights[0]
         try:
-            async with asyncio.timeout(ACKNOWLEDGE_S_MAX):
+            async with asyncio.timeout(self._batching.acknowledge_s):
                 await flight.acknowledged
         except TimeoutError:
             raise EventsUnavailable("nothing is acknowledged") from None
