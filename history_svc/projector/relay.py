@@ -168,8 +168,7 @@ class Publishing:
     def abandon(self) -> None:
         """Wait for nothing more; what was handed over is read again."""
         for flight in self._flights:
-            if not flight.acknowledged.cancel() and not flight.acknowledged.cancelled():
-                flight.acknowledged.exception()
+            flight.acknowledged.cancel()
             metrics.RELAY_EVENTS.labels(self._log.shard, "failed").inc(flight.changes)
         self._flights.clear()
 
@@ -200,11 +199,15 @@ class Publishing:
                 for partition, mine in by_partition.items():
                     waiting.append(await self._send(partition, mine))
             except BaseException:
-                asyncio.gather(*waiting, return_exceptions=True).cancel()
+                for one in waiting:
+                    one.add_done_callback(_heard)
+                    one.cancel()
                 raise
+        acknowledged = asyncio.gather(*waiting)
+        acknowledged.add_done_callback(_heard)
         self._flights.append(
             Flight(
-                asyncio.gather(*waiting),
+                acknowledged,
                 {partition: mine[-1].position for partition, mine in by_partition.items()},
                 changes,
                 started_s,
@@ -276,3 +279,9 @@ class Publishing:
             self._published_to = self._tail.whole_at
         age = (self._tail.looked_at - self._published_to).total_seconds()
         metrics.UNPUBLISHED_AGE.labels(self._log.shard).set(max(0.0, age))
+
+
+def _heard(ended: asyncio.Future[Any]) -> None:
+    """Nobody waits for what was abandoned, and the loop would report what it ended with."""
+    if not ended.cancelled():
+        ended.exception()

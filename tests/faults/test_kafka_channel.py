@@ -235,8 +235,6 @@ async def test_what_is_not_taken_stays_in_the_topic_and_the_inboxes_bounded(chan
 
 async def test_what_a_topic_lost_is_published_again(channel: ByKafka, outbox: Outbox):
     written = await channel.write(80)
-    follower = Follower()
-    await follow(channel, follower, lambda: follower.has(written))
     await until_noted(outbox)
     await channel.stop()
     channel.topics = replace(channel.topics, events=f"events-{uuid4().hex}")
@@ -246,6 +244,26 @@ async def test_what_a_topic_lost_is_published_again(channel: ByKafka, outbox: Ou
     await follow(channel, fresh, lambda: fresh.has(late) and fresh.has(written))
     assert fresh.gaps, "the topic began behind what is searchable"
     await until_searchable(channel, fresh)
+
+
+async def test_who_had_a_partition_before_begins_where_the_others_went_on(channel: ByKafka, outbox: Outbox):
+    written = await channel.write(80)
+    follower = Follower()
+    await follow(channel, follower, lambda: follower.has(written))
+    await until_searchable(channel, follower)
+    await until_noted(outbox)
+    await channel.restart()
+    late = await channel.write(8)
+    stale = Follower()
+    async with asyncio.timeout(WITHIN_S):
+        while not stale.has(late):
+            stale.take_in(await channel.source.take(bytes_max=BYTES, wait_s=0.2))
+    assert stale.gaps, "it begins where it stood, and the group stands further on"
+    with pytest.raises(EventsUnavailable):
+        await channel.source.rewind({3: stale.watermarks.get(3, BEGINNING)})
+    async with outbox.connected() as connection:
+        wishes = "SELECT count(*) FROM ordermesh.relay_cursors WHERE rewind_xid IS NOT NULL"
+        assert await connection.fetchval(wishes) == 0, "nothing is published again for somebody who is late"
 
 
 async def test_a_message_of_somebody_else_is_passed_over(channel: ByKafka):
