@@ -328,7 +328,8 @@ class KafkaSource:
         """Take again from these positions on: from the topic where it has what comes next, else the relay
         publishes it again.
 
-        Raises: ShardUnavailable, DeadlineExceeded, Overloaded, Contended.
+        Raises: EventsUnavailable when more is searchable than these positions say, since another process had
+        the partition meanwhile; ShardUnavailable, DeadlineExceeded, Overloaded, Contended.
         """
         metrics.REWINDS.labels(self._log.shard, "kafka").inc(len(watermarks))
         missing = {
@@ -343,6 +344,9 @@ class KafkaSource:
             if self._may_ask(partition, position)
         }
         if due:
+            stored = (await self._log.starts()).watermarks
+            if any(stored[partition] > position for partition, position in due.items()):
+                raise EventsUnavailable("another process went on meanwhile")
             log.warning("topic_has_a_gap", shard=self._log.shard, partitions=sorted(due))
             await self._log.ask_rewind(due)
             self._asked.update({partition: (position, now) for partition, position in due.items()})

@@ -14,6 +14,7 @@ import structlog
 from history_svc import metrics
 from history_svc.channel.log import LogReplaced
 from history_svc.channel.tail import BEAT_EVERY_S, Pace, Tail
+from history_svc.errors import EventsUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +59,8 @@ class OutboxSource:
         """The next records; empty when none came for `wait_s`, or while another process leads.
 
         If cancelled here: nothing is lost, the outbox has it.
-        Raises: ShardUnavailable, DeadlineExceeded, Overloaded.
+        Raises: EventsUnavailable, once, when this process leads again, as another may have gone on meanwhile,
+        and when the log has another epoch; ShardUnavailable, DeadlineExceeded, Overloaded.
         """
         end = self._clock.monotonic() + wait_s
         while True:
@@ -89,20 +91,22 @@ class OutboxSource:
         self._tail = None
         try:
             async with asyncio.timeout(max(0.0, end - self._clock.monotonic())):
-                self._term = await self._leadership.until_leading()
+                term = await self._leadership.until_leading()
         except TimeoutError:
             return None
         starts = await self._log.starts()
         self._tail = Tail(self._log, starts, starts.watermarks)
+        before, self._term = self._term, term
+        if before not in (None, term):
+            raise EventsUnavailable("another process may have led meanwhile")
         return self._tail
 
     async def _read(self, tail: Tail, bytes_max: int) -> list[Record]:
         try:
             records = await tail.read(rows_max=ROWS_MAX, bytes_max=bytes_max)
         except LogReplaced as replaced:
-            log.warning("log_replaced", shard=self._log.shard, because=str(replaced))
             self._tail = None
-            return []
+            raise EventsUnavailable(str(replaced)) from replaced
         if tail is not self._tail:
             return []
         metrics.observe_tail(self._log.shard, tail)

@@ -23,9 +23,9 @@ class EventSource(Protocol):
         """The next records of all partitions, in order within each; empty when none came for `wait_s`.
 
         Takes about `bytes_max` bytes at most, at least one record. What was taken is not given again, unless
-        the source lost its place: then records may repeat.
-        If cancelled here: nothing is lost.
-        Raises: EventsUnavailable, ShardUnavailable: try again later.
+        the source lost its place: then records may repeat. If cancelled here: nothing is lost. Raises:
+        EventsUnavailable, ShardUnavailable: begin anew at the stored watermarks, a little later; another
+        process may have gone on meanwhile.
         """
         ...
 
@@ -39,7 +39,7 @@ class EventSource(Protocol):
     async def rewind(self, watermarks: Mapping[int, Position]) -> None:
         """Something after these positions is missing: give it again.
 
-        Raises: EventsUnavailable, ShardUnavailable.
+        Raises: EventsUnavailable, ShardUnavailable: as `take`.
         """
         ...
 

@@ -38,9 +38,6 @@ log = structlog.get_logger("relay")
 IN_FLIGHT_MAX = 4
 """Batches that were handed over and are not acknowledged: one is read while one travels and one is written.
 """
-HAND_OVER_S_MAX = 10.0
-ACKNOWLEDGE_S_MAX = 30.0
-"""An idempotent producer tries for ever; after this long it is replaced."""
 CURSOR_EVERY_S = 0.2
 """A cursor that is a little behind costs some repeats after a crash, and a commit each time it moves."""
 AGAIN_S_MAX = 10.0
@@ -53,11 +50,16 @@ AFTER_REWIND = faults.declare(
 
 
 class Batching(NamedTuple):
-    """How much is read at once, and how often partitions without changes get a beat."""
+    """How much is read at once, how often partitions without changes get a beat, and how long anything may
+    take.
+    """
 
     rows_max: int = 1000
     bytes_max: int = 4 * 1024 * 1024
     beat_every_s: float = BEAT_EVERY_S
+    hand_over_s: float = 10.0
+    acknowledge_s: float = 30.0
+    """An idempotent producer tries for ever; after this long it is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +168,7 @@ class Publishing:
     def abandon(self) -> None:
         """Wait for nothing more; what was handed over is read again."""
         for flight in self._flights:
-            if not flight.acknowledged.cancel() and not flight.acknowledged.cancelled():
-                flight.acknowledged.exception()
+            flight.acknowledged.cancel()
             metrics.RELAY_EVENTS.labels(self._log.shard, "failed").inc(flight.changes)
         self._flights.clear()
 
@@ -198,11 +199,15 @@ class Publishing:
                 for partition, mine in by_partition.items():
                     waiting.append(await self._send(partition, mine))
             except BaseException:
-                asyncio.gather(*waiting, return_exceptions=True).cancel()
+                for one in waiting:
+                    one.add_done_callback(_heard)
+                    one.cancel()
                 raise
+        acknowledged = asyncio.gather(*waiting)
+        acknowledged.add_done_callback(_heard)
         self._flights.append(
             Flight(
-                asyncio.gather(*waiting),
+                acknowledged,
                 {partition: mine[-1].position for partition, mine in by_partition.items()},
                 changes,
                 started_s,
@@ -213,7 +218,7 @@ class Publishing:
         """Hand over one partition's records; what does not fit is set aside, and a beat goes in its place."""
         while True:
             try:
-                async with asyncio.timeout(HAND_OVER_S_MAX):
+                async with asyncio.timeout(self._batching.hand_over_s):
                     return asyncio.ensure_future(await self._publisher.send(partition, records))
             except TimeoutError:
                 raise EventsUnavailable("nothing is taken") from None
@@ -234,7 +239,7 @@ class Publishing:
         """Wait for the oldest batch's acknowledgement."""
         flight = self._flights[0]
         try:
-            async with asyncio.timeout(ACKNOWLEDGE_S_MAX):
+            async with asyncio.timeout(self._batching.acknowledge_s):
                 await flight.acknowledged
         except TimeoutError:
             raise EventsUnavailable("nothing is acknowledged") from None
@@ -274,3 +279,9 @@ class Publishing:
             self._published_to = self._tail.whole_at
         age = (self._tail.looked_at - self._published_to).total_seconds()
         metrics.UNPUBLISHED_AGE.labels(self._log.shard).set(max(0.0, age))
+
+
+def _heard(ended: asyncio.Future[Any]) -> None:
+    """Nobody waits for what was abandoned, and the loop would report what it ended with."""
+    if not ended.cancelled():
+        ended.exception()

@@ -5,176 +5,22 @@ the one in memory that other tests use.
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Protocol
-from uuid import UUID, uuid4
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from uuid import uuid4
 
 import pytest
 
-from chassis.clock import SYSTEM_CLOCK
-from chassis.kafka import open_consumer
-from chassis.supervise import Loop
-from chassis.testing import eventually
-from history_svc.channel.hub import Hub
-from history_svc.channel.kafka import KafkaPublisher, Topics
-from history_svc.channel.leadership import Leadership
-from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
-from history_svc.channel.port import EventSource
+from history_svc.channel.kafka import Topics
 from history_svc.events import Record
 from history_svc.position import BEGINNING, Position
-from history_svc.projector.relay import Batching, Parts, Relay
 from ops.kafka import KafkaServer
+from tests.channels import ByKafka, ByOutbox, Channel, InMemory
 from tests.outboxes import COUNT, Follower, Outbox
-from tests.streams import MemoryLog, MemorySource
 
 BYTES = 1_000_000
 WITHIN_S = 30.0
 pytestmark = pytest.mark.timeout(180)
-
-
-class Channel(Protocol):
-    """A channel of one shard, and who writes into its one end."""
-
-    source: EventSource
-
-    async def write(self, count: int, buckets: Sequence[int] = range(COUNT)) -> list[UUID]:
-        """Commit changes, in order; their event ids."""
-        ...
-
-    def open_writer(self) -> AbstractAsyncContextManager[Callable[[int], object]]:
-        """A transaction that may write and is open until the context ends."""
-        ...
-
-    async def store(self, watermarks: dict[int, Position]) -> None:
-        """Store watermarks, as an indexer does after its documents are searchable."""
-        ...
-
-    async def restart(self) -> None:
-        """Make a source anew, as after the death of the process."""
-        ...
-
-
-class InMemory:
-    def __init__(self) -> None:
-        self.log = MemoryLog()
-        self.source: EventSource = MemorySource(self.log)
-
-    async def write(self, count: int, buckets: Sequence[int] = range(COUNT)) -> list[UUID]:
-        events = [self.log.event(buckets[n % len(buckets)]) for n in range(count)]
-        for event in events:
-            self.log.put(event)
-        return [event.event_id for event in events]
-
-    @asynccontextmanager
-    async def open_writer(self) -> AsyncIterator[Callable[[int], object]]:
-        xid = self.log.begin()
-
-        async def write(count: int) -> list[UUID]:
-            return [self.log.put(self.log.event(n), xid).event.event_id for n in range(count)]  # type: ignore[union-attr]
-
-        yield write
-        self.log.commit(xid)
-
-    async def store(self, watermarks: dict[int, Position]) -> None:
-        self.log.watermarks.update(watermarks)
-        await self.source.kept(watermarks)
-
-    async def restart(self) -> None:
-        self.source = MemorySource(self.log)
-
-
-class OverPostgres:
-    """What both real channels share: the shard they start from."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self.outbox = outbox
-        self.source: EventSource
-
-    async def write(self, count: int, buckets: Sequence[int] = range(COUNT)) -> list[UUID]:
-        return await self.outbox.write(count, buckets=buckets)
-
-    @asynccontextmanager
-    async def open_writer(self) -> AsyncIterator[Callable[[int], object]]:
-        async with self.outbox.connected() as connection, connection.transaction():
-            await connection.fetchval("SELECT pg_current_xact_id()")
-            yield lambda count: self.outbox.write(count, connection=connection)
-
-    async def store(self, watermarks: dict[int, Position]) -> None:
-        await self.outbox.set_watermarks(watermarks)
-        await self.source.kept(watermarks)
-
-
-class ByOutbox(OverPostgres):
-    """The outbox, read by the one who leads."""
-
-    def __init__(self, outbox: Outbox, stack: AsyncExitStack) -> None:
-        super().__init__(outbox)
-        self._stack = stack
-        self._leading = AsyncExitStack()
-
-    async def restart(self) -> None:
-        await self._leading.aclose()
-        self._leading = await self._stack.enter_async_context(AsyncExitStack())
-        shard_log = await self._leading.enter_async_context(self.outbox.opened())
-        leadership = self.outbox.leadership(shard_log)
-        await self._leading.enter_async_context(led(leadership))
-        self.source = OutboxSource(
-            shard_log, leadership, clock=SYSTEM_CLOCK, jitter=random.random, beat_every_s=0.05
-        )
-
-
-class ByKafka(OverPostgres):
-    """The outbox, published by a relay to a topic of its own, and taken from there."""
-
-    def __init__(self, outbox: Outbox, topics: Topics, stack: AsyncExitStack) -> None:
-        super().__init__(outbox)
-        self._topics = topics
-        self._stack = stack
-        self._process = AsyncExitStack()
-
-    async def restart(self) -> None:
-        await self._process.aclose()
-        self._process = await self._stack.enter_async_context(AsyncExitStack())
-        shard_log = await self._process.enter_async_context(self.outbox.opened())
-        leadership = self.outbox.leadership(shard_log)
-        letters = LoggedDeadLetters()
-        parts = Parts(shard_log, letters, SYSTEM_CLOCK, random.random, Batching(beat_every_s=0.05))
-        topics = self._topics
-        hub = Hub(
-            lambda: topics.ensure_events(1),
-            lambda rebalanced: open_consumer(
-                topics.address, topics.events, group=topics.events, instance="one", rebalanced=rebalanced
-            ),
-            bytes_max=10 * BYTES,
-            clock=SYSTEM_CLOCK,
-            jitter=random.random,
-        )
-        relay = Relay(parts, leadership, lambda: KafkaPublisher.open(topics, "relay"))
-        await self._process.enter_async_context(led(leadership, relay, hub))
-        self.source = hub.source(shard_log)
-
-        async def is_consuming() -> bool:
-            return hub.is_consuming
-
-        await eventually(is_consuming, within_s=WITHIN_S)
-
-
-@asynccontextmanager
-async def led(leadership: Leadership, *others: Loop) -> AsyncIterator[None]:
-    """Lead, and run what needs that, while the context lives."""
-    tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in (leadership, *others)]
-    try:
-        async with asyncio.timeout(WITHIN_S):
-            await leadership.until_leading()
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for task in tasks:
-            assert task.cancelled(), task
 
 
 @pytest.fixture(params=["memory", "outbox", "kafka"])
@@ -242,7 +88,8 @@ async def test_beats_move_partitions_in_which_nothing_changes(channel: Channel):
     written = await channel.write(5, buckets=[2])
     await follow(channel, follower, lambda: follower.has(written) and len(follower.beats) == COUNT)
     last = follower.watermarks[2]
-    assert all(mark >= Position(last.log_epoch, last.xid, 0) for mark in follower.watermarks.values())
+    here = Position(last.log_epoch, last.xid, 0)
+    await follow(channel, follower, lambda: all(mark >= here for mark in follower.watermarks.values()))
     seen = dict(follower.beats)
     await channel.write(1, buckets=[2])
     await follow(channel, follower, lambda: all(follower.beats[p] > at for p, at in seen.items()))

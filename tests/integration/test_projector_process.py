@@ -22,6 +22,7 @@ from chassis.testing import eventually
 from history_svc.channel.wire import decode
 from ops import ports
 from ops.kafka import KafkaServer
+from tests.channels import Nobody
 from tests.databases import Databases
 from tests.faults.points import INDEX_POINTS, RELAY_POINTS
 from tests.outboxes import COUNT, Follower, Outbox
@@ -58,6 +59,9 @@ class Projector:
         answer = await self.get("/metrics")
         return "" if answer is None else answer.text
 
+    async def leads(self) -> bool:
+        return 'ordermesh_projector_leads{shard="s1"} 1.0' in await self.metrics()
+
     async def stopped(self) -> int:
         self.child.terminate()
         async with asyncio.timeout(10):
@@ -92,16 +96,6 @@ async def projector(directory: Path, **environment: str) -> AsyncIterator[Projec
         if child.returncode is None:
             child.kill()
             await child.wait()
-
-
-class Nobody:
-    """Does not care which partitions it has."""
-
-    def on_revoked(self, partitions) -> None:
-        return None
-
-    def on_assigned(self, partitions) -> None:
-        return None
 
 
 async def read_until(consumer: Consumer, follower: Follower, wanted) -> None:
@@ -219,9 +213,30 @@ async def test_with_the_outbox_as_channel_it_needs_no_kafka_and_leads_what_it_ca
     shards = json.dumps({"s1": outbox.database.dsn, "s2": AWAY})
     async with projector(tmp_path, CHANNEL="outbox", SHARDS=shards) as process:
         await process.until_ready()
-
-        async def leads() -> bool:
-            return 'ordermesh_projector_leads{shard="s1"} 1.0' in await process.metrics()
-
-        await eventually(leads, within_s=WITHIN_S)
+        await eventually(process.leads, within_s=WITHIN_S)
         assert await process.stopped() == 0
+
+
+async def test_a_projector_that_is_frozen_loses_its_lead_and_learns_of_it(outbox, tmp_path):
+    settings = {"CHANNEL": "outbox", "SHARDS": json.dumps({"s1": outbox.database.dsn})}
+    async with projector(tmp_path / "one", **settings) as one, projector(tmp_path / "two", **settings) as two:
+        both = (one, two)
+
+        async def one_leads() -> list[Projector]:
+            return [process for process in both if await process.leads()]
+
+        first = (await eventually(one_leads, within_s=WITHIN_S))[0]
+        other = both[1 - both.index(first)]
+        await other.until_ready()
+        assert not await other.leads()
+        os.kill(first.child.pid, signal.SIGSTOP)
+        try:
+            await eventually(other.leads, within_s=WITHIN_S)
+        finally:
+            os.kill(first.child.pid, signal.SIGCONT)
+
+        async def knows() -> bool:
+            return await first.get("/healthz") is not None and not await first.leads()
+
+        await eventually(knows, within_s=WITHIN_S)
+        assert await other.leads()

@@ -169,3 +169,20 @@ def test_a_failed_span_says_its_code_and_no_text_of_an_exception(spans: InMemory
 
 def test_outside_of_work_there_is_no_trace() -> None:
     assert (telemetry.traceparent(), telemetry.trace_id()) == ("", "")
+
+
+def test_work_on_many_orders_belongs_to_none_of_their_traces_and_is_linked_to_the_sampled(
+    spans: InMemorySpanExporter,
+) -> None:
+    others = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 2 * telemetry.LINKS_MAX)]
+    unsampled = f"00-{'a' * 32}-{'b' * 16}-00"
+    with (
+        telemetry.work_span("probe", f"00-{'c' * 32}-{'d' * 16}-01"),
+        telemetry.linked_span("relay batch", [unsampled, "", "junk-01", PARENT, PARENT, *others]),
+    ):
+        assert telemetry.trace_id() not in (TRACE_ID, "c" * 32)
+    batch = spans.get_finished_spans()[0]
+    assert batch.parent is None
+    linked = [f"{link.context.trace_id:032x}" for link in batch.links]
+    assert linked[0] == TRACE_ID
+    assert len(linked) == len(set(linked)) == telemetry.LINKS_MAX - 1, "junk takes a place and is no link"
