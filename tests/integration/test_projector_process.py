@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -147,7 +148,9 @@ async def test_it_carries_the_changes_of_a_shard_while_another_is_away_and_stops
             await read_until(consumer, follower, written)
         metrics = await process.metrics()
         assert 'ordermesh_projector_leads{shard="s1"} 1.0' in metrics
-        assert 'ordermesh_relay_events_total{result="published",shard="s1"} 100.0' in metrics
+        published = re.search(r'relay_events_total\{result="published",shard="s1"\} ([0-9.]+)', metrics)
+        assert published is not None
+        assert float(published[1]) >= 100, "and again what the indexer asks for while its read model is away"
         assert await process.stopped() == 0
     lines = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
     assert {line["service"]["name"] for line in lines if "service" in line} == {"projector"}
