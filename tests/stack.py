@@ -178,12 +178,18 @@ def reason_of(failed: grpc.aio.AioRpcError) -> str:
     return rpc.error_of(failed).reason
 
 
-@pytest.fixture(scope="session")
-async def world(server_dir: Path) -> AsyncIterator[World]:
-    """The mesh, ready; without fsync, as the machine is not what dies in tests."""
-    state_dir = server_dir / "stack"
+@asynccontextmanager
+async def ready(state_dir: Path) -> AsyncIterator[World]:
+    """A mesh, ready; without fsync, as the machine is not what dies in tests."""
     async with (
         local.running(state_dir, port_base=0, durable=False) as stack,
         mesh.connect(stack.endpoints) as stubs,
     ):
         yield World(stack, stubs, state_dir)
+
+
+@pytest.fixture(scope="session")
+async def world(server_dir: Path) -> AsyncIterator[World]:
+    """The mesh that the tests of a process share."""
+    async with ready(server_dir / "stack") as opened:
+        yield opened

@@ -93,8 +93,8 @@ class Indexer:
                 indexing = await Indexing.begin(self._parts, again=self._has_begun)
                 self._has_begun = True
                 while True:
-                    await indexing.step()
-                    self._failures = 0
+                    if await indexing.step():
+                        self._failures = 0
             except (OrdermeshError, EventsUnavailable, QuarantineFull) as failed:
                 self._failures += 1
                 log.warning(
@@ -134,6 +134,8 @@ class Indexing:
 
         Raises: ShardUnavailable, DeadlineExceeded, Overloaded, ReadModelUnavailable, EventsUnavailable.
         """
+        # First, since asking for changes again while nobody can take them has them published again and again.
+        await parts.read_model.ping()
         started = await parts.store.started()
         indexing = cls(parts, started, await parts.store.catalog())
         if again:
@@ -141,8 +143,8 @@ class Indexing:
         await indexing._check_indices()
         return indexing
 
-    async def step(self) -> None:
-        """Take what came, write it, and once a tick prove it.
+    async def step(self) -> bool:
+        """Take what came, write it, and once a tick prove it; whether it was proved.
 
         If cancelled here, or when it raises: watermarks say no more than what is searchable.
         Raises: OrdermeshError, EventsUnavailable, QuarantineFull; begin anew.
@@ -152,8 +154,10 @@ class Indexing:
         records = await self._parts.source.take(bytes_max=self._parts.bytes_max, wait_s=left_s)
         await self._write(self._progress.follow(records))
         await self._close_gaps()
-        if clock.monotonic() - self._proved_at >= self._parts.tick_s:
-            await self.prove()
+        if clock.monotonic() - self._proved_at < self._parts.tick_s:
+            return False
+        await self.prove()
+        return True
 
     async def prove(self) -> None:
         """Refresh what was written to and write down how far that brings the watermarks.

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from chassis import faults
+from history_svc.errors import ReadModelUnavailable
 from history_svc.page import Filter
-from history_svc.projector.indexer import AFTER_REFRESH, AFTER_WRITE
+from history_svc.projector.indexer import AFTER_REFRESH, AFTER_WRITE, Indexing
 from history_svc.projector.store import AFTER_MARK, BEFORE_MARK
 from history_svc.reader import ServedBy
 from history_svc.settings import HistorySettings
@@ -132,3 +133,24 @@ async def test_a_lost_index_is_not_read_again_before_its_month_is_built_anew(wor
     await world.pass_time(OLD)
     served = await world.checked_page("alice", EVERYTHING, 10)
     assert (served.served_by, len(served.page.rows)) == (ServedBy.SQL_FALLBACK, 1)
+
+
+async def test_while_the_read_model_is_away_nothing_is_asked_for_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.index()
+    assert world.indexing is not None
+    assert world.source is not None
+    parts, asked = world.indexing._parts, []
+
+    async def rewind(watermarks: object) -> None:
+        asked.append(watermarks)
+
+    monkeypatch.setattr(world.source, "rewind", rewind)
+    world.read_model.down = True
+    with pytest.raises(ReadModelUnavailable):
+        await Indexing.begin(parts, again=True)
+    assert asked == []
+    world.read_model.down = False
+    await Indexing.begin(parts, again=True)
+    assert len(asked) == 1
