@@ -35,7 +35,7 @@ from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as pb
 from ordermesh.order.v1 import order_service_pb2_grpc as order_grpc
 from ordermesh.upstream.v1 import upstream_service_pb2 as upstream_pb
-from tests import upstreams
+from tests import upstreams, whereabouts
 from tests.databases import Database
 from tests.listeners import Trust
 from tests.shards import prepare
@@ -123,7 +123,11 @@ class Lane:
             found = await self.get(order)
             return found if found.stage in stages else None
 
-        return await eventually(there, within_s=within_s)
+        try:
+            return await eventually(there, within_s=within_s)
+        except AssertionError as failed:
+            told = await whereabouts.in_shard(self.dsn, order.order_id)
+            raise AssertionError(f"{failed}\n{told}") from failed
 
     async def journal(self, order: order_pb2.Order) -> list[str]:
         """The kinds of its journal entries; their versions have no holes."""

@@ -32,6 +32,7 @@ from ordermesh.money.v1.money_pb2 import Money
 from ordermesh.order.v1 import order_service_pb2 as pb
 from ordermesh.order.v1.order_pb2 import Order
 from ordermesh.upstream.v1 import simulator_service_pb2 as sim
+from tests import whereabouts
 
 SETTLE_S_MAX = 60.0
 T = TypeVar("T")
@@ -84,11 +85,19 @@ class World:
         return found.order
 
     async def until_stage(self, order_id: str, *stages: "Order.Stage.ValueType") -> Order:
+        """The order once it stands at one of these stages; a failure says where it stands and why."""
+
         async def look() -> Order | None:
             order = await self.get(order_id)
             return order if order.stage in stages else None
 
-        return await eventually(look, within_s=SETTLE_S_MAX, every_s=0.1)
+        try:
+            return await eventually(look, within_s=SETTLE_S_MAX, every_s=0.1)
+        except AssertionError as failed:
+            names = [Order.Stage.Name(stage) for stage in stages]
+            dsns = self.endpoints.shard_dsns()
+            told = await whereabouts.in_mesh(dsns, self.mesh, self.places, order_id)
+            raise AssertionError(f"{order_id} came to none of {names}: {failed}\n{told}") from failed
 
     async def until_settled(self, order_id: str) -> Order:
         return await self.until_stage(order_id, Order.DONE)
