@@ -58,11 +58,10 @@ _CREATE: Mapping[int, str] = {
     15: "'{}'",
     16: "''",
     17: "interval '1 day'",  # Recovery leaves the orders of pgbench alone.
-    18: "clock_timestamp()",
-    19: "clock_timestamp()",
-    20: "(SELECT event_id FROM made)",
-    21: "'bench'",
-    22: """'{"key": "bench", "upstream": "payments"}'""",
+    18: "interval '3 s'",
+    19: "(SELECT event_id FROM made)",
+    20: "'bench'",
+    21: """'{"key": "bench", "upstream": "payments"}'""",
 }
 _SETTLE: Mapping[int, str] = {
     **dict.fromkeys(range(21, 41), "NULL"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import structlog
@@ -23,7 +23,7 @@ from order_svc import metrics, points
 from order_svc.clients import Ambiguity, Upstreams
 from order_svc.domain import transition
 from order_svc.events import Answer, AnyEvent, NotSent, Source, SubmitBegun, Told, Unsure
-from order_svc.order import Change, Decision, Order, Seen, Stage
+from order_svc.order import Change, Decision, Order, Seen, Stage, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,18 +46,17 @@ PASSING = (Contended, DeadlineExceeded, Overloaded, ShardUnavailable)
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """A change this process just wrote and need not read back. begun_at: from before the statement."""
+    """What this process just wrote and need not read back. begun_at: from before the statement."""
 
     order: Order
-    change: Change
+    tally: Tally
     begun_at: float
 
     def seen(self, now: float) -> Seen:
         """The situation, unless somebody changed it; its instant is never before the shard's."""
-        assert self.change.wake is not None
         assert self.order.updated_at is not None
         at = self.order.updated_at + timedelta(seconds=now - self.begun_at)
-        return Seen(self.order, self.change.wake.tally, None, at)
+        return Seen(self.order, self.tally, None, at)
 
 
 class LegDriver:
@@ -119,11 +118,10 @@ class LegDriver:
         begun_at = self._clock.monotonic()
         submitting = False
         try:
-            change = make()
             orders = self._orders.until(deadline)
-            created = await orders.create(change, epoch=epoch, fingerprint=fingerprint)
-            if not created.replayed:
-                submitting = await self._start(_Written(created.order, change, begun_at))
+            created = await orders.create(make(), epoch=epoch, fingerprint=fingerprint)
+            if created.tally is not None:
+                submitting = await self._start(_Written(created.order, created.tally, begun_at))
             return created
         finally:
             if not submitting:
@@ -150,7 +148,7 @@ class LegDriver:
         finally:
             self._slots[order.upstream].release()
         if decided is not None and _goes_on(decided.decision):
-            await self._begin(decided.order, _Written(decided.order, decided.decision, settling_at))
+            await self._begin(decided.order, _written(decided, settling_at))
 
     async def _call(self, order: Order, begun_at: float) -> AnyEvent:
         """Call the upstream within the time that was journaled; an event that says how it went."""
@@ -228,8 +226,8 @@ class LegDriver:
             event = SubmitBegun(event_id=uuid4(), actor=ACTOR, traceparent=order.traceparent)
             seen = None if known is None else known.seen(begun_at)
             decided = await self._decide(order.order_id, event, points.BEGIN, seen)
-            if isinstance(decided.decision, Change) and decided.order.stage is Stage.SUBMITTING:
-                submitting = await self._start(_Written(decided.order, decided.decision, begun_at))
+            if decided.is_written and decided.order.stage is Stage.SUBMITTING:
+                submitting = await self._start(_written(decided, begun_at))
         except (*PASSING, StaleRoute) as failed:
             # Perhaps journaled, certainly not called: its timer leads to a probe, or a READY one to a claim.
             log.warning("submission_not_begun", order_id=str(order.order_id), reason=failed.reason)
@@ -276,7 +274,14 @@ class LegDriver:
                     return
 
 
-def _goes_on(decision: Decision | None) -> TypeGuard[Change]:
+def _written(decided: Decided, begun_at: float) -> _Written:
+    """What a decision wrote about an order that is not done."""
+    assert isinstance(decided.decision, Change)
+    assert decided.decision.wake is not None
+    return _Written(decided.order, decided.decision.wake.tally, begun_at)
+
+
+def _goes_on(decision: Decision | None) -> bool:
     """Whether this process just made the next leg ready and nothing says to wait."""
     if not isinstance(decision, Change) or decision.wake is None:
         return False

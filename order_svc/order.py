@@ -246,7 +246,7 @@ class Change:
     """Everything one event does to one order: written in one statement, or not at all.
 
     after.version is before.version + 1. wake is None exactly when the order is done. The times of `after`
-    are set by the shard.
+    are set by the shard, and those of the first submission when the order is new.
     """
 
     before: Order | None

@@ -3,6 +3,7 @@
 
 -- name: create_order
 -- Write an order with its key, timer, journal entry and event. No row: the key is taken; read it with `find_key`.
+-- The submission counts from the shard's instant, not from the id's time: all later instants of the timer are the shard's.
 WITH moment AS MATERIALIZED (
     SELECT ordermesh.clock() AS at
 ), key AS (
@@ -24,22 +25,23 @@ WITH moment AS MATERIALIZED (
     INSERT INTO order_timers (order_id, created_at, user_id, bucket, route_epoch, upstream, stage, class, due_at,
                               first_sent_at, last_sent_at)
     SELECT o.order_id, o.created_at, o.user_id, o.bucket, o.route_epoch, o.legs[1], o.stage, 'PROBE', m.at + $17::interval,
-           $18, $19
+           m.at, m.at + $18::interval
       FROM o, moment m
+    RETURNING first_sent_at, last_sent_at
 ), j AS (
     INSERT INTO order_journal (order_id, created_at, user_id, bucket, route_epoch, version, event_id, kind, to_status, to_stage, leg,
                                attempt, actor, evidence, traceparent, at)
-    SELECT o.order_id, o.created_at, o.user_id, o.bucket, o.route_epoch, 1, $20, 'OPENED', o.status, o.stage, o.leg,
-           o.attempt, $21, $22::jsonb, $16, m.at
+    SELECT o.order_id, o.created_at, o.user_id, o.bucket, o.route_epoch, 1, $19, 'OPENED', o.status, o.stage, o.leg,
+           o.attempt, $20, $21::jsonb, $16, m.at
       FROM o, moment m
 ), x AS (
     INSERT INTO outbox (event_id, order_id, created_at, user_id, bucket, route_epoch, stream_partition, read_routing, version, kind,
                         occurred_at, payload, traceparent)
-    SELECT $20, o.order_id, o.created_at, o.user_id, o.bucket, o.route_epoch,
+    SELECT $19, o.order_id, o.created_at, o.user_id, o.bucket, o.route_epoch,
            i.partition_base + o.bucket % i.partition_count, o.read_routing, 1, 'OPENED', m.at, to_jsonb(o), $16
       FROM o, moment m, shard_identity i
 )
-SELECT o.*, pg_current_xact_id() AS xid, i.shard, i.log_epoch FROM o, shard_identity i;
+SELECT o.*, t.first_sent_at, t.last_sent_at, pg_current_xact_id() AS xid, i.shard, i.log_epoch FROM o, t, shard_identity i;
 
 -- name: find_key
 -- The order that a request made, if the key lives, with the fence of the bucket the request was routed to. Always one row.

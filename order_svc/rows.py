@@ -189,6 +189,11 @@ def seen(row: Any) -> Seen:
     return Seen(order(row), tally, case, row["seen_at"])
 
 
+def opened(row: Any) -> Tally:
+    """What is known about the first leg of a new order, from `create_order`."""
+    return Tally(first_sent_at=row["first_sent_at"], last_sent_at=row["last_sent_at"])
+
+
 def position(row: Any) -> Position:
     """Where a change stands in the log. Of a read it is the end of what the read saw."""
     return Position(row["shard"], row["log_epoch"], row["xid"])
@@ -284,9 +289,12 @@ def identity(row: Any) -> Identity:
 
 
 def creation(change: Change, epoch: int, fingerprint: bytes) -> tuple[object, ...]:
-    """The parameters of `create_order`."""
+    """The parameters of `create_order`. Of the submission it passes how long it takes; the shard dates it."""
     new, entry, wake = change.after, change.entry, change.wake
     assert wake is not None, "a new order has a timer"
+    first_sent_at, last_sent_at = wake.tally.first_sent_at, wake.tally.last_sent_at
+    assert first_sent_at is not None, "an order is opened with a submission"
+    assert last_sent_at is not None, "a submission has an end"
     return (
         new.user_id,
         new.request_id,
@@ -305,8 +313,7 @@ def creation(change: Change, epoch: int, fingerprint: bytes) -> tuple[object, ..
         dict(new.labels),
         new.traceparent,
         wake.wake_in,
-        wake.tally.first_sent_at,
-        wake.tally.last_sent_at,
+        last_sent_at - first_sent_at,
         entry.event_id,
         entry.actor,
         entry.evidence,

@@ -16,7 +16,7 @@ from chassis.errors import FROZEN_W, Contended, StaleRoute
 from chassis.ids import id_bucket, id_time
 from order_svc import points, rows
 from order_svc.errors import DeadLetterNotFound, OrderElsewhere, OrderNotFound, RequestIdReused
-from order_svc.order import Change, Decision, Kind, Order, Outcome, Rewait, Seen
+from order_svc.order import Change, Decision, Kind, Order, Outcome, Rewait, Seen, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -67,11 +67,16 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """The order of a request; `replayed` when an earlier call made it."""
+    """The order of a request, and what was written about its first leg: None when an earlier call made it."""
 
     order: Order
     position: Position
-    replayed: bool
+    tally: Tally | None
+
+    @property
+    def replayed(self) -> bool:
+        """Whether an earlier call made the order."""
+        return self.tally is None
 
 
 class OrderStore:
@@ -111,7 +116,7 @@ class OrderStore:
         if row is None:
             return await self._replayed(change.after, fingerprint)
         await faults.point(points.CREATE.after)
-        created = Created(rows.order(row), rows.position(row), replayed=False)
+        created = Created(rows.order(row), rows.position(row), rows.opened(row))
         self._changed(change, created.order)
         return created
 
@@ -125,7 +130,7 @@ class OrderStore:
             raise RequestIdReused(request_id=wanted.request_id)
         if row["order_id"] is None:
             raise OrderElsewhere(order_id=row["key_order_id"])
-        return Created(rows.order(row), rows.position(row), replayed=True)
+        return Created(rows.order(row), rows.position(row), None)
 
     async def replay(self, order_id: UUID, user_id: str, request_id: UUID) -> Created:
         """The order of a request whose key is on another shard, which named the order.
@@ -133,7 +138,7 @@ class OrderStore:
         Raises: OrderNotFound when that is no order of this request; StaleRoute.
         """
         row = await self._see(order_id, request_id)
-        found = Created(rows.order(row), rows.position(row), replayed=True)
+        found = Created(rows.order(row), rows.position(row), None)
         if (found.order.user_id, found.order.request_id) != (user_id, request_id):
             raise OrderNotFound(order_id=order_id)
         return found

@@ -78,7 +78,7 @@ async def test_a_write_with_a_stale_epoch_is_refused_by_the_shard_itself(world: 
 
 @pytest.fixture
 async def own_world(server_dir: Path) -> AsyncIterator[World]:
-    """A mesh of its own, for who leaves fences and orders that the map does not know."""
+    """A mesh of its own, for who leaves fences and orders that the map does not know, or moves its clock."""
     async with ready(server_dir / "own-stack") as opened:
         yield opened
 
@@ -123,7 +123,8 @@ async def move(world: World, bucket: int, source: str, target: str, *, epoch: in
         await database.execute(flip, bucket, epoch, "OWNED", target)
 
 
-async def test_half_an_hour_without_the_upstream_parks_nothing(world: World) -> None:
+async def test_half_an_hour_without_the_upstream_parks_nothing(own_world: World) -> None:
+    world = own_world
     user = f"outage.{uuid4().hex[:8]}"
     name = "s1" if user_bucket(user) < 2048 else "s2"
     async with world.fault("payments", kind=Fault.DOWN):

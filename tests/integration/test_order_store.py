@@ -16,7 +16,7 @@ from order_svc.contract import RecoveryPolicy
 from order_svc.domain import open_order
 from order_svc.errors import DeadLetterNotFound, OrderNotFound, RequestIdReused
 from order_svc.events import Fault, Verdict
-from order_svc.order import CaseReason, Kind, Order, Outcome, Rewait, Seen, Stage, Status
+from order_svc.order import CaseReason, Kind, Order, Outcome, Rewait, Seen, Stage, Status, Tally
 from tests.conftest import DatabaseFactory
 from tests.shards import EPOCH, Shard, opened
 from tests.unit.orders import (
@@ -115,6 +115,22 @@ async def test_a_new_order_is_written_with_key_timer_journal_and_event_or_not_at
     assert event["payload"]["status"] == "PENDING"
     assert event["xid"] == created.position.xid
     assert event["stream_partition"] == wish.order_id.int >> 46 & 0xFFFF & 7
+
+
+async def test_a_submission_is_dated_by_the_shard_and_not_by_its_orders_id(shard: Shard) -> None:
+    await shard.let_pass(timedelta(minutes=30))
+    from_the_future = open_order(await shard.wish(), rules())
+    await shard.db.execute("DELETE FROM clock_offset")
+
+    created = await shard.store.create(from_the_future, epoch=EPOCH, fingerprint=b"f")
+
+    (timer,) = await shard.rows("SELECT first_sent_at, last_sent_at FROM order_timers")
+    took = timedelta(seconds=rules().contract("payments").submit_timeout_s)
+    began_at = created.order.updated_at
+    assert began_at is not None
+    assert began_at < created.order.created_at - timedelta(minutes=29)
+    assert created.tally == Tally(first_sent_at=began_at, last_sent_at=began_at + took)
+    assert tuple(timer) == (began_at, began_at + took)
 
 
 async def test_a_repeated_request_returns_the_first_order_and_another_body_is_refused(shard: Shard) -> None:

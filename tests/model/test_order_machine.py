@@ -129,8 +129,8 @@ class OrderMachine(RuleBasedStateMachine):
         wish = self.sql(self.shard.wish(*("payments", "fulfilment")[:legs], user_id=f"m{uuid4().hex[:8]}"))
         change = open_order(wish, self.consulted)
         created = self.sql(self.shard.store.create(change, epoch=EPOCH, fingerprint=b"m"))
-        assert change.wake is not None
-        self.model = Seen(created.order, change.wake.tally, None, wish_time(created.order))
+        assert created.tally is not None
+        self.model = Seen(created.order, created.tally, None, wish_time(created.order))
         self.versions = 1
         self.sent()
 
