@@ -19,6 +19,7 @@ import structlog
 
 from chassis import faults, telemetry
 from chassis.errors import Contended, DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute, Stopping
+from chassis.limits import Limiter
 from order_svc import metrics, points
 from order_svc.clients import Ambiguity, Upstreams
 from order_svc.domain import transition
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from chassis.clock import Clock
-    from chassis.limits import Limiter
     from chassis.supervise import OwnedTasks
     from order_svc.contract import Rules
+    from order_svc.rows import Claim
     from order_svc.store import Created, Decided, OrderStore
 
 log = structlog.get_logger("driver")
@@ -42,6 +43,12 @@ SUBMIT_S_MIN = 0.05
 """A shorter call would only be cut off."""
 PASSING = (Contended, DeadlineExceeded, Overloaded, ShardUnavailable)
 """What may be better in a moment."""
+BEGINS_AT_ONCE = 8
+"""Claimed orders whose submission is being journaled; more would fill the queue before the pool, and creates
+would be refused.
+"""
+BEGINS_WAITING = 4096
+"""Each holds a slot of its upstream, so the slots bound them first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,7 @@ class LegDriver:
         self._tick_s = tick_s
         self._clock = clock
         self._jitter = jitter
+        self._begins = Limiter(BEGINS_AT_ONCE, BEGINS_WAITING, name="begin")
         self._nudged = asyncio.Event()
         self._stopped = False
 
@@ -148,7 +156,7 @@ class LegDriver:
         finally:
             self._slots[order.upstream].release()
         if decided is not None and _goes_on(decided.decision):
-            await self._begin(decided.order, _written(decided, settling_at))
+            await self._go_on(decided.order, _written(decided, settling_at))
 
     async def _call(self, order: Order, begun_at: float) -> AnyEvent:
         """Call the upstream within the time that was journaled; an event that says how it went."""
@@ -212,14 +220,36 @@ class LegDriver:
 
         return await self._orders.decide(order_id, event.event_id, rule, at=at, known=known)
 
-    async def _begin(self, order: Order, known: _Written | None = None) -> None:
-        """Journal the submission of a READY order and make the call, if a slot is free and nobody else was
-        first.
-        """
-        slot = self._slots.get(order.upstream)
-        if slot is None or self._stopped or not slot.try_acquire():
+    async def _go_on(self, order: Order, known: _Written) -> None:
+        """Begin the next leg of an order that this process just made READY, and that nobody has claimed."""
+        slot = self._free_slot(order)
+        if slot is None:
             self._nudged.set()
-            return
+        else:
+            await self._begin(order, slot, known)
+
+    async def _begin_claimed(self, claim: Claim) -> None:
+        """Begin a claimed order; one that cannot be begun now is given back rather than left to its lease."""
+        slot, begun = self._free_slot(claim.order), False
+        if slot is not None:
+            try:
+                async with self._begins.slot(self._lease.total_seconds()):
+                    begun = await self._begin(claim.order, slot)
+            except (DeadlineExceeded, Overloaded):
+                slot.release()
+        if not begun:
+            await self._give_back(claim)
+
+    def _free_slot(self, order: Order) -> Limiter | None:
+        """A slot of the order's upstream, taken; None when there is none, or when this process stops."""
+        slot = self._slots.get(order.upstream)
+        return slot if slot is not None and not self._stopped and slot.try_acquire() else None
+
+    async def _begin(self, order: Order, slot: Limiter, known: _Written | None = None) -> bool:
+        """Journal the submission of a READY order and make the call, unless somebody else was first.
+
+        slot: taken; given back when no call is made. False when it could not be journaled.
+        """
         submitting = False
         try:
             begun_at = self._clock.monotonic()
@@ -231,9 +261,27 @@ class LegDriver:
         except (*PASSING, StaleRoute) as failed:
             # Perhaps journaled, certainly not called: its timer leads to a probe, or a READY one to a claim.
             log.warning("submission_not_begun", order_id=str(order.order_id), reason=failed.reason)
+            return False
         finally:
             if not submitting:
                 slot.release()
+        return True
+
+    async def _give_back(self, claim: Claim) -> None:
+        """Let whoever looks next have a claimed order; if that cannot be written, when its lease is over."""
+        reason = ""
+        for pause_s in (0.0, *SETTLE_PAUSES_S):
+            await self._clock.sleep(pause_s)
+            try:
+                return await self._orders.give_back(claim, timedelta(seconds=self._tick_s))
+            except PASSING as failed:
+                reason = failed.reason
+            except StaleRoute as moved:
+                reason = moved.reason
+                if not moved.is_passing:
+                    break
+        log.warning("claim_not_given_back", order_id=str(claim.order.order_id), reason=reason)
+        return None
 
     def nudge(self, order: Order) -> None:
         """Look for READY orders now rather than at the next tick, if this is one."""
@@ -268,10 +316,9 @@ class LegDriver:
             metrics.CLAIMED.labels("SUBMIT").inc(len(claims))
             for claim in claims:
                 try:
-                    self._owned.start(self._begin(claim.order), name=f"begin {claim.order.order_id}")
-                except (Stopping, Overloaded) as full:
-                    log.info("claims_left", reason=full.reason)
-                    return
+                    self._owned.start(self._begin_claimed(claim), name=f"begin {claim.order.order_id}")
+                except (Stopping, Overloaded):
+                    await self._give_back(claim)
 
 
 def _written(decided: Decided, begun_at: float) -> _Written:

@@ -26,7 +26,7 @@ CREATE = _commit(
 )
 BEGIN = _commit(
     "begin",
-    "the order is READY; its timer is leased for a while and then claimed again",
+    "the order is READY; its timer is due, or leased for a while and then claimed again",
     "the submission is journaled and its call was not made; its timer wakes recovery",
 )
 SUBMIT_BEFORE_CALL = declare("submit.before_call", "the submission is journaled; the upstream knows nothing")

@@ -160,6 +160,13 @@ UPDATE order_timers
  WHERE order_id = $1 AND lease_token = $2
 RETURNING order_id;
 
+-- name: give_back
+-- End a lease that nobody worked under; what is counted stays as it is. No row: the lease was lost.
+UPDATE order_timers
+   SET due_at = ordermesh.clock() + $3::interval, lease_token = NULL, leased_by = NULL, lease_until = NULL, route_epoch = NULL
+ WHERE order_id = $1 AND lease_token = $2
+RETURNING order_id;
+
 -- name: claim_due
 -- Lease what is due, the most overdue first, of buckets we own and that no hold covers. Timers whose last claim was lost are
 -- suspects: they are handed out few at a time, so that one that kills processes takes few others along.

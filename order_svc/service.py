@@ -4,9 +4,14 @@ only whose order it is.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import structlog
+
+from chassis.errors import Contended, DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute
 from order_svc import labels, points, wire
 from order_svc.domain import open_order, transition
 from order_svc.errors import UnknownKind, UnknownShard
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from order_svc.poison import Poison
     from order_svc.rows import Claim
     from order_svc.store import Created, Decided, OrderStore
+
+
+log = structlog.get_logger("orders")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +275,28 @@ class OrderService:
         return self.orders.until(call.deadline)
 
     async def _claimed(self, asked: wire.ClaimAsked, call: Call) -> list[Claim]:
+        """Claim. If cancelled here: what is claimed all the same is given back, as nobody will hear of it."""
+        orders = self._for(call)
         if asked.order_id is not None:
-            return await self._for(call).claim_one(asked.order_id, asked.lease, asked.claimed_by)
-        return await self._for(call).claim_probes(asked.limit, asked.lease, asked.claimed_by)
+            work = orders.claim_one(asked.order_id, asked.lease, asked.claimed_by)
+        else:
+            work = orders.claim_probes(asked.limit, asked.lease, asked.claimed_by)
+        task = self.owned.start(work, name="claim")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self.owned.start(self._give_back(task), name="give claims back")
+            raise
+
+    async def _give_back(self, claiming: asyncio.Task[list[Claim]]) -> None:
+        """Give back what was claimed for a caller who has gone."""
+        for claim in await claiming:
+            try:
+                await self.orders.give_back(claim, timedelta(0))
+            except (Contended, DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute) as failed:
+                # It is claimed again when its lease has run out.
+                order_id = str(claim.order.order_id)
+                log.warning("claim_not_given_back", order_id=order_id, reason=failed.reason)
 
     async def _decide(
         self,

@@ -236,9 +236,16 @@ class OrderStore:
         return await self._claim(queries.claim_one, order_id, claimed_by, lease)
 
     async def _claim(self, sql: str, *arguments: object) -> list[Claim]:
-        claims = [rows.claim(row) for row in await self._db.fetch(sql, *arguments)]
+        claims = [rows.claim(row) for row in await self._writes.fetch(sql, *arguments)]
         await faults.point(points.CLAIM_AFTER_COMMIT)
         return claims
+
+    async def give_back(self, claim: Claim, wait: timedelta) -> None:
+        """End a lease that nobody works under; the order is due after `wait`.
+
+        A lease that was lost is somebody else's, and stays.
+        """
+        await self._writes.execute(queries.give_back, claim.order.order_id, claim.lease_token, wait)
 
     async def unserved(self, known: Collection[str], overdue: timedelta, limit: int) -> list[UUID]:
         """Orders that are READY for an upstream not among those known, and past their time for so long."""
