@@ -10,6 +10,7 @@ MIB = 1024 * 1024
 METADATA_BYTES_MAX = 8192
 REQUEST_BYTES_MAX = MIB
 RESPONSE_BYTES_MAX = 4 * MIB
+HANDSHAKE_MS = 5_000
 _IDLE_MS = 15 * 60_000
 _AGE_MS = 30 * 60_000
 
@@ -42,7 +43,7 @@ def server_options(*, streams_max: int = 256, connections_max: int = 500) -> Opt
         ("grpc.max_send_message_length", RESPONSE_BYTES_MAX),
         # Unlimited by default: one client that opens and resets streams took a whole core.
         ("grpc.max_concurrent_streams", streams_max),
-        ("grpc.server_handshake_timeout_ms", 5_000),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.max_connection_idle_ms", _IDLE_MS),
@@ -67,8 +68,10 @@ def channel_options(server_name: str | None = None) -> Options:
         ("grpc.enable_retries", 0),
         # A process that was killed is back within 2 s; do not wait longer than that to try again.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
+        # Whatever its name says: how long one try may take. As long as a server waits for it, since with less
+        # than a starved server needs each try is cut off, costs it another handshake, and none succeeds.
+        ("grpc.min_reconnect_backoff_ms", HANDSHAKE_MS),
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if server_name is not None:

@@ -198,8 +198,8 @@ async def test_recovery_is_paused_and_resumed_on_every_shard(operator: Operator)
     status = await operator.gets("recovery", "status")
     assert sorted(each["shard"] for each in status["shards"]) == ["s1", "s2", "v1"]
     at = ("--upstream", "fulfilment", "--reason", "a test of the command")
-    paused = await operator.gets("recovery", "pause", *at, "--for", "60s")
     try:
+        paused = await operator.gets("recovery", "pause", *at, "--for", "60s")
         holds = [each["holds"] for each in (await operator.gets("recovery", "status"))["shards"]]
         assert all([hold["scope"] for hold in each] == ["upstream:fulfilment"] for each in holds)
     finally:
@@ -212,8 +212,8 @@ async def test_an_order_that_hangs_is_listed_and_probed_by_hand(operator: Operat
     async with world.fault(
         "payments", kind=sim.Fault.LOST_REPLY, user_id_prefix=user, method=sim.Fault.EXECUTE
     ):
-        await operator.gets("recovery", "pause", "--reason", "let it hang")
         try:
+            await operator.gets("recovery", "pause", "--reason", "let it hang")
             made = await world.create(user)
 
             async def hangs() -> bool:

@@ -75,6 +75,42 @@ async def test_a_channel_finds_its_server_again_within_two_seconds_of_its_return
                 await eventually(served, within_s=2)
 
 
+@asynccontextmanager
+async def slow_door(port: int, wait_s: float) -> AsyncIterator[int]:
+    """A door to a server that lets nothing through for so long after each connection, like a starved one."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def enter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        awake = asyncio.Event()
+        asyncio.get_running_loop().call_later(wait_s, awake.set)
+        await awake.wait()
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer), return_exceptions=True)
+
+    door = await asyncio.start_server(enter, "127.0.0.1", 0)
+    yield door.sockets[0].getsockname()[1]
+    door.close()
+
+
+async def test_a_channel_gives_a_busy_server_the_time_to_shake_hands(trust: Trust) -> None:
+    """Tries that are each cut off after a second would only cost the server more of what it lacks."""
+    files = trust.files("shard_proxy")
+    async with (
+        orders_served(trust, Scripted()) as server,
+        slow_door(server.port, wait_s=2.0) as port,
+        rpc.Channel(f"127.0.0.1:{port}", service="order_svc", tls=files) as channel,
+    ):
+        asked = orders_of(channel).GetOrder(
+            pb.GetOrderRequest(), timeout=CALL_S, metadata=trust.metadata(), wait_for_ready=True
+        )
+        assert await asked.code() is StatusCode.OK
+
+
 async def test_a_channel_passes_the_trace_on_unless_the_caller_did(trust: Trust) -> None:
     orders = Scripted()
     tracer = TracerProvider().get_tracer("test")
