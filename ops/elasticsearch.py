@@ -2,7 +2,7 @@
 
 Elastic's own build without its optional modules (no reindex, no scripts, no ingest), which the read side does
 not need. Indices are made by those who own them and never by a document that came too early. What it owns,
-and how it lives and dies, says ops.jvm.
+and how it lives and dies, says ops.owned.
 
     server = ElasticsearchServer(data_directory(state_dir, "node", kind="elasticsearch"), 9200, 9300)
     await server.start()
@@ -17,7 +17,8 @@ from typing import Final
 import httpx
 
 from ops import places
-from ops.jvm import HOST, JavaServer
+from ops.jvm import JavaServer
+from ops.owned import HOST
 
 _ANSWER_TIMEOUT_S: Final = 15.0
 _YELLOW_WITHIN_S: Final = 10

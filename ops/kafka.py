@@ -1,7 +1,7 @@
 """One real Kafka broker of the local stack, the tests and the benchmarks: KRaft, a single node.
 
 Its own controller, so nothing else is needed; topics are made by `create_topics` and never by a client that
-mistyped a name. What it owns, and how it lives and dies, says ops.jvm.
+mistyped a name. What it owns, and how it lives and dies, says ops.owned.
 
     server = KafkaServer(data_directory(state_dir, "kafka", kind="kafka"), port=9092, peer_port=9093)
     await server.start()
@@ -21,7 +21,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError as Refusal
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-from ops.jvm import HOST, JavaServer, JavaServerError
+from ops.jvm import JavaServer
+from ops.owned import HOST, ServerError
 
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # What fails here is raised, and said once.
 
@@ -77,7 +78,7 @@ logger.kafkaconfig.level = warn
 """
 
 
-class KafkaError(JavaServerError):
+class KafkaError(ServerError):
     """The broker was asked for something that it did not do."""
 
 

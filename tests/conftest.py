@@ -22,8 +22,8 @@ import pytest
 
 from ops import places, ports
 from ops.elasticsearch import ElasticsearchServer
-from ops.jvm import PID_FILE
 from ops.kafka import KafkaServer
+from ops.owned import PID_FILE
 from ops.postgres import PostgresServer
 from tests.databases import Database, Databases, Kind
 
