@@ -28,7 +28,8 @@ PORTS: Final = (
 """What the ports are for, in the order in which the server takes them; clients need the first."""
 ACCESS_KEY: Final = "ordermesh"
 VOLUME_MB: Final = 128
-"""A bucket takes seven volumes at once, of which only what is written takes room on the disk."""
+VOLUMES_MAX: Final = 10_000
+"""Said, since it is computed from the free disk otherwise; a volume takes the room of what is in it."""
 
 _ANSWER_TIMEOUT_S: Final = 2.0
 _SHUTDOWN_S: Final = 0.5
@@ -81,7 +82,7 @@ class SeaweedServer(OwnedServer):
             *(f"-master.port={ports['s3.master']}", f"-master.port.grpc={ports['s3.master.internal']}"),
             *(f"-master.volumeSizeLimitMB={VOLUME_MB}", "-master.telemetry=false"),
             *(f"-volume.port={ports['s3.volume']}", f"-volume.port.grpc={ports['s3.volume.internal']}"),
-            *("-volume.max=0", "-volume.preStopSeconds=0"),
+            *(f"-volume.max={VOLUMES_MAX}", "-volume.preStopSeconds=0"),
             *("-filer", f"-filer.port={ports['s3.filer']}"),
             f"-filer.port.grpc={ports['s3.filer.internal']}",
             # Relative to the data directory: the path of a socket is 107 bytes at most.
@@ -92,7 +93,13 @@ class SeaweedServer(OwnedServer):
         ]
 
     def _environment(self) -> Mapping[str, str]:
-        return {"HOME": str(self.data_dir), "TMPDIR": str(self.data_dir / "tmp"), "GOMEMLIMIT": "256MiB"}
+        return {
+            "HOME": str(self.data_dir),
+            "TMPDIR": str(self.data_dir / "tmp"),
+            "GOMEMLIMIT": "256MiB",
+            # The first write into a bucket makes its volumes; of seven, six would stay empty.
+            "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
+        }
 
     async def _answers(self) -> bool:
         """Whether S3 serves, and a volume takes what is written."""

@@ -1,5 +1,5 @@
 """What every test may ask for: one real Postgres server per run, and databases of its own on it; one real
-Kafka and one real Elasticsearch per run, started when the first test asks for them.
+Kafka, one real Elasticsearch and one real S3 per run, started when the first test asks for them.
 
     async def test_something(shard_database): ...
         database = await shard_database()      # .name, .dsn; dropped when the test ends
@@ -23,8 +23,9 @@ import pytest
 from ops import places, ports
 from ops.elasticsearch import ElasticsearchServer
 from ops.kafka import KafkaServer
-from ops.owned import PID_FILE
+from ops.owned import PID_FILE, OwnedServer
 from ops.postgres import PostgresServer
+from ops.seaweedfs import PORTS, SeaweedServer
 from tests.databases import Database, Databases, Kind
 
 pytest_plugins = ["tests.stack"]
@@ -57,10 +58,18 @@ async def remove_what_killed_runs_left() -> None:
         for pid_file in directory.rglob("postmaster.pid"):
             await PostgresServer(pid_file.parent, ports.free_port()).stop()
         for pid_file in directory.rglob(PID_FILE):
-            await KafkaServer(
-                pid_file.parent, ports.free_port(), ports.free_port()
-            ).stop()  # Or the other one.
+            for left in owners_of(pid_file.parent):
+                await left.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def owners_of(data_dir: Path) -> list[OwnedServer]:
+    """Those who may have left something in a data directory; only the right one finds a process of its."""
+    a_port, another = ports.free_port(), ports.free_port()
+    return [
+        KafkaServer(data_dir, a_port, another),
+        SeaweedServer(data_dir, *range(a_port, a_port + len(PORTS))),
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +113,16 @@ async def elasticsearch(server_dir: Path, clean_machine: None) -> AsyncIterator[
         ports.free_port(),
         ports.free_port(),
         quick=True,
+    )
+    yield server
+    await server.stop()
+
+
+@pytest.fixture(scope="session")
+async def s3(server_dir: Path, clean_machine: None) -> AsyncIterator[SeaweedServer]:
+    """The run's S3, which is SeaweedFS; tests share it, so each makes buckets of its own names."""
+    server = await SeaweedServer.started(
+        places.data_directory(server_dir, "tests", kind="s3"), *(ports.free_port() for _ in PORTS)
     )
     yield server
     await server.stop()

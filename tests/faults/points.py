@@ -80,6 +80,10 @@ RELAY_POINTS = (
     "relay.after_rewind",
 )
 INDEX_POINTS = ("index.after_write", "index.after_refresh", "index.before_mark", "index.after_mark")
+OBJECT_PUT_POINTS = ("s3.before_put", "s3.after_put")
+OBJECT_PARTS_POINTS = ("s3.after_begin", "s3.after_part", "s3.before_complete", "s3.after_complete")
+OBJECT_POINTS = (*OBJECT_PUT_POINTS, *OBJECT_PARTS_POINTS, "s3.after_delete")
+"""Points of the port of S3. tests/faults/test_object_store_kills.py kills a process at each of them."""
 READ_SIDE_POINTS = (*RELAY_POINTS, *INDEX_POINTS)
 """Points that no order waits for. tests/integration/test_relay.py and test_indexer.py die at each of them,
 test_projector_process.py kills the process there; no change is missed.
