@@ -17,7 +17,7 @@ from history_svc.document import document, index_name, month_of, month_start
 from history_svc.readmodel.port import Write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from history_svc.readmodel.port import ReadModel
 
@@ -47,6 +47,11 @@ SELECT p, 1, pg_snapshot_xmin(pg_current_snapshot()), 0, clock_timestamp(), cloc
   FROM generate_series(0, 7) p
 ON CONFLICT (stream_partition) DO UPDATE SET xid = excluded.xid, seq = 0, source_at = excluded.source_at
 """
+_ENDS = """
+SELECT DISTINCT ON (stream_partition) stream_partition, xid::text::bigint AS xid, seq
+  FROM outbox ORDER BY stream_partition, outbox.xid DESC, seq DESC
+"""
+_STANDS = "SELECT stream_partition, xid::text::bigint AS xid, seq FROM watermarks"
 _INDEX = """
 INSERT INTO projection_index (month, generation, index_name, cluster_uuid, index_uuid, state, catalog_version,
                               created_at)
@@ -92,13 +97,31 @@ class Bench:
         return ids
 
     async def change(self, ids: Sequence[UUID]) -> None:
-        """Write an event of some orders, as every change does."""
+        """Write an event of some orders, as every change does; all of them in one commit."""
         connection = await self.connect()
         try:
-            for batch in batches(ids):
-                await connection.execute(_EVENTS, batch, datetime(2000, 1, 1, tzinfo=UTC), timeout=120)
+            async with connection.transaction():
+                for batch in batches(ids):
+                    await connection.execute(_EVENTS, batch, datetime(2000, 1, 1, tzinfo=UTC), timeout=120)
         finally:
             await connection.close()
+
+    async def ends(self) -> dict[int, tuple[int, int]]:
+        """Where the last change of each stream partition stands."""
+        return await self._positions(_ENDS)
+
+    async def stand_at(self, ends: Mapping[int, tuple[int, int]]) -> bool:
+        """Whether every watermark stands at such an end, or beyond."""
+        marks = await self._positions(_STANDS)
+        return all(marks.get(partition, (0, 0)) >= end for partition, end in ends.items())
+
+    async def _positions(self, sql: str) -> dict[int, tuple[int, int]]:
+        connection = await self.connect()
+        try:
+            rows = await connection.fetch(sql, timeout=120)
+        finally:
+            await connection.close()
+        return {row["stream_partition"]: (row["xid"], row["seq"]) for row in rows}
 
     async def documents(self, read_model: ReadModel, user_id: str) -> list[Write]:
         """What a projector would write of a user's orders; the indices are made and served."""

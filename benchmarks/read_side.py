@@ -1,7 +1,7 @@
 """The read side: changes made searchable per second beside raw bulk requests, and pages beside the queries
 they are made of.
 
-    python -m benchmarks.read_side [--documents 20000] [--pages 300] [--no-write]
+    python -m benchmarks.read_side [--documents 40000] [--pages 300] [--no-write]
 
 Starts a Postgres, a Kafka and an Elasticsearch of its own and stops them at the end; takes about five
 minutes.
@@ -24,7 +24,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import report
+from benchmarks import cpu, report
 from benchmarks.histories import SHARD, Bench, store
 from chassis import pg
 from chassis.clock import SYSTEM_CLOCK
@@ -67,6 +67,9 @@ MONTHS = 12
 HISTORIES = (1000, 10_000, 100_000)
 CHANGED = (0, 100, 500)
 DRAIN_S_MAX = 300.0
+LOOK_EVERY_S = 0.05
+WARM_UP_WRITES = 3
+"""Elasticsearch compiles itself; the first requests pay for it."""
 WARM_UP = 200
 """Pages before the first that counts, for Elasticsearch's compiler and everybody's caches."""
 
@@ -113,6 +116,15 @@ async def machine(directory: Path) -> AsyncIterator[Machine]:
         yield Machine(bench, ElasticReadModel(client, Layout(1, 0)), kafka)
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What some documents took: seconds, and CPU seconds of this process and of the servers."""
+
+    seconds: float
+    ours_s: float
+    servers_s: float
+
+
 async def made_searchable(run: Machine, count: int) -> list[Line]:
     """Changes per second: raw bulk requests of the same documents, then each channel with the indexer."""
     users = [f"bench.{number}" for number in range(20)]
@@ -120,26 +132,43 @@ async def made_searchable(run: Machine, count: int) -> list[Line]:
     for user in users:
         ids += await run.bench.orders(user, count // len(users), 1)
     writes = [write for user in users for write in await run.bench.documents(run.read_model, user)]
-    await raw_bulk(run, writes)  # Elasticsearch compiles itself; the first requests pay for it.
+    for _ in range(WARM_UP_WRITES):
+        await raw_again(run, writes)
     raws = [await raw_again(run, writes)]
-    taken: dict[str, float] = {}
+    lines = []
     for name, drain in (("outbox + indexer", by_outbox), ("relay + Kafka + indexer", by_kafka)):
         await forget(run, writes)
-        await run.bench.change(ids)
-        taken[name] = await timed(partial(drain, run, count))
-    raws.append(await raw_again(run, writes))
-    raw = sum(raws) / len(raws)
-    lines = [Line("raw bulk requests, before and after", (f"{count / raw:.0f}", "1.00"))]
-    return [
-        *lines,
-        *(Line(name, (f"{count / seconds:.0f}", f"{raw / seconds:.2f}")) for name, seconds in taken.items()),
-    ]
+        taken = await drain(run, ids)
+        raws.append(await raw_again(run, writes))
+        lines.append(Line(name, cells_of(taken, count, raws[-2:])))
+    return [Line("raw bulk requests", cells_of(mean(raws), count, raws)), *lines]
 
 
-async def raw_again(run: Machine, writes: list[Write]) -> float:
-    """Seconds that raw requests take into empty indices."""
+def cells_of(taken: Cost, count: int, raws: list[Cost]) -> tuple[str, ...]:
+    """Documents per second, beside the raw requests just before and after, and CPU of a document."""
+    ratio = mean(raws).seconds / taken.seconds
+    return (
+        f"{count / taken.seconds:.0f}",
+        f"{ratio:.2f}",
+        f"{1e6 * taken.ours_s / count:.0f}",
+        f"{1e6 * taken.servers_s / count:.0f}",
+    )
+
+
+def mean(costs: list[Cost]) -> Cost:
+    """The mean of several runs."""
+    count = len(costs)
+    return Cost(
+        sum(cost.seconds for cost in costs) / count,
+        sum(cost.ours_s for cost in costs) / count,
+        sum(cost.servers_s for cost in costs) / count,
+    )
+
+
+async def raw_again(run: Machine, writes: list[Write]) -> Cost:
+    """What raw requests take into empty indices."""
     await forget(run, writes)
-    return await timed(partial(raw_bulk, run, writes))
+    return await cost(partial(raw_bulk, run, writes))
 
 
 async def raw_bulk(run: Machine, writes: list[Write]) -> None:
@@ -169,15 +198,15 @@ async def forget(run: Machine, writes: list[Write]) -> None:
     await run.bench.mark()
 
 
-async def by_outbox(run: Machine, count: int) -> None:
-    """The indexer over the outbox."""
+async def by_outbox(run: Machine, ids: list[Any]) -> Cost:
+    """What the indexer takes over the outbox."""
     async with shard_of(run) as (database, shard_log, leadership):
         source = OutboxSource(shard_log, leadership, clock=SYSTEM_CLOCK, jitter=random.random)
-        await drained(run, count, source, ProjectionStore(SHARD, database), [leadership])
+        return await drained(run, ids, source, ProjectionStore(SHARD, database), [leadership])
 
 
-async def by_kafka(run: Machine, count: int) -> None:
-    """The relay, Kafka and the indexer, all loops of one process as in the projector."""
+async def by_kafka(run: Machine, ids: list[Any]) -> Cost:
+    """What relay, Kafka and indexer take, all loops of one process as in the projector."""
     topics = Topics(run.kafka.address, "bench.events", 8, 1)
     hub = Hub(
         partial(topics.ensure_events, 8),
@@ -193,7 +222,7 @@ async def by_kafka(run: Machine, count: int) -> None:
         parts = relay.Parts(shard_log, LoggedDeadLetters(), SYSTEM_CLOCK, random.random)
         publishing = relay.Relay(parts, leadership, partial(KafkaPublisher.open, topics, "bench.relay"))
         store_ = ProjectionStore(SHARD, database)
-        await drained(run, count, hub.source(shard_log), store_, [leadership, publishing, hub])
+        return await drained(run, ids, hub.source(shard_log), store_, [leadership, publishing, hub])
 
 
 @asynccontextmanager
@@ -209,21 +238,36 @@ async def shard_of(run: Machine) -> AsyncIterator[tuple[pg.Database, ShardLog, L
 
 
 async def drained(
-    run: Machine, count: int, source: EventSource, kept: ProjectionStore, loops: list[Any]
-) -> None:
-    """Index until every document of the run is searchable."""
+    run: Machine, ids: list[Any], source: EventSource, kept: ProjectionStore, loops: list[Any]
+) -> Cost:
+    """What it takes from the commit that changes every order until a search finds all of them.
+
+    The loops run before: a few changes go first, so that no start, no join of a group is measured.
+    """
     parts = indexer.Parts(source, run.read_model, kept, LoggedDeadLetters(), SYSTEM_CLOCK, random.random)
     running = [asyncio.create_task(loop.run(), name=loop.name) for loop in (*loops, indexer.Indexer(parts))]
-    end = time.monotonic() + DRAIN_S_MAX
     try:
-        while await searchable(run) < count:
-            if time.monotonic() > end:
-                raise OpsError(f"only {await searchable(run)} of {count} documents are searchable")
-            await asyncio.sleep(0.1)
+        await run.bench.change(ids[:: max(1, len(ids) // 100)])
+        await indexed(run)
+        await run.bench.change(ids)
+        taken = await cost(partial(indexed, run))
+        if (found := await searchable(run)) != len(ids):
+            raise OpsError(f"{found} documents are searchable, {len(ids)} should be")
+        return taken
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def indexed(run: Machine) -> None:
+    """Wait until the watermarks stand at the last change of every stream partition."""
+    ends = await run.bench.ends()
+    end = time.monotonic() + DRAIN_S_MAX
+    while not await run.bench.stand_at(ends):
+        if time.monotonic() > end:
+            raise OpsError(f"watermarks do not get there in {DRAIN_S_MAX:g} s")
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def searchable(run: Machine) -> int:
@@ -236,11 +280,11 @@ async def searchable(run: Machine) -> int:
     return sum([part.count for name in names for part in await run.read_model.sums(name, range(8))])
 
 
-async def timed(work: Callable[[], Awaitable[None]]) -> float:
-    """Seconds that some work takes."""
-    started = time.perf_counter()
+async def cost(work: Callable[[], Awaitable[None]]) -> Cost:
+    """What some work takes."""
+    servers, ours_s, started = cpu.Meter(), time.process_time(), time.perf_counter()
     await work()
-    return time.perf_counter() - started
+    return Cost(time.perf_counter() - started, time.process_time() - ours_s, servers.stack_s())
 
 
 async def pages(run: Machine, repeats: int) -> list[Line]:
@@ -361,8 +405,10 @@ def document(facts: dict[str, str], bulk: list[Line], read: list[Line]) -> str:
         "",
         "## Changes made searchable",
         "",
-        "| what | documents/s | of raw bulk |",
-        "|:--|--:|--:|",
+        "CPU is microseconds of a document: of this process, and of all servers.",
+        "",
+        "| what | documents/s | of raw bulk | CPU here | CPU of servers |",
+        "|:--|--:|--:|--:|--:|",
         *(f"| {line.name} | {' | '.join(line.cells)} |" for line in bulk),
         "",
         f"## Pages of {SIZE} orders, one after the other",
@@ -390,7 +436,7 @@ async def measure(directory: Path, documents: int, repeats: int) -> str:
 def main() -> None:
     """Read the options, measure, write READ_SIDE.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--documents", type=int, default=20_000, help="changes to make searchable")
+    parser.add_argument("--documents", type=int, default=40_000, help="changes to make searchable")
     parser.add_argument("--pages", type=int, default=300, help="pages of each line")
     parser.add_argument("--no-write", action="store_true", help="print instead of writing READ_SIDE.md")
     wanted = parser.parse_args()

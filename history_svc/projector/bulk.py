@@ -5,6 +5,7 @@ is tried again.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,6 +24,7 @@ log = structlog.get_logger("bulk")
 ITEMS_MAX = 1000
 """Documents of one request; about 0.7 MB."""
 IN_FLIGHT_MAX = 2
+"""Requests of one shard at a time, whatever number of batches they belong to."""
 TIMEOUT_S = 10.0
 AGAIN_S_MIN = 0.1
 AGAIN_S_MAX = 10.0
@@ -35,6 +37,7 @@ class BulkWriter:
         self._read_model = read_model
         self._clock = clock
         self._jitter = jitter
+        self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
 
     async def write(self, writes: Sequence[Write]) -> list[Outcome]:
         """The final outcome of each write, in the same order: STORED, STALE, MISSING or REFUSED.
@@ -43,10 +46,9 @@ class BulkWriter:
         If cancelled here: any of them may have been stored; writing them again is harmless.
         """
         chunks = [writes[start : start + ITEMS_MAX] for start in range(0, len(writes), ITEMS_MAX)]
-        slots = asyncio.Semaphore(IN_FLIGHT_MAX)
 
         async def one(chunk: Sequence[Write]) -> list[Outcome]:
-            async with slots:
+            async with self._slots:
                 return await self._persist(chunk)
 
         async with asyncio.TaskGroup() as group:
@@ -89,10 +91,8 @@ class BulkWriter:
             log.warning("read_model_away", because=str(away.facts), documents=len(writes))
             return [Outcome(Verdict.LATER)] * len(writes)
         BULK_SECONDS.observe(self._clock.monotonic() - started)
-        for verdict in Verdict:
-            count = sum(outcome.verdict is verdict for outcome in outcomes)
-            if count:
-                BULK_ITEMS.labels(verdict.value).inc(count)
+        for verdict, count in Counter(outcome.verdict for outcome in outcomes).items():
+            BULK_ITEMS.labels(verdict.value).inc(count)
         return outcomes
 
     async def _wait(self, tries: int) -> None:

@@ -9,10 +9,12 @@ record does not follow stands still until its source has given again what was mi
 
 from __future__ import annotations
 
-import json
+import asyncio
+from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import orjson
 import structlog
 
 from chassis import faults
@@ -22,14 +24,15 @@ from history_svc.catalog import Catalog, State
 from history_svc.document import document, index_name, month_of, next_month
 from history_svc.errors import EventsUnavailable, ReadModelUnavailable
 from history_svc.position import BEGINNING
-from history_svc.projector.bulk import BulkWriter
+from history_svc.projector.bulk import ITEMS_MAX, BulkWriter
 from history_svc.projector.domain import Draft, Progress, moved, newest, written_to
 from history_svc.projector.store import Proof
 from history_svc.readmodel.port import Verdict, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import date
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import date, datetime
+    from uuid import UUID
 
     from chassis.clock import Clock
     from history_svc.channel.port import DeadLetters, EventSource
@@ -43,6 +46,14 @@ REWIND_EVERY_S = 2.0
 """A gap that does not close, such as one below the outbox's floor, is asked for no more often."""
 CHECK_INDICES_EVERY_S = 10.0
 AGAIN_S_MAX = 5.0
+IN_AIR_MAX = 2
+"""Batches on their way to the read model: one is read while it works on two."""
+UNPROVED_MAX = 50_000
+"""Orders that are written and not proved; above it nothing is taken before a proof has ended."""
+TICKS_BEHIND = 4
+"""While whole requests of documents wait, a proof comes only every so many ticks: it costs Elasticsearch as
+much as thousands of documents, and what it would show a little earlier is shown by the overlay.
+"""
 AFTER_WRITE = faults.declare("index.after_write", "documents are stored, perhaps not searchable yet")
 AFTER_REFRESH = faults.declare("index.after_refresh", "documents are searchable and no watermark says so")
 
@@ -68,11 +79,43 @@ class Parts:
 
 @dataclass(slots=True)
 class Pending:
-    """What was written since the last proof."""
+    """What is written since the last proof began, and how far that brings each partition."""
 
+    ends: Mapping[int, Position]
+    as_of: Mapping[int, datetime]
     indices: set[str] = field(default_factory=set)
-    written: dict[object, Draft] = field(default_factory=dict)
-    refused: dict[object, tuple[Draft, str]] = field(default_factory=dict)
+    written: dict[UUID, int] = field(default_factory=dict)
+    refused: dict[UUID, tuple[Draft, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A batch on its way to the read model, and how far it brings each partition once it is there.
+
+    outcomes:        of each write; nothing is on its way when there are none.
+    catalog_version: by which it was written.
+    """
+
+    writes: Sequence[Write]
+    owners: Sequence[Draft]
+    outcomes: asyncio.Task[list[Outcome]] | None
+    ends: Mapping[int, Position]
+    as_of: Mapping[int, datetime]
+    catalog_version: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody has to wait for it."""
+        return self.outcomes is None or self.outcomes.done()
+
+
+class Proved(NamedTuple):
+    """What a proof has brought: where watermarks stand now, of those that went forward, and the newest
+    version of the catalog.
+    """
+
+    ahead: Mapping[int, Position]
+    catalog_version: int
 
 
 class Indexer:
@@ -92,9 +135,12 @@ class Indexer:
             try:
                 indexing = await Indexing.begin(self._parts, again=self._has_begun)
                 self._has_begun = True
-                while True:
-                    if await indexing.step():
-                        self._failures = 0
+                try:
+                    while True:
+                        if await indexing.step():
+                            self._failures = 0
+                finally:
+                    await indexing.close()
             except (OrdermeshError, EventsUnavailable, QuarantineFull) as failed:
                 self._failures += 1
                 log.warning(
@@ -108,23 +154,29 @@ class Indexer:
 
 
 class Indexing:
-    """One run from the stored watermarks on; it ends by an error only."""
+    """One run from the stored watermarks on; it ends by an error only, and then has to be closed.
+
+    While one batch is taken and read, those before it are on their way to the read model, and what arrived
+    there before is being proved. Batches land in the order in which they were taken, so what is proved is
+    an unbroken run.
+    """
 
     def __init__(self, parts: Parts, started: Started, catalog: Catalog) -> None:
         self._parts = parts
-        self._epoch = started.log_epoch
         self._stored: dict[int, Position] = {
             partition: started.watermarks.get(partition, BEGINNING)
             for partition in started.streams.partitions
         }
         self._progress = Progress(dict(self._stored))
         self._catalog = catalog
-        self._pending = Pending()
+        self._flights: deque[Flight] = deque()
+        self._pending = Pending(dict(self._stored), {})
+        self._proof: asyncio.Task[Proved] | None = None
         self._bulk = BulkWriter(parts.read_model, parts.clock, parts.jitter)
         now = parts.clock.monotonic()
-        self._proved_at = self._checked_at = now
+        self._checked_at = now
+        self._proof_began_at = now
         self._rewound_at = now - REWIND_EVERY_S
-        self._catalog_seen = catalog.version
 
     @classmethod
     async def begin(cls, parts: Parts, *, again: bool = False) -> Indexing:
@@ -144,90 +196,156 @@ class Indexing:
         return indexing
 
     async def step(self) -> bool:
-        """Take what came, write it, and once a tick prove it; whether it was proved.
+        """Take what came, send it on its way, and once a tick begin to prove what arrived; whether a proof
+        ended.
 
         If cancelled here, or when it raises: watermarks say no more than what is searchable.
-        Raises: OrdermeshError, EventsUnavailable, QuarantineFull; begin anew.
+        Raises: OrdermeshError, EventsUnavailable, QuarantineFull; close this one and begin anew.
         """
-        clock = self._parts.clock
-        left_s = max(0.0, self._proved_at + self._parts.tick_s - clock.monotonic())
+        await self._land(IN_AIR_MAX - 1)
+        left_s = max(0.0, self._proof_began_at + self._parts.tick_s - self._parts.clock.monotonic())
         records = await self._parts.source.take(bytes_max=self._parts.bytes_max, wait_s=left_s)
-        await self._write(self._progress.follow(records))
+        if records:
+            await self._launch(records)
         await self._close_gaps()
-        if clock.monotonic() - self._proved_at < self._parts.tick_s:
-            return False
-        await self.prove()
-        return True
+        is_full = len(self._pending.written) >= UNPROVED_MAX
+        every_s = self._parts.tick_s * (TICKS_BEHIND if len(records) >= ITEMS_MAX else 1)
+        is_due = is_full or self._parts.clock.monotonic() >= self._proof_began_at + every_s
+        has_proved = self._proof is not None and (self._proof.done() or is_full or (is_due and not records))
+        if has_proved:
+            await self._end_proof()
+        if is_due and self._proof is None:
+            # With nothing else to do what is on its way is waited for; else what landed is proved.
+            await self._land(IN_AIR_MAX if records else 0)
+            self._begin_proof()
+        return has_proved
 
     async def prove(self) -> None:
-        """Refresh what was written to and write down how far that brings the watermarks.
+        """Wait for all that is on its way, refresh what was written to, and write down how far that brings
+        the watermarks.
 
         Raises: ReadModelUnavailable, QuarantineFull, and what the store raises; then nothing was written
         down.
         """
-        parts, pending = self._parts, self._pending
-        if pending.indices:
-            await parts.read_model.refresh(sorted(pending.indices))
-        await faults.point(AFTER_REFRESH)
-        ahead = moved(self._progress.ends, self._stored)
-        self._proved_at = parts.clock.monotonic()
-        if ahead or pending.refused or pending.written:
-            await self._mark(ahead)
-        self._pending = Pending()
-        if self._catalog_seen != self._catalog.version:
-            self._catalog = await parts.store.catalog()
-            self._catalog_seen = self._catalog.version
-        if parts.clock.monotonic() - self._checked_at >= CHECK_INDICES_EVERY_S:
-            await self._check_indices()
+        await self._land(0)
+        await self._end_proof()
+        self._begin_proof()
+        await self._end_proof()
 
-    async def _mark(self, ahead: dict[int, Position]) -> None:
-        parts, pending = self._parts, self._pending
+    async def close(self) -> None:
+        """End what is under way; how far it came, the next one sees in what is stored."""
+        under_way = [flight.outcomes for flight in self._flights if flight.outcomes is not None]
+        tasks = [*under_way, *([self._proof] if self._proof is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin_proof(self) -> None:
+        """Prove what landed, if that says anything new."""
+        self._proof_began_at = self._parts.clock.monotonic()
+        pending = self._pending
+        if not (pending.indices or moved(pending.ends, self._stored)):
+            return
+        self._pending = Pending(pending.ends, pending.as_of)
+        version = min([self._catalog.version, *(flight.catalog_version for flight in self._flights)])
+        self._proof = asyncio.create_task(
+            self._prove(pending, version), name=f"indexer.{self._parts.store.shard}.proof"
+        )
+
+    async def _prove(self, pending: Pending, catalog_version: int) -> Proved:
+        if pending.indices:
+            await self._parts.read_model.refresh(sorted(pending.indices))
+        await faults.point(AFTER_REFRESH)
+        ahead = moved(pending.ends, self._stored)
+        if not (ahead or pending.refused or pending.written):
+            return Proved({}, self._catalog.version)
+        return await self._mark(pending, ahead, catalog_version)
+
+    async def _mark(self, pending: Pending, ahead: dict[int, Position], catalog_version: int) -> Proved:
+        parts = self._parts
         for draft, reason in pending.refused.values():
             await parts.dead_letters.put(draft.record, reason)
         proof = Proof(
             ahead,
-            {partition: at for partition, at in self._progress.as_of.items() if partition in ahead},
-            self._catalog.version,
+            {partition: at for partition, at in pending.as_of.items() if partition in ahead},
+            catalog_version,
             list(pending.refused.values()),
-            list(pending.written.values()),
+            pending.written,
         )
         marked = await parts.store.mark(proof, quarantine_max=parts.quarantine_max)
         metrics.QUARANTINE.labels(parts.store.shard).set(marked.quarantined)
         metrics.INDEX_HELD.labels(parts.store.shard).set(marked.is_full or bool(self._progress.holes))
         if marked.is_full:
             raise QuarantineFull(f"{marked.quarantined} orders and {len(pending.refused)} more are refused")
-        self._stored.update(ahead)
-        self._catalog_seen = marked.catalog_version
-        if self._progress.as_of:
-            metrics.INDEXED_UNTIL.labels(parts.store.shard).set(
-                min(self._progress.as_of.values()).timestamp()
-            )
-        await parts.source.kept(dict(self._stored))
+        if pending.as_of:
+            metrics.INDEXED_UNTIL.labels(parts.store.shard).set(min(pending.as_of.values()).timestamp())
+        return Proved(ahead, marked.catalog_version)
 
-    async def _write(self, records: Sequence[Record]) -> None:
-        drafts = self._drafts(newest(records))
-        if not drafts:
+    async def _end_proof(self) -> None:
+        """Wait for the proof that is under way, if there is one, and go by what it said."""
+        if self._proof is None:
             return
+        proved, self._proof = await self._proof, None
+        if proved.ahead:
+            self._stored.update(proved.ahead)
+            await self._parts.source.kept(dict(self._stored))
+        if proved.catalog_version != self._catalog.version:
+            await self._read_catalog()
+        if self._parts.clock.monotonic() - self._checked_at >= CHECK_INDICES_EVERY_S:
+            await self._check_indices()
+
+    async def _launch(self, records: Sequence[Record]) -> None:
+        """Send what is new on its way."""
+        drafts = self._drafts(newest(self._progress.follow(records)))
+        names: dict[date, list[str]] = {}
         writes: list[Write] = []
         owners: list[Draft] = []
         for draft in drafts:
             assert draft.record.event is not None
-            for index in await self._indices(month_of(draft.record.event.created_at)):
+            month = month_of(draft.record.event.created_at)
+            if month not in names:
+                names[month] = await self._indices(month)
+            for index in names[month]:
                 writes.append(Write(index, draft.document))
                 owners.append(draft)
+        outcomes = None
+        if writes:
+            name = f"indexer.{self._parts.store.shard}.bulk"
+            outcomes = asyncio.create_task(self._sent(writes), name=name)
+        self._flights.append(
+            Flight(
+                writes,
+                owners,
+                outcomes,
+                dict(self._progress.ends),
+                dict(self._progress.as_of),
+                self._catalog.version,
+            )
+        )
+
+    async def _sent(self, writes: Sequence[Write]) -> list[Outcome]:
         outcomes = await self._bulk.write(writes)
         await faults.point(AFTER_WRITE)
-        lost = {
-            write.index
-            for write, outcome in zip(writes, outcomes, strict=True)
-            if outcome.verdict is Verdict.MISSING
-        }
-        self._note(writes, owners, outcomes)
-        if lost:
-            # What was written elsewhere is safe; the rest is written again once there is where to.
-            for name in lost:
-                await self._replace(name)
-            raise ReadModelUnavailable(lost=",".join(sorted(lost)))
+        return outcomes
+
+    async def _land(self, left_max: int) -> None:
+        """Take in, in order, what has arrived; wait until so many batches are on their way at most."""
+        while self._flights and (self._flights[0].is_over or len(self._flights) > left_max):
+            flight = self._flights[0]
+            outcomes = [] if flight.outcomes is None else await flight.outcomes
+            self._flights.popleft()
+            lost = {
+                write.index
+                for write, outcome in zip(flight.writes, outcomes, strict=True)
+                if outcome.verdict is Verdict.MISSING
+            }
+            self._note(flight.writes, flight.owners, outcomes)
+            if lost:
+                # What was written elsewhere is safe; the rest is written again once there is where to.
+                for name in lost:
+                    await self._replace(name)
+                raise ReadModelUnavailable(lost=",".join(sorted(lost)))
+            self._pending.ends, self._pending.as_of = flight.ends, flight.as_of
 
     def _drafts(self, records: Sequence[Record]) -> list[Draft]:
         """Documents of records; a partition stands still before one that cannot be understood."""
@@ -236,7 +354,7 @@ class Indexing:
         for record in records:
             assert record.event is not None
             try:
-                made = document(json.loads(record.event.payload), record.stream_partition)
+                made = document(orjson.loads(record.event.payload), record.stream_partition)
             except (KeyError, TypeError, ValueError) as wrong:
                 metrics.UNDECODABLE.labels(self._parts.store.shard).inc()
                 log.error(
@@ -265,7 +383,7 @@ class Indexing:
                 earlier = self._pending.refused.get(draft.order_id)
                 if earlier is None or earlier[0].version < draft.version:
                     self._pending.refused.pop(draft.order_id, None)
-                    self._pending.written[draft.order_id] = draft
+                    self._pending.written[draft.order_id] = draft.version
 
     async def _close_gaps(self) -> None:
         """Ask for what was missed; a gap that stays holds its partition's watermark."""
@@ -286,8 +404,7 @@ class Indexing:
             for each in (month, next_month(month)):
                 identity = await self._parts.read_model.create(index_name(each, 1))
                 await self._parts.store.add_index(each, identity)
-            self._catalog = await self._parts.store.catalog()
-            self._catalog_seen = self._catalog.version
+            await self._read_catalog()
             found = written_to(self._catalog, month)
         return [index.identity.name for index in found]
 
@@ -303,8 +420,10 @@ class Indexing:
         for index in wrong:
             await self._replace(index.identity.name)
         if wrong:
-            self._catalog = await self._parts.store.catalog()
-            self._catalog_seen = self._catalog.version
+            await self._read_catalog()
+
+    async def _read_catalog(self) -> None:
+        self._catalog = await self._parts.store.catalog()
 
     async def _replace(self, name: str) -> None:
         """Stop reading an index before another of its name is made: an empty one would make lists short."""

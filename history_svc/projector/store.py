@@ -18,6 +18,7 @@ from history_svc.readmodel.port import IndexIdentity
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date, datetime
+    from uuid import UUID
 
     from history_svc.projector.domain import Draft
 
@@ -45,15 +46,15 @@ class Proof:
     """What a refresh has proved.
 
     watermarks: where each partition stands. as_of: every change committed before it is at or below that.
-    refused:    drafts that the read model does not take, with its reason. written: drafts that are
-    searchable.
+    refused:    drafts that the read model does not take, with its reason. written: orders and their
+    versions that are searchable.
     """
 
     watermarks: Mapping[int, Position]
     as_of: Mapping[int, datetime]
     catalog_version: int
     refused: Sequence[tuple[Draft, str]]
-    written: Sequence[Draft]
+    written: Mapping[UUID, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,8 @@ class ProjectionStore:
             [draft.record.stream_partition for draft, _ in refused],
             [draft.version for draft, _ in refused],
             [reason for _, reason in refused],
-            [draft.order_id for draft in proof.written],
-            [draft.version for draft in proof.written],
+            list(proof.written),
+            list(proof.written.values()),
             quarantine_max,
         )
         assert row is not None, "room always has its row"

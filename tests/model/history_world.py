@@ -205,6 +205,7 @@ class World:
                 self.orders[row["order_id"]] = await self.shard.store.get(row["order_id"])
 
     async def close(self) -> None:
+        await self.end_indexing()
         for each in self.open:
             await each.connection.close()
 
@@ -236,9 +237,15 @@ class World:
                     break
         except (Died, FaultFired, BaseExceptionGroup, OrdermeshError, QuarantineFull):
             # The process is gone with all that it knew; the next one starts at what is stored.
-            self.indexing = None
+            await self.end_indexing()
         finally:
             self.read_model.at = nothing
+
+    async def end_indexing(self) -> None:
+        """The projector's process is gone, and what it had under way with it."""
+        if self.indexing is not None:
+            await self.indexing.close()
+        self.indexing = None
 
     # What a reader sees.
 

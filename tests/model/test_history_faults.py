@@ -103,7 +103,7 @@ async def index_with(world: World, at: Callable[[str], Awaitable[None]]) -> None
     with pytest.raises((Died, BaseExceptionGroup)):
         await step_and_prove(world.indexing)
     world.read_model.at = nothing
-    world.indexing = None
+    await world.end_indexing()
 
 
 async def has_a_slow_partition(world: World) -> None:
@@ -217,8 +217,9 @@ def takes_a_conflict_for_searchable(world: World, patch: pytest.MonkeyPatch) -> 
 
 def keeps_one_watermark_for_all(world: World, patch: pytest.MonkeyPatch) -> None:
     class Joined(Indexing):
-        async def _mark(self, ahead: Any) -> None:
-            await super()._mark(dict.fromkeys(self._stored, max(self._progress.ends.values())))
+        async def _mark(self, pending: Any, ahead: Any, catalog_version: int) -> Any:
+            joined = dict.fromkeys(self._stored, max(pending.ends.values()))
+            return await super()._mark(pending, joined, catalog_version)
 
     world.indexing_class = Joined
 
