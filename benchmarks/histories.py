@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import random
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -108,20 +110,25 @@ class Bench:
 
     async def ends(self) -> dict[int, tuple[int, int]]:
         """Where the last change of each stream partition stands."""
-        return await self._positions(_ENDS)
-
-    async def stand_at(self, ends: Mapping[int, tuple[int, int]]) -> bool:
-        """Whether every watermark stands at such an end, or beyond."""
-        marks = await self._positions(_STANDS)
-        return all(marks.get(partition, (0, 0)) >= end for partition, end in ends.items())
-
-    async def _positions(self, sql: str) -> dict[int, tuple[int, int]]:
         connection = await self.connect()
         try:
-            rows = await connection.fetch(sql, timeout=120)
+            return await _positions(connection, _ENDS)
         finally:
             await connection.close()
-        return {row["stream_partition"]: (row["xid"], row["seq"]) for row in rows}
+
+    async def reached(self, ends: Mapping[int, tuple[int, int]], *, every_s: float, within_s: float) -> bool:
+        """Wait until every watermark stands at such an end, or beyond; false when that takes too long."""
+        last = time.monotonic() + within_s
+        connection = await self.connect()
+        try:
+            while time.monotonic() < last:
+                marks = await _positions(connection, _STANDS)
+                if all(marks.get(partition, (0, 0)) >= end for partition, end in ends.items()):
+                    return True
+                await asyncio.sleep(every_s)
+            return False
+        finally:
+            await connection.close()
 
     async def documents(self, read_model: ReadModel, user_id: str) -> list[Write]:
         """What a projector would write of a user's orders; the indices are made and served."""
@@ -151,6 +158,11 @@ class Bench:
             await connection.execute(_MARKS)
         finally:
             await connection.close()
+
+
+async def _positions(connection: Any, sql: str) -> dict[int, tuple[int, int]]:
+    rows = await connection.fetch(sql, timeout=120)
+    return {row["stream_partition"]: (row["xid"], row["seq"]) for row in rows}
 
 
 def order_id(at: datetime, bucket: int) -> UUID:

@@ -263,11 +263,8 @@ async def drained(
 async def indexed(run: Machine) -> None:
     """Wait until the watermarks stand at the last change of every stream partition."""
     ends = await run.bench.ends()
-    end = time.monotonic() + DRAIN_S_MAX
-    while not await run.bench.stand_at(ends):
-        if time.monotonic() > end:
-            raise OpsError(f"watermarks do not get there in {DRAIN_S_MAX:g} s")
-        await asyncio.sleep(LOOK_EVERY_S)
+    if not await run.bench.reached(ends, every_s=LOOK_EVERY_S, within_s=DRAIN_S_MAX):
+        raise OpsError(f"watermarks do not get there in {DRAIN_S_MAX:g} s")
 
 
 async def searchable(run: Machine) -> int:
