@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import random
 import shutil
 import sys
@@ -132,6 +133,8 @@ async def made_searchable(run: Machine, count: int) -> list[Line]:
     for user in users:
         ids += await run.bench.orders(user, count // len(users), 1)
     writes = [write for user in users for write in await run.bench.documents(run.read_model, user)]
+    gc.collect()
+    gc.freeze()  # A projector has no such heap of its own to look through.
     for _ in range(WARM_UP_WRITES):
         await raw_again(run, writes)
     raws = [await raw_again(run, writes)]

@@ -8,6 +8,7 @@ the index of the month it was created in, for ever.
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Document = dict[str, Any]
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US = timedelta(microseconds=1)
 _COPIED = (
@@ -50,8 +52,8 @@ def document(row: Mapping[str, Any], stream_partition: int) -> Document:
     Raises: KeyError, ValueError, TypeError when it is no such row.
     """
     made: Document = {name: row[name] for name in _COPIED}
-    made["order_id"] = order_id = str(UUID(row["order_id"]))
-    made["request_id"] = str(UUID(row["request_id"]))
+    made["order_id"] = order_id = _canonical(row["order_id"])
+    made["request_id"] = _canonical(row["request_id"])
     for time, name in _TIMES.items():
         made[name] = None if row[time] is None else to_us(datetime.fromisoformat(row[time]))
     made["terms"] = terms(row["description"])
@@ -59,6 +61,11 @@ def document(row: Mapping[str, Any], stream_partition: int) -> Document:
     made["h32"] = h32(order_id, row["version"])
     made["deleted"] = False
     return made
+
+
+def _canonical(uuid: str) -> str:
+    """An id as Postgres writes it. Raises: ValueError, TypeError, AttributeError."""
+    return uuid if _UUID.fullmatch(uuid) else str(UUID(uuid))
 
 
 def columns(found: Document) -> dict[str, Any]:

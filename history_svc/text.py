@@ -19,8 +19,10 @@ _WORD = re.compile(r"\w+")
 
 def words(text: str) -> tuple[str, ...]:
     """The distinct words of a text in their order: lower case, without accents, cut to their length."""
-    plain = unicodedata.normalize("NFKD", text.casefold())
-    plain = "".join(char for char in plain if not unicodedata.combining(char))
+    plain = text.casefold()
+    if not plain.isascii():
+        plain = unicodedata.normalize("NFKD", plain)
+        plain = "".join(char for char in plain if not unicodedata.combining(char))
     return tuple(dict.fromkeys(word[:WORD_CHARS_MAX] for word in _WORD.findall(plain)))
 
 

@@ -48,10 +48,11 @@ CHECK_INDICES_EVERY_S = 10.0
 AGAIN_S_MAX = 5.0
 IN_AIR_MAX = 2
 """Batches on their way to the read model: one is read while it works on two."""
+MANY = ITEMS_MAX // 2
 UNPROVED_MAX = 50_000
 """Orders that are written and not proved; above it nothing is taken before a proof has ended."""
 TICKS_BEHIND = 4
-"""While whole requests of documents wait, a proof comes only every so many ticks: it costs Elasticsearch as
+"""While many changes wait, a proof comes only every so many ticks: it costs Elasticsearch as
 much as thousands of documents, and what it would show a little earlier is shown by the overlay.
 """
 AFTER_WRITE = faults.declare("index.after_write", "documents are stored, perhaps not searchable yet")
@@ -174,6 +175,7 @@ class Indexing:
         self._proof: asyncio.Task[Proved] | None = None
         self._bulk = BulkWriter(parts.read_model, parts.clock, parts.jitter)
         now = parts.clock.monotonic()
+        self._is_behind = False
         self._checked_at = now
         self._proof_began_at = now
         self._rewound_at = now - REWIND_EVERY_S
@@ -202,14 +204,16 @@ class Indexing:
         If cancelled here, or when it raises: watermarks say no more than what is searchable.
         Raises: OrdermeshError, EventsUnavailable, QuarantineFull; close this one and begin anew.
         """
-        await self._land(IN_AIR_MAX - 1)
+        # Few changes wait for those before them, and so become more: requests of a few cost too much.
+        await self._land(IN_AIR_MAX - 1 if self._is_behind else 0)
         left_s = max(0.0, self._proof_began_at + self._parts.tick_s - self._parts.clock.monotonic())
         records = await self._parts.source.take(bytes_max=self._parts.bytes_max, wait_s=left_s)
+        self._is_behind = len(records) >= MANY
         if records:
             await self._launch(records)
         await self._close_gaps()
         is_full = len(self._pending.written) >= UNPROVED_MAX
-        every_s = self._parts.tick_s * (TICKS_BEHIND if len(records) >= ITEMS_MAX else 1)
+        every_s = self._parts.tick_s * (TICKS_BEHIND if self._is_behind else 1)
         is_due = is_full or self._parts.clock.monotonic() >= self._proof_began_at + every_s
         has_proved = self._proof is not None and (self._proof.done() or is_full or (is_due and not records))
         if has_proved:
@@ -355,7 +359,7 @@ class Indexing:
             assert record.event is not None
             try:
                 made = document(orjson.loads(record.event.payload), record.stream_partition)
-            except (KeyError, TypeError, ValueError) as wrong:
+            except (AttributeError, KeyError, TypeError, ValueError) as wrong:
                 metrics.UNDECODABLE.labels(self._parts.store.shard).inc()
                 log.error(
                     "event_not_understood",
