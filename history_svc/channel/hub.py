@@ -167,15 +167,17 @@ class Hub:
             if (inbox := self._inboxes.get(partition)) is not None:
                 inbox.keep(watermark)
 
-    def go_back(self, partition: int, watermark: Position) -> bool:
-        """Take a partition again from a position on; whether the topic has what comes next."""
+    def go_back(self, partition: int, end: Position) -> bool:
+        """Take a partition again from a position on; whether the topic has what comes next.
+
+        What is below the position need not be searchable yet: only `keep` says what is.
+        """
         inbox = self._inboxes.get(partition)
         if inbox is None or self._consumer is None:
             return True
-        inbox.keep(watermark)
-        offset = inbox.offset_after(watermark)
+        offset = inbox.offset_after(end)
         if offset is None:
-            return inbox.is_empty
+            return inbox.ends_by(end)
         inbox.forget_from(offset)
         self._consumer.seek(partition, offset)
         self._resume(partition, inbox)
@@ -220,7 +222,7 @@ class Hub:
         for message in messages:
             try:
                 record = decode(message, partition)
-            except (KeyError, ValueError) as wrong:
+            except ValueError as wrong:
                 # The chain of positions shows whether it stood for one of ours.
                 metrics.FOREIGN_MESSAGES.inc()
                 log.error("foreign_message", partition=partition, offset=message.offset, because=repr(wrong))

@@ -39,10 +39,10 @@ class Inbox:
         self._waiting: deque[tuple[int, Record]] = deque()
         self._given: deque[Span] = deque()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing came yet that is not searchable, so that what comes next is not known."""
-        return not self._waiting and not self._given
+    def ends_by(self, position: Position) -> bool:
+        """Whether nothing came yet from beyond a position, so that what comes next is not known."""
+        given = all(span.position <= position for span in self._given)
+        return given and all(record.position <= position for _, record in self._waiting)
 
     def put(self, offset: int, record: Record) -> None:
         """A record came."""

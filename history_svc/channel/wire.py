@@ -59,8 +59,15 @@ def encode_dead(record: Record, reason: str) -> Entry:
 def decode(message: Message, partition: int) -> Record:
     """A message as a record.
 
-    Raises: ValueError, KeyError when it is none of ours.
+    Raises: ValueError when it is none of ours.
     """
+    try:
+        return _decoded(message, partition)
+    except (AttributeError, KeyError, OverflowError, TypeError) as odd:
+        raise ValueError(repr(odd)) from odd
+
+
+def _decoded(message: Message, partition: int) -> Record:
     headers = dict(message.headers)
     position = parse_position(headers["x-pos"].decode())
     prev = parse_position(headers["x-prev"].decode())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -312,20 +312,16 @@ class Indexing:
             for index in names[month]:
                 writes.append(Write(index, draft.document))
                 owners.append(draft)
+        ends, as_of = dict(self._progress.ends), dict(self._progress.as_of)
+        if not writes and self._flights:
+            # There is nothing to send: it lands with what is on its way.
+            self._flights[-1] = replace(self._flights[-1], ends=ends, as_of=as_of)
+            return
         outcomes = None
         if writes:
             name = f"indexer.{self._parts.store.shard}.bulk"
             outcomes = asyncio.create_task(self._sent(writes), name=name)
-        self._flights.append(
-            Flight(
-                writes,
-                owners,
-                outcomes,
-                dict(self._progress.ends),
-                dict(self._progress.as_of),
-                self._catalog.version,
-            )
-        )
+        self._flights.append(Flight(writes, owners, outcomes, ends, as_of, self._catalog.version))
 
     async def _sent(self, writes: Sequence[Write]) -> list[Outcome]:
         outcomes = await self._bulk.write(writes)
@@ -359,7 +355,7 @@ class Indexing:
             assert record.event is not None
             try:
                 made = document(orjson.loads(record.event.payload), record.stream_partition)
-            except (AttributeError, KeyError, TypeError, ValueError) as wrong:
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as wrong:
                 metrics.UNDECODABLE.labels(self._parts.store.shard).inc()
                 log.error(
                     "event_not_understood",

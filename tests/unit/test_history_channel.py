@@ -71,9 +71,22 @@ def test_what_is_larger_than_a_producer_takes_is_refused():
     assert len(entry.value) + sum(len(n) + len(v) for n, v in entry.headers) < EVENT_BYTES_MAX
 
 
-@pytest.mark.parametrize("headers", [(), (("x-pos", b"1"),), (("x-pos", b"1:2:3"), ("x-event", b"change"))])
+OURS = (("x-pos", b"1:2:3"), ("x-prev", b"1:2:2"))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        (("x-pos", b"1"),),
+        (("x-pos", None),),
+        (("x-pos", b"1:2:3"), ("x-event", b"change")),
+        (*OURS, ("x-at", b"9" * 30), ("x-event", b"beat")),
+        (*OURS, ("x-at", None), ("x-event", b"beat")),
+    ],
+)
 def test_a_message_of_somebody_else_is_no_record(headers):
-    with pytest.raises((KeyError, ValueError)):
+    with pytest.raises(ValueError, match=r"Error|unpack"):
         decode(Message(1, None, b"{}", headers), 5)
 
 
@@ -101,9 +114,11 @@ def test_an_inbox_knows_from_where_to_read_again_and_where_the_topic_has_a_gap()
     inbox.forget_from(1)
     assert inbox.give(10**9) == []
     assert inbox.size_bytes == 0
-    assert not inbox.is_empty
+    assert inbox.commit_to is None, "only what is kept is searchable"
+    assert not inbox.ends_by(Position(1, 9, 5))
+    assert inbox.ends_by(Position(1, 10, 1))
     inbox.keep(Position(1, 10, 1))
-    assert inbox.is_empty
+    assert inbox.commit_to == 1
 
 
 def test_an_inbox_of_which_nothing_becomes_searchable_stays_small():
