@@ -73,9 +73,9 @@ class LedgerFile:
             after = rows[-1]["order_id"]
             yield [UUID(row["order_id"]) for row in rows]
 
-    async def pending_count(self) -> int:
-        """How many executions will still happen, late."""
-        return int((await self._rows("SELECT count(*) AS count FROM pending"))[0]["count"])
+    async def pending(self) -> list[str]:
+        """The orders of the executions that will still happen, late; one for each execution."""
+        return [row["order_id"] for row in await self._rows("SELECT order_id FROM pending")]
 
     async def _rows(self, statement: str, *values: object) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._read, statement, values)

@@ -55,7 +55,8 @@ COMMANDS = (
 EPILOG = """\b
 Every command takes --help (with an example) and --state-dir, most -o json.
 Exit codes: 0 ok, 1 the answer is no, incomplete or a violation, 2 usage,
-3 the stack is not reachable, 4 the mesh refused with a typed error."""
+3 the stack is not reachable, 4 the mesh refused with a typed error,
+5 a load run proves nothing."""
 
 
 class OrdermeshCommand(Root):

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +18,48 @@ from typing import Annotated
 import typer
 
 from ops import artifacts
-from ops.cli.options import Format, Output, StateDir
+from ops.cli.options import Format, Output, StateDir, duration
 from ops.errors import OpsError
 from ops.ports import DEFAULT_PORT_BASE
 from ops.stack import layout, local, seed
 from ops.stack.endpoints import Endpoints, StackDown
 
 DETACHED_TIMEOUT_S = 120.0
+HOT_WINDOW_MAX = timedelta(days=30)
 DOWN_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The stack that is asked for."""
+
+    state_dir: Path
+    port_base: int
+    full: bool = False
+    hot_window: timedelta | None = None
+
+    @property
+    def extra(self) -> dict[str, dict[str, str]]:
+        """Settings of single processes."""
+        if self.hot_window is None:
+            return {}
+        return {"history_svc": {"HOT_WINDOW_S": f"{self.hot_window.total_seconds():g}"}}
+
+    @property
+    def words(self) -> list[str]:
+        """The options that ask for it again."""
+        words = ["--state-dir", str(self.state_dir), "--port-base", str(self.port_base)]
+        words += ["--full"] if self.full else []
+        if self.hot_window is not None:
+            words += ["--hot-window", f"{self.hot_window.total_seconds():g}s"]
+        return words
+
+
+def _hot_window(text: str | timedelta) -> timedelta:
+    long = duration(text)
+    if long > HOT_WINDOW_MAX:
+        raise typer.BadParameter(f"{text} is longer than 30d")
+    return long
 
 
 def dev(
@@ -35,17 +71,30 @@ def dev(
     full: Annotated[
         bool, typer.Option("--full", help="With real Kafka and Elasticsearch, and replicas of the shards.")
     ] = False,
+    hot_window: Annotated[
+        timedelta | None,
+        typer.Option(
+            parser=_hot_window,
+            metavar="LONG",
+            show_default="48h",
+            help="How young orders are that lists take from the shards; 0s to 30d.",
+        ),
+    ] = None,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
 
-    Example: ordermesh dev --port-base 0
+    \b
+    Examples:
+      ordermesh dev --port-base 0
+      ordermesh dev --full --hot-window 10s
     """
     if full:
         artifacts.fetch_all()  # Before anything waits with a bound; Ctrl-C ends it.
+    wanted = Wanted(state_dir, port_base, full, hot_window)
     if detach:
-        _detach(state_dir, port_base, full=full)
+        _detach(wanted)
         return
-    asyncio.run(_run(state_dir, port_base, full=full))
+    asyncio.run(_run(wanted))
 
 
 def down(state_dir: StateDir, form: Output = Format.TABLE) -> None:
@@ -93,7 +142,7 @@ def start(
     _say(form, f"{name} comes up again within two seconds", process=name, held=False)
 
 
-async def _run(state_dir: Path, port_base: int, *, full: bool) -> None:
+async def _run(wanted: Wanted) -> None:
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -101,7 +150,7 @@ async def _run(state_dir: Path, port_base: int, *, full: bool) -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # The terminal was closed, without nohup.
         loop.add_signal_handler(signal.SIGHUP, asked.set)
     stopping = asyncio.create_task(asked.wait(), name="stop-signal")
-    serving = asyncio.create_task(_serve(state_dir, port_base, full=full), name="stack")
+    serving = asyncio.create_task(_serve(wanted), name="stack")
     await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if serving.done():
@@ -111,10 +160,12 @@ async def _run(state_dir: Path, port_base: int, *, full: bool) -> None:
     await asyncio.gather(serving, return_exceptions=True)
 
 
-async def _serve(state_dir: Path, port_base: int, *, full: bool) -> None:
-    async with local.running(state_dir, port_base=port_base, full=full) as stack:
+async def _serve(wanted: Wanted) -> None:
+    async with local.running(
+        wanted.state_dir, port_base=wanted.port_base, full=wanted.full, extra=wanted.extra
+    ) as stack:
         await seed.first_orders(stack.endpoints)
-        sys.stdout.write(banner(stack.endpoints, state_dir))
+        sys.stdout.write(banner(stack.endpoints, wanted.state_dir))
         sys.stdout.flush()
         await asyncio.Event().wait()
 
@@ -139,24 +190,15 @@ def banner(endpoints: Endpoints, state_dir: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _detach(state_dir: Path, port_base: int, *, full: bool) -> None:
+def _detach(wanted: Wanted) -> None:
     """Run `dev` as a process of its own and wait until it is ready."""
+    state_dir = wanted.state_dir
     state_dir.mkdir(parents=True, exist_ok=True)
     log_path = layout.Places(state_dir).log("dev")
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as log:
         child = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "ops",
-                "dev",
-                "--state-dir",
-                str(state_dir),
-                "--port-base",
-                str(port_base),
-                *(["--full"] if full else []),
-            ],
+            [sys.executable, "-m", "ops", "dev", *wanted.words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -31,6 +31,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNREACHABLE = 3
     REFUSED = 4
+    VOID = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,15 +37,15 @@ class Ask:
     """Whether the same request is sent once more after its acknowledgement, on purpose."""
 
 
-def asks(plan: Plan, run_id: str, vips: Sequence[str]) -> Iterator[Ask]:
+def asks(plan: Plan, run_id: str, vips: Sequence[str], walked: Sequence[str] = ()) -> Iterator[Ask]:
     """Every order of a run, in the order they are due.
 
     Arrivals are a Poisson stream of plan.rate: like people, they do not wait for each other. Users are the
     run's own, so that whatever they have was asked for here; vips get plan.vip_share of the orders, when
-    there are any.
+    there are any. walked: users with a history, who order in the run's own users' place.
     """
     draw = random.Random(f"{plan.seed}/{run_id}")
-    users = users_of(plan, run_id)
+    users = walked or users_of(plan, run_id)
     due_s = draw.expovariate(plan.rate)
     number = 0
     while due_s < plan.seconds:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ops.load.faults import Struck
+    from ops.load.freezes import Frozen
     from ops.load.kills import Killed
     from ops.load.moves import Moved
     from ops.load.plan import Plan
@@ -28,8 +29,8 @@ CHECKS = {
     "l4_asked": "Every order of this run was asked for.",
     "l5_settled": "Every order is SUCCESS, FAILED or parked.",
     "l6_same": "The same request sent again gives the same order.",
-    "l7_proof": "The run proves something: orders were acknowledged, each kill happened, each fault struck, "
-    "somebody was moved where that was asked for, every arrival is accounted for.",
+    "l7_proof": "The run proves something: orders were acknowledged, each kill and freeze happened, each "
+    "fault struck, somebody was moved where that was asked for, every arrival is accounted for.",
 }
 """What is checked of a run, besides the audit."""
 _FIND = """
@@ -93,6 +94,7 @@ def prove(
     kills: Sequence[Killed],
     struck: Sequence[Struck],
     moves: Sequence[Moved] = (),
+    freezes: Sequence[Frozen] = (),
 ) -> list[Finding]:
     """Whether the run did what it was told to do: l7. A check of nothing finds nothing."""
     findings = Findings({"l7_proof": CHECKS["l7_proof"]})
@@ -105,6 +107,12 @@ def prove(
     killed = {each.service for each in kills}
     facts += [
         (f"--kill {kill.service}", "killed nothing") for kill in plan.kills if kill.service not in killed
+    ]
+    frozen = {each.name for each in freezes}
+    facts += [
+        (f"--freeze {freeze.name}", "froze nothing")
+        for freeze in plan.freezes
+        if not any(name == freeze.name or name.partition(".")[0] == freeze.name for name in frozen)
     ]
     strikes: Counter[str] = Counter()
     for each in struck:

@@ -118,11 +118,17 @@ class Http:
         self._idle.clear()
 
     async def post(self, path: str, headers: dict[str, str], body: bytes, *, timeout_s: float) -> Response:
+        """Send a POST, as `send`."""
+        return await self.send("POST", path, headers, body, timeout_s=timeout_s)
+
+    async def send(
+        self, method: str, path: str, headers: dict[str, str], body: bytes = b"", *, timeout_s: float
+    ) -> Response:
         """Send one request and wait for its answer; waiting for a free connection counts.
 
         Raises: ConnectionLost; TimeoutError; OSError when nobody listens.
         """
-        lines = [f"POST {path} HTTP/1.1", f"host: {urlsplit(self.base_url).netloc}"]
+        lines = [f"{method} {path} HTTP/1.1", f"host: {urlsplit(self.base_url).netloc}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         request = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode("latin-1") + body
         async with asyncio.timeout(timeout_s), self._slots:

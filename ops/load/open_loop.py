@@ -20,25 +20,30 @@ from ops.load.senders import NobodyKnows, RefusedForGood
 from ops.load.tallies import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ops.load.asks import Ask
     from ops.load.log import AckLog
     from ops.load.plan import Plan
-    from ops.load.senders import Sender
+    from ops.load.senders import Acknowledgement, Sender
 
 BACKOFF_S = 0.1
 BACKOFF_S_MAX = 2.0
 
 
+def nobody(ask: Ask, ack: Acknowledgement) -> None:
+    """Listen to nothing."""
+
+
 @dataclass(slots=True)
 class OpenLoop:
-    """One run's arrivals. Read `tally` at any time."""
+    """One run's arrivals. Read `tally` at any time. heard: told of each acknowledgement when it comes."""
 
     plan: Plan
     grpc: Sender
     rest: Sender
     log: AckLog
+    heard: Callable[[Ask, Acknowledgement], None] = nobody
     tally: Tally = field(default_factory=Tally)
     _started: float = field(default=0.0, init=False)
     _pursuits: set[asyncio.Task[None]] = field(default_factory=set, init=False)
@@ -105,6 +110,7 @@ class OpenLoop:
                 await asyncio.sleep(pause_s)
             else:
                 self.tally.acknowledge(sender.name, self.elapsed_s - ask.due_s)
+                self.heard(ask, ack)
                 self.log.append(acknowledged(Kind.OK, ask, ack, **known))
                 if ask.replay:
                     await self._replay(ask)
@@ -132,6 +138,7 @@ class OpenLoop:
             self.log.append(unacknowledged(Kind.REPLAY, ask, str(refused), transport=sender.name))
         else:
             self.tally.replayed += 1
+            self.heard(ask, ack)
             self.log.append(acknowledged(Kind.REPLAY, ask, ack, transport=sender.name))
 
     def _pause_s(self, tries: int, at_least_s: float) -> float:

@@ -20,6 +20,9 @@ queued.
 """
 ORDERS_MAX: Final = 2_000_000
 """What became of each order is kept in memory until it was checked."""
+WALKERS_MAX: Final = 64
+WALKED_USERS_MAX: Final = 64
+"""Among more, the changes of each are so rare that a page seldom shows one which the read model lacks."""
 KINDS: Final = tuple(name for name, number in Fault.Kind.items() if number)
 """Ways in which a simulated upstream can misbehave."""
 
@@ -45,6 +48,17 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Freeze:
+    """SIGSTOP one process every so often, its shards in turn, and SIGCONT after a while. name: as in
+    endpoints.json.
+    """
+
+    name: str
+    every_s: float
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamFault:
     """Make every upstream misbehave towards a share of keys or calls. duration_s: 0 for kinds without one."""
 
@@ -67,9 +81,12 @@ class Plan:
     users: int = 240
     transport: Transport = Transport.MIXED
     kills: tuple[Kill, ...] = ()
+    freezes: tuple[Freeze, ...] = ()
     faults: tuple[UpstreamFault, ...] = ()
     vip_moves_every_s: float = 0.0
     """Between two moves of users to a dedicated bucket or back; 0 moves nobody."""
+    walkers: int = 0
+    """Readers of whole histories beside the load; 0 walks nowhere."""
     settle_timeout_s: float = 120.0
     give_up_s: float = 30.0
     try_timeout_s: float = 4.0
@@ -86,6 +103,12 @@ class Plan:
         _within("--rate times --seconds", self.rate * self.seconds, 1, ORDERS_MAX)
         for kill in self.kills:
             _within(f"--kill {kill.service}", kill.every_s, 0.5, self.seconds)
+        for freeze in self.freezes:
+            _within(f"--freeze {freeze.name}", freeze.every_s, 1, self.seconds)
+            _within(f"--freeze {freeze.name}, how long", freeze.for_s, 0.1, freeze.every_s / 2)
+        _within("--walkers", self.walkers, 0, WALKERS_MAX)
+        if self.walkers:
+            _within("--users with --walk", self.users, USERS_MIN, WALKED_USERS_MAX)
         if self.vip_moves_every_s:
             _within("--vip-moves", self.vip_moves_every_s, 0.2, self.seconds)
         for fault in self.faults:

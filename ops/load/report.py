@@ -56,9 +56,19 @@ def nemesis(outcome: Outcome) -> list[Row]:
     moved = Counter(f"{each.kind.lower()}: {each.said}" for each in outcome.moves)
     return [
         *killed,
+        *(("SIGSTOP", name, f"{count} ({for_s:.0f} s)") for name, count, for_s in _freezes(outcome)),
         *(("fault", f"{each.upstream} {each.fault}", str(each.strikes)) for each in outcome.faults),
         *(("vip move", what, str(count)) for what, count in sorted(moved.items())),
         *(("vip move", f"frozen, {name}", f"{ms:.1f} ms") for name, ms in frozen(outcome).items()),
+    ]
+
+
+def _freezes(outcome: Outcome) -> list[tuple[str, int, float]]:
+    """How often each process stood still, and for how long in all."""
+    by_name = Counter(each.name for each in outcome.freezes)
+    return [
+        (name, count, sum(each.for_s for each in outcome.freezes if each.name == name))
+        for name, count in sorted(by_name.items())
     ]
 
 
@@ -83,10 +93,13 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "load_s": outcome.load_s,
         "generator_cpu_s": outcome.cpu_s,
         "kills": [asdict(kill) for kill in outcome.kills],
+        "freezes": [asdict(each) for each in outcome.freezes],
         "faults": [asdict(each) for each in outcome.faults],
         "vip_moves": [asdict(each) for each in outcome.moves],
         "frozen_ms": frozen(outcome),
         "quiet": {**asdict(outcome.quiet), "reached": outcome.quiet.reached},
+        "walks": outcome.walked.as_json() if outcome.walked is not None else None,
+        "void": outcome.void,
         "checks": report.as_json(outcome.findings),
         "violations": outcome.violations,
         "log": str(outcome.log),

@@ -16,7 +16,7 @@ import grpc
 from chassis import rpc
 from ops.issuer import mint_token
 from ops.load.asks import description
-from ops.load.http import ConnectionLost, Http
+from ops.load.http import ConnectionLost
 from ordermesh.money.v1.money_pb2 import Money
 from ordermesh.order.v1 import order_service_pb2 as pb
 from ordermesh.order.v1.order_pb2 import Order
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ops.load.asks import Ask
+    from ops.load.http import Http, Response
     from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceAsyncStub
 
+SEEN_HEADER = "ordermesh-consistency-token"
 TOKEN_S = 3600
 TOKEN_MARGIN_S = 60
-_FINAL_CODES = frozenset(
+FINAL_CODES = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -37,7 +39,7 @@ _FINAL_CODES = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
-_FINAL_STATUSES = frozenset({400, 403, 404, 405, 413, 415, 422})
+FINAL_STATUSES = frozenset({400, 403, 404, 405, 413, 415, 422})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,9 @@ class Acknowledgement:
     currency_code: str
     status: str
     replayed: bool
+    version: int = 0
+    token: str = ""
+    """What a list has to be as fresh as to show this order."""
 
 
 class RefusedForGood(Exception):
@@ -101,7 +106,7 @@ class GrpcSender:
         except grpc.aio.AioRpcError as failed:
             said = rpc.error_of(failed)
             why = said.reason or said.code.name
-            if said.code in _FINAL_CODES:
+            if said.code in FINAL_CODES:
                 raise RefusedForGood(why) from failed
             raise NobodyKnows(why, said.retry_after_s or 0.0) from failed
         order = made.order
@@ -113,7 +118,29 @@ class GrpcSender:
             order.amount.currency_code,
             Order.Status.Name(order.status),
             made.replayed,
+            order.version,
+            made.consistency_token,
         )
+
+
+@dataclass(slots=True)
+class Bearers:
+    """Tokens by which the gateway knows its users; minted when first needed."""
+
+    issuer_dir: Path
+    _tokens: dict[str, tuple[float, str]] = field(default_factory=dict, init=False)
+
+    def of(self, user_id: str) -> str:
+        """The authorization header of a user."""
+        expires_at, token = self._tokens.get(user_id, (0.0, ""))
+        if time.monotonic() > expires_at - TOKEN_MARGIN_S:
+            token = mint_token(self.issuer_dir, user_id, ttl_s=TOKEN_S)
+            self._tokens[user_id] = time.monotonic() + TOKEN_S, token
+        return f"Bearer {token}"
+
+    def forget(self, user_id: str) -> None:
+        """Mint another one next time: the gateway did not take this one."""
+        self._tokens.pop(user_id, None)
 
 
 @dataclass(slots=True)
@@ -121,10 +148,9 @@ class RestSender:
     """Over REST, through the gateway, as the user."""
 
     http: Http
-    issuer_dir: Path
+    bearers: Bearers
     run_id: str
     name: str = "rest"
-    _tokens: dict[str, tuple[float, str]] = field(default_factory=dict, init=False)
 
     async def create(self, ask: Ask, *, timeout_s: float) -> Acknowledgement:
         """As of Sender."""
@@ -134,7 +160,7 @@ class RestSender:
             "description": description(self.run_id),
         }
         headers = {
-            "authorization": f"Bearer {self._token(ask.user_id)}",
+            "authorization": self.bearers.of(ask.user_id),
             "content-type": "application/json",
             "idempotency-key": str(ask.request_id),
         }
@@ -145,23 +171,21 @@ class RestSender:
         except (ConnectionLost, OSError, TimeoutError) as failed:
             raise NobodyKnows(type(failed).__name__) from failed
         if answer.status in (200, 201):
-            return _acknowledged(_object(answer.body), replayed=answer.status == 200)
-        why = str(_object(answer.body).get("reason", f"HTTP_{answer.status}"))
-        if answer.status in _FINAL_STATUSES:
+            return _acknowledged(answer, replayed=answer.status == 200)
+        why = reason_of(answer)
+        if answer.status in FINAL_STATUSES:
             raise RefusedForGood(why)
         if answer.status == 401:
-            self._tokens.pop(ask.user_id, None)
+            self.bearers.forget(ask.user_id)
         raise NobodyKnows(why, float(answer.headers.get("retry-after", "0")))
 
-    def _token(self, user_id: str) -> str:
-        expires_at, token = self._tokens.get(user_id, (0.0, ""))
-        if time.monotonic() > expires_at - TOKEN_MARGIN_S:
-            token = mint_token(self.issuer_dir, user_id, ttl_s=TOKEN_S)
-            self._tokens[user_id] = time.monotonic() + TOKEN_S, token
-        return token
+
+def reason_of(answer: Response) -> str:
+    """Why the gateway refused, as its problem document says it."""
+    return str(object_of(answer.body).get("reason", f"HTTP_{answer.status}"))
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def object_of(body: bytes) -> dict[str, Any]:
     """A JSON object; empty for anything else, such as the page of a broken proxy."""
     try:
         found = json.loads(body)
@@ -170,7 +194,8 @@ def _object(body: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _acknowledged(order: dict[str, Any], *, replayed: bool) -> Acknowledgement:
+def _acknowledged(answer: Response, *, replayed: bool) -> Acknowledgement:
+    order = object_of(answer.body)
     try:
         return Acknowledgement(
             order["orderId"],
@@ -180,6 +205,8 @@ def _acknowledged(order: dict[str, Any], *, replayed: bool) -> Acknowledgement:
             order["amount"]["currencyCode"],
             order["status"],
             replayed,
+            order["version"],
+            answer.headers.get(SEEN_HEADER, ""),
         )
     except (KeyError, TypeError) as malformed:
         raise NobodyKnows("MALFORMED_ANSWER") from malformed

@@ -6,9 +6,10 @@ import pytest
 
 from ops.load.checks import CHECKS, Found, compare, prove
 from ops.load.faults import Struck
+from ops.load.freezes import Frozen
 from ops.load.kills import Killed
 from ops.load.log import Entry, Kind
-from ops.load.plan import Kill, Plan, UpstreamFault
+from ops.load.plan import Freeze, Kill, Plan, UpstreamFault
 from ops.load.tallies import Tally
 
 OK = Entry(Kind.OK, "anna", "r-ok", 700, "EUR", order_id="o-ok", transport="grpc")
@@ -70,6 +71,21 @@ def test_a_run_that_proves_nothing_fails(tally, kills, struck, facts):
     (finding,) = prove(PLAN, tally, kills, struck)
     assert [each.fact for each in finding.first] == facts
     assert finding.count == len(facts)
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "facts"),
+    [
+        ("order_svc", "order_svc.s1", []),
+        ("order_svc.s1", "order_svc.s1", []),
+        ("order_svc.s2", "order_svc.s1", ["froze nothing"]),
+        ("postgres.s1", "postgres.s1", []),
+    ],
+)
+def test_a_freeze_that_never_happened_fails_the_run(name, frozen, facts):
+    plan = Plan(rate=1, seconds=10, freezes=(Freeze(name, 5, 1),))
+    (finding,) = prove(plan, Tally(arrived=1, acknowledged=1), [], [], (), [Frozen(5.0, frozen, 4711, 1.0)])
+    assert [each.fact for each in finding.first] == facts
 
 
 def test_every_check_of_a_run_is_broken_once():

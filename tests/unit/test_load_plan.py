@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from ops.load.asks import asks
-from ops.load.plan import Kill, Plan, PlanRefused, Transport, UpstreamFault
+from ops.load.plan import Freeze, Kill, Plan, PlanRefused, Transport, UpstreamFault
 from ops.load.tallies import Latencies, percentile
 
 
@@ -21,6 +21,10 @@ from ops.load.tallies import Latencies, percentile
         ({"settle_timeout_s": 0}, "--settle-timeout"),
         ({"kills": (Kill("order_svc", 0.1),)}, "--kill order_svc"),
         ({"kills": (Kill("order_svc", 61),)}, "--kill order_svc"),
+        ({"freezes": (Freeze("kafka", 61, 5),)}, "--freeze kafka"),
+        ({"freezes": (Freeze("kafka", 20, 11),)}, "--freeze kafka, how long"),
+        ({"walkers": 65}, "--walkers"),
+        ({"walkers": 1, "users": 240}, "--users with --walk"),
         ({"faults": (UpstreamFault("SLEEPY", 0.1),)}, "sleepy is unknown; there are slow"),
         ({"faults": (UpstreamFault("DOWN", 1.1),)}, "--upstream-fault down"),
     ],
@@ -48,6 +52,15 @@ def test_arrivals_keep_the_rate_and_reach_all_users_and_the_vip():
     assert 0.17 < by_user["vip.1"] / len(drawn) < 0.23
     assert len({ask.request_id for ask in drawn}) == len(drawn)
     assert 0.4 < sum(ask.over_rest for ask in drawn) / len(drawn) < 0.6
+
+
+def test_users_with_a_history_order_in_the_runs_own_users_place():
+    plan = Plan(rate=50, seconds=5, walkers=2, users=2)
+    assert {ask.user_id for ask in asks(plan, "r1", ["vip.1"], ["seed.1.0", "seed.1.1"])} == {
+        "seed.1.0",
+        "seed.1.1",
+        "vip.1",
+    }
 
 
 @pytest.mark.parametrize(("transport", "over_rest"), [(Transport.REST, {True}), (Transport.GRPC, {False})])
