@@ -11,6 +11,7 @@ Tests of one run share it, so each makes orders of its own users and clears the 
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -172,15 +173,25 @@ async def retried(call: Callable[[], Awaitable[T]], *, within_s: float = 20.0) -
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     )
 
+    refusals: deque[grpc.aio.AioRpcError] = deque(maxlen=1)
+
     async def attempt() -> T | None:
         try:
             return await call()
         except grpc.aio.AioRpcError as failed:
             if failed.code() not in codes:
                 raise
+            refusals.append(failed)
             return None
 
-    return await eventually(attempt, within_s=within_s, every_s=0.1)
+    try:
+        return await eventually(attempt, within_s=within_s, every_s=0.1)
+    except AssertionError as unanswered:
+        if not refusals:
+            raise
+        last = refusals.pop()
+        said = f"{last.code().name} {reason_of(last)} {last.details()}"
+        raise AssertionError(f"{unanswered}; it was refused with {said}") from last
 
 
 def reason_of(failed: grpc.aio.AioRpcError) -> str:
