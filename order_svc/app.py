@@ -96,6 +96,7 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
             claimed_by=f"order_svc/{uuid4()}",
             lease=timedelta(seconds=settings.submit_lease_s),
             tick_s=settings.tick_s,
+            begins_at_once=settings.pool_size,
             clock=clock,
             jitter=jitter,
         )

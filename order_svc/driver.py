@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
@@ -43,12 +44,8 @@ SUBMIT_S_MIN = 0.05
 """A shorter call would only be cut off."""
 PASSING = (Contended, DeadlineExceeded, Overloaded, ShardUnavailable)
 """What may be better in a moment."""
-BEGINS_AT_ONCE = 8
-"""Claimed orders whose submission is being journaled; more would fill the queue before the pool, and creates
-would be refused.
-"""
 BEGINS_WAITING = 4096
-"""Each holds a slot of its upstream, so the slots bound them first."""
+"""Claimed orders that wait to be begun or given back; the slots of the upstreams bound them first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,11 @@ class _Written:
 
 
 class LegDriver:
-    """Creates orders and submits their legs. jitter: draws a number in [0, 1)."""
+    """Creates orders and submits their legs. jitter: draws a number in [0, 1).
+
+    begins_at_once: claimed orders that are written at once. No more than there are connections: a burst of
+    claims must not fill the queue before them, where creates and verdicts wait.
+    """
 
     name = "submit"
 
@@ -82,6 +83,7 @@ class LegDriver:
         claimed_by: str,
         lease: timedelta,
         tick_s: float,
+        begins_at_once: int,
         clock: Clock,
         jitter: Callable[[], float],
     ) -> None:
@@ -95,7 +97,7 @@ class LegDriver:
         self._tick_s = tick_s
         self._clock = clock
         self._jitter = jitter
-        self._begins = Limiter(BEGINS_AT_ONCE, BEGINS_WAITING, name="begin")
+        self._begins = Limiter(begins_at_once, BEGINS_WAITING, name="begin")
         self._nudged = asyncio.Event()
         self._stopped = False
 
@@ -230,6 +232,7 @@ class LegDriver:
 
     async def _begin_claimed(self, claim: Claim) -> None:
         """Begin a claimed order; one that cannot be begun now is given back rather than left to its lease."""
+        ends_at = self._clock.monotonic() + self._lease.total_seconds()
         slot, begun = self._free_slot(claim.order), False
         if slot is not None:
             try:
@@ -238,7 +241,7 @@ class LegDriver:
             except (DeadlineExceeded, Overloaded):
                 slot.release()
         if not begun:
-            await self._give_back(claim)
+            await self._give_back(claim, until=ends_at)
 
     def _free_slot(self, order: Order) -> Limiter | None:
         """A slot of the order's upstream, taken; None when there is none, or when this process stops."""
@@ -267,21 +270,25 @@ class LegDriver:
                 slot.release()
         return True
 
-    async def _give_back(self, claim: Claim) -> None:
-        """Let whoever looks next have a claimed order; if that cannot be written, when its lease is over."""
-        reason = ""
-        for pause_s in (0.0, *SETTLE_PAUSES_S):
-            await self._clock.sleep(pause_s)
+    async def _give_back(self, claim: Claim, *, until: float) -> None:
+        """Let whoever looks next have a claimed order; if that cannot be written, when its lease is over.
+
+        until: on the monotonic clock; there is one try at least.
+        """
+        pauses_s = chain(SETTLE_PAUSES_S, repeat(SETTLE_PAUSES_S[-1]))
+        wait, lease_s = timedelta(seconds=self._tick_s), self._lease.total_seconds()
+        while True:
+            pause_s = next(pauses_s)
             try:
-                return await self._orders.give_back(claim, timedelta(seconds=self._tick_s))
-            except PASSING as failed:
-                reason = failed.reason
-            except StaleRoute as moved:
-                reason = moved.reason
-                if not moved.is_passing:
-                    break
-        log.warning("claim_not_given_back", order_id=str(claim.order.order_id), reason=reason)
-        return None
+                async with self._begins.slot(lease_s):
+                    return await self._orders.give_back(claim, wait)
+            except (*PASSING, StaleRoute) as failed:
+                gone = isinstance(failed, StaleRoute) and not failed.is_passing
+                if gone or self._clock.monotonic() + pause_s > until:
+                    order_id = str(claim.order.order_id)
+                    log.warning("claim_not_given_back", order_id=order_id, reason=failed.reason)
+                    return None
+            await self._clock.sleep(pause_s)
 
     def nudge(self, order: Order) -> None:
         """Look for READY orders now rather than at the next tick, if this is one."""
@@ -318,7 +325,7 @@ class LegDriver:
                 try:
                     self._owned.start(self._begin_claimed(claim), name=f"begin {claim.order.order_id}")
                 except (Stopping, Overloaded):
-                    await self._give_back(claim)
+                    await self._give_back(claim, until=self._clock.monotonic())
 
 
 def _written(decided: Decided, begun_at: float) -> _Written:
