@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
 SHA256 = "sha256"
 """Metadata with the SHA-256 of the whole object in hex; S3 checked it when it took the body."""
@@ -87,7 +87,7 @@ def stored(key: str, answer: Mapping[str, Any]) -> Stored:
         sha256=sha256,
         crc32=_hex(answer.get("ChecksumCRC32")) if answer.get("ChecksumType") == "FULL_OBJECT" else "",
         write=metadata.get(WRITE, ""),
-        stored_at=answer.get("LastModified"),
+        stored_at=utc(answer["LastModified"]),
     )
 
 
@@ -100,6 +100,11 @@ def version(answer: Mapping[str, Any]) -> str:
 def unquoted(etag: str) -> str:
     """An etag without its quotes."""
     return etag.strip('"')
+
+
+def utc(at: datetime) -> datetime:
+    """An instant of the driver, whose zone is the machine's or one of a library's own."""
+    return at.astimezone(UTC)
 
 
 def quoted(etag: str) -> str:

@@ -39,6 +39,7 @@ from chassis.s3.objects import (
     quoted,
     stored,
     unquoted,
+    utc,
     version,
 )
 from chassis.s3.parts import Parts
@@ -204,7 +205,7 @@ class ObjectStore:
                 Bucket=self._settings.bucket, Prefix=prefix, MaxKeys=limit, **start
             )
             found = (
-                Found(each["Key"], int(each["Size"]), unquoted(each["ETag"]), each["LastModified"])
+                Found(each["Key"], int(each["Size"]), unquoted(each["ETag"]), utc(each["LastModified"]))
                 for each in answer.get("Contents", ())
             )
             return Listing(tuple(found), bool(answer["IsTruncated"]))
@@ -266,7 +267,8 @@ class ObjectStore:
                 Bucket=self._settings.bucket, Prefix=prefix, MaxUploads=limit
             )
             found = (
-                Upload(each["Key"], each["UploadId"], each["Initiated"]) for each in answer.get("Uploads", ())
+                Upload(each["Key"], each["UploadId"], utc(each["Initiated"]))
+                for each in answer.get("Uploads", ())
             )
             return Uploads(tuple(found), bool(answer["IsTruncated"]))
 

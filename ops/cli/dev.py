@@ -173,14 +173,19 @@ async def _serve(wanted: Wanted) -> None:
 def banner(endpoints: Endpoints, state_dir: Path) -> str:
     """What is printed when the stack is ready: at most twelve lines."""
     parts = ", ".join(f"{part} {took:.1f} s" for part, took in endpoints.took_s.items() if part != "ready")
-    servers = f"  servers  Kafka {endpoints.kafka}, Elasticsearch {endpoints.elasticsearch}"
+    servers = {
+        "S3": endpoints.s3.url if endpoints.s3 else None,
+        "Kafka": endpoints.kafka,
+        "Elasticsearch": endpoints.elasticsearch,
+    }
+    there = ", ".join(f"{name} {address}" for name, address in servers.items() if address)
     users = ", ".join(f"{user} (VIP)" if user == layout.VIP_USER else user for user in layout.USERS)
     lines = (
         f"ordermesh {version('ordermesh')} is ready; everything is kept in {state_dir}",
         f"  took     {endpoints.took_s['ready']:.1f} s: {parts}",
         f"  REST     {endpoints.gateway}/docs",
         f"  gRPC     {endpoints.grpc.plain} plain text, {endpoints.grpc.mtls} mTLS (shard_proxy)",
-        *([servers] if endpoints.kafka else []),
+        f"  servers  {there}",
         f"  users    {users}; a token for curl: ordermesh token --user alice",
         "  try      ordermesh order create --user alice --kind payment --amount 12.50EUR --wait 5s",
         "  look     ordermesh order journal ID | dlq list | recovery status | audit",

@@ -1,4 +1,4 @@
-"""Checks of the servers that only `ordermesh dev --full` has: replicas, Kafka, Elasticsearch."""
+"""Checks of the servers besides the primaries: S3, and with --full replicas, Kafka, Elasticsearch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from chassis.errors import OrdermeshError
 from ops import kafka
 from ops.doctor.findings import Finding, Word, bad, ok, warn
 from ops.errors import OpsError
-from ops.stack import layout
+from ops.stack import layout, objects
 
 if TYPE_CHECKING:
-    from ops.stack.endpoints import Endpoints
+    from ops.stack.endpoints import S3, Endpoints
 
 ANSWER_TIMEOUT_S = 5.0
 LAG_WARN_S = 5.0
@@ -28,6 +28,8 @@ async def check(endpoints: Endpoints) -> list[Finding]:
     parts = []
     if replicas := endpoints.replica_dsns():
         parts.append(_replicas(replicas))
+    if endpoints.s3 is not None:
+        parts.append(bucket(endpoints.s3))
     if endpoints.kafka is not None:
         parts.append(broker(endpoints.kafka))
     if endpoints.elasticsearch is not None:
@@ -77,6 +79,14 @@ async def broker(address: str) -> list[Finding]:
             lead = f"{topic}: {found.get(topic, 0)} of {partitions} partitions have a leader"
             return [bad("kafka", lead, "stop the stack and start it again: it makes what is missing")]
     return [ok("kafka", f"{address}, {sum(found.values())} partitions, all with a leader")]
+
+
+async def bucket(where: S3) -> list[Finding]:
+    """Whether S3 answers, and has the stack's bucket."""
+    wrong = await objects.why_not(where)
+    if wrong:
+        return [bad("s3", f"{where.url}: {wrong}", "ordermesh start s3, if it was stopped; see its log")]
+    return [ok("s3", f"{where.url} has the bucket {where.bucket}")]
 
 
 async def node(url: str) -> list[Finding]:

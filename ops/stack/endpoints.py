@@ -18,6 +18,8 @@ from ops.files import write_private
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chassis.s3.settings import S3Settings
+
 FILE = "endpoints.json"
 State = Literal["starting", "ready", "stopping", "stopped"]
 
@@ -71,6 +73,27 @@ class Upstream(_Model):
     ledger: str
 
 
+class S3(_Model):
+    """The S3 server and the bucket in it, with the keys of an identity that may do everything there."""
+
+    url: str
+    bucket: str
+    access_key: str
+    secret_key: str
+
+    def settings(self, **more: float) -> S3Settings:
+        """For who opens the bucket; `more` are other fields of the settings."""
+        from chassis.s3.settings import S3Settings
+
+        own = {
+            "endpoint": self.url,
+            "bucket": self.bucket,
+            "access_key": self.access_key,
+            "secret_key": self.secret_key,
+        }
+        return S3Settings.model_validate(own | more)
+
+
 class Endpoints(_Model):
     """Everything that runs."""
 
@@ -83,7 +106,7 @@ class Endpoints(_Model):
     databases: tuple[DatabaseEndpoint, ...]
     upstreams: tuple[Upstream, ...]
     issuer: str
-    s3: str | None = None
+    s3: S3 | None = None
     kafka: str | None = None
     elasticsearch: str | None = None
     mailbox: str | None = None

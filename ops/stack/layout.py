@@ -23,12 +23,13 @@ PARTITION_BASE = {shard: number * PARTITIONS_PER_SHARD for number, shard in enum
 EVENTS_TOPIC = "ordermesh.order-events.v1"
 TOPICS = {EVENTS_TOPIC: PARTITIONS_PER_SHARD * len(ALL_SHARDS), f"{EVENTS_TOPIC}.dlq": 1}
 """Topics of the stack with Kafka, and their partitions."""
+S3_BUCKET = "ordermesh"
 STOP_ORDER = (
     ("gateway", "recovery_svc"),
     ("shard_proxy",),
     (*(f"order_svc.{shard}" for shard in ALL_SHARDS), "history_svc", "projector"),
     ("issuer", *(f"upstream.{name}" for name in UPSTREAMS)),
-    ("kafka", "elasticsearch", *(f"postgres.{shard}.replica" for shard in ALL_SHARDS)),
+    ("kafka", "elasticsearch", "s3", *(f"postgres.{shard}.replica" for shard in ALL_SHARDS)),
     ("postgres.control", "postgres.shards", *(f"postgres.{shard}" for shard in ALL_SHARDS)),
 )
 """Who is stopped first: whoever takes work in, then those who do it, the databases last. No stack has all."""

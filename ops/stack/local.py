@@ -16,7 +16,7 @@ import httpx
 from ops import ca
 from ops.errors import OpsError
 from ops.ports import PortBook
-from ops.stack import databases, layout
+from ops.stack import databases, layout, objects
 from ops.stack.endpoints import Endpoints
 from ops.stack.plan import PORT_NAMES, Plan
 from ops.stack.servers import Servers, remember
@@ -153,6 +153,12 @@ async def _bring_up(stack: LocalStack, where: layout.Places, servers: Servers) -
     plan = stack._plan  # noqa: SLF001 - the two halves of one start
     for directory in ("ledgers", "shard_proxy", "gateway"):
         (where.state / directory).mkdir(exist_ok=True)
+    await together(_bring_up_s3(stack, servers), _bring_up_services(stack, plan, servers))
+    stack.say("ready")
+
+
+async def _bring_up_services(stack: LocalStack, plan: Plan, servers: Servers) -> None:
+    """Everything that keeps or reads orders."""
     await together(
         _bring_up_orders(stack, plan, servers),
         _bring_up_kafka(stack, servers),
@@ -161,7 +167,6 @@ async def _bring_up(stack: LocalStack, where: layout.Places, servers: Servers) -
     with stack.timed("services"):
         await stack.start(*plan.readers())
         await stack.until_ready()
-    stack.say("ready")
 
 
 async def _bring_up_orders(stack: LocalStack, plan: Plan, servers: Servers) -> None:
@@ -202,6 +207,12 @@ async def _bring_up_elasticsearch(stack: LocalStack, servers: Servers) -> None:
     if servers.elasticsearch is not None:
         with stack.timed("elasticsearch"):
             await stack.start(Server("elasticsearch", servers.elasticsearch))
+
+
+async def _bring_up_s3(stack: LocalStack, servers: Servers) -> None:
+    with stack.timed("s3"):
+        await stack.start(Server("s3", servers.s3))
+        await objects.prepare_bucket(objects.endpoint(servers.s3))
 
 
 def _make_identities(where: layout.Places) -> None:

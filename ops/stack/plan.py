@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ops.ports import HOST
-from ops.stack import layout
+from ops.stack import layout, objects
 from ops.stack.endpoints import DatabaseEndpoint, Endpoints, Grpc, Service, State, Tls, Upstream
 from ops.stack.units import Process
 
@@ -94,6 +94,7 @@ class Plan:
                 for name in layout.UPSTREAMS
             ),
             issuer=f"http://{self.address('issuer')}",
+            s3=objects.endpoint(servers.s3),
             kafka=servers.kafka.address if servers.kafka else None,
             elasticsearch=servers.elasticsearch.url if servers.elasticsearch else None,
             took_s=dict(took_s),

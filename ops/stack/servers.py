@@ -1,5 +1,6 @@
-"""The real servers of one stack. Without --full: two Postgres servers, one for the control database and one
-for all shards. With it: one for each shard, a streaming replica of each, Kafka and Elasticsearch.
+"""The real servers of one stack. Always an S3. Without --full: two Postgres servers, one for the control
+database and one for all shards. With it: one for each shard, a streaming replica of each, Kafka and
+Elasticsearch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from ops.files import write_public
 from ops.kafka import KafkaServer
 from ops.postgres import PostgresServer
 from ops.replica import PRIMARY_SETTINGS, PostgresReplica
+from ops.seaweedfs import PORTS as SEAWEED_PORTS
+from ops.seaweedfs import SeaweedServer
 from ops.stack import layout
 from ops.stack.units import Server
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from ops.stack.units import RealServer
 
 Choice = Literal["full", "small"]
-_ON_JVM = ("kafka", "elasticsearch")
+_NOT_POSTGRES = ("kafka", "elasticsearch", "s3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Servers:
     control: PostgresServer
     shards: Mapping[str, PostgresServer]
     replicas: Mapping[str, PostgresReplica]
+    s3: SeaweedServer
     kafka: KafkaServer | None = None
     elasticsearch: ElasticsearchServer | None = None
 
@@ -49,7 +53,7 @@ class Servers:
             PostgresServer(_data(state_dir, name), book.port_of(f"postgres.{name}"), durable=durable)
             for name in ("control", "shards")
         )
-        return cls(control, dict.fromkeys(layout.ALL_SHARDS, shards), {})
+        return cls(control, dict.fromkeys(layout.ALL_SHARDS, shards), {}, _s3(state_dir, book))
 
     @classmethod
     def full(cls, state_dir: Path, book: PortBook, *, durable: bool) -> Servers:
@@ -75,6 +79,7 @@ class Servers:
                 )
                 for name, primary in shards.items()
             },
+            _s3(state_dir, book),
             KafkaServer(
                 _data(state_dir, "kafka"),
                 book.port_of("kafka"),
@@ -125,10 +130,14 @@ def _before(where: layout.Places) -> str | None:
 def log_of(state_dir: Path, unit: str) -> Path | None:
     """The log of a server by the name of its unit, such as `postgres.s1.replica`; none for our processes."""
     name = unit.removeprefix("postgres.")
-    if name == unit and name not in _ON_JVM:
+    if name == unit and name not in _NOT_POSTGRES:
         return None
     return _data(state_dir, name).with_name(f"{name}.log")
 
 
+def _s3(state_dir: Path, book: PortBook) -> SeaweedServer:
+    return SeaweedServer(_data(state_dir, "s3"), *(book.port_of(name) for name in SEAWEED_PORTS))
+
+
 def _data(state_dir: Path, name: str) -> Path:
-    return places.data_directory(state_dir, name, kind="servers" if name in _ON_JVM else "postgres")
+    return places.data_directory(state_dir, name, kind="servers" if name in _NOT_POSTGRES else "postgres")

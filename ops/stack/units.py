@@ -113,7 +113,7 @@ class Process:
 
 
 class RealServer(Protocol):
-    """Postgres, Kafka or Elasticsearch, as ops.postgres and ops.owned run them."""
+    """Postgres, Kafka, Elasticsearch or S3, as ops.postgres and ops.owned run them."""
 
     port: int
 

@@ -50,7 +50,7 @@ async def test_the_full_stack_comes_up_heals_and_leaves_nothing(server_dir: Path
     state_dir = server_dir / "full"
     code, out, err = await ordermesh(state_dir, "dev", "--full", "--detach", "--port-base", "0")
     assert code == 0, err
-    assert all(f"{part} " in out for part in ("took", "postgres", "replicas", "kafka", "elasticsearch"))
+    assert all(f"{part} " in out for part in ("took", "postgres", "replicas", "kafka", "elasticsearch", "s3"))
     endpoints = Endpoints.read(state_dir)
     try:
         assert endpoints.kafka
@@ -59,7 +59,7 @@ async def test_the_full_stack_comes_up_heals_and_leaves_nothing(server_dir: Path
         for shard, dsn in endpoints.replica_dsns().items():
             assert await psql(dsn, "SELECT pg_is_in_recovery(), shard FROM shard_identity") == f"t|{shard}"
         healthy = await checks(state_dir)
-        assert {healthy[name] for name in ("processes", "replicas", "kafka", "elasticsearch")} == {"ok"}
+        assert {healthy[name] for name in ("processes", "replicas", "kafka", "elasticsearch", "s3")} == {"ok"}
 
         code, _, err = await ordermesh(state_dir, "stop", "kafka")
         assert code == 0, err
