@@ -107,6 +107,8 @@ class InProcessS3:
         self.seen: Counter[str] = Counter()
         self.port = 0
         self._faults: list[Fault] = []
+        self.forget_parts = False
+        """Whether parts are checked and thrown away, for tests of memory; nothing can be completed then."""
         self._released = asyncio.Event()
         self._old_list: dict[str, list[tuple[str, Version]]] | None = None
         self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=1.0)
@@ -167,6 +169,10 @@ class InProcessS3:
     def hide_error_in_success(self, operation: str, *, times: int = 1) -> None:
         """Answer 200 with an error in the body, as S3 does after a long completion; nothing was done."""
         self._faults.append(Fault("hidden_error", operation, times))
+
+    def forgive(self) -> None:
+        """Let nothing go wrong any more."""
+        self._faults.clear()
 
     def freeze_lists(self) -> None:
         """Show in lists what is there now, whatever happens later."""
@@ -379,7 +385,8 @@ class InProcessS3:
 
     def _part(self, bucket: Bucket, asked: Asked) -> web.Response:
         checksums = _checked(asked)
-        _upload(bucket, asked).parts[int(asked.query["partNumber"])] = asked.body
+        upload = _upload(bucket, asked)
+        upload.parts[int(asked.query["partNumber"])] = b"" if self.forget_parts else asked.body
         return web.Response(headers={"ETag": f'"{hashlib.md5(asked.body).hexdigest()}"', **checksums})
 
     def _complete(self, bucket: Bucket, asked: Asked) -> web.Response:
