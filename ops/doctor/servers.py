@@ -28,8 +28,6 @@ async def check(endpoints: Endpoints) -> list[Finding]:
     parts = []
     if replicas := endpoints.replica_dsns():
         parts.append(_replicas(replicas))
-    if endpoints.s3 is not None:
-        parts.append(bucket(endpoints.s3))
     if endpoints.kafka is not None:
         parts.append(broker(endpoints.kafka))
     if endpoints.elasticsearch is not None:
