@@ -17,6 +17,7 @@ from history_svc.channel.leadership import AFTER_TERM, Leadership
 from history_svc.channel.log import ShardLog, TermLost
 from history_svc.events import Record
 from history_svc.position import BEGINNING, Position
+from history_svc.projector import relay
 from history_svc.projector.relay import (
     AFTER_ACK,
     AFTER_CURSOR,
@@ -135,6 +136,33 @@ async def test_every_change_is_published_in_order_and_the_cursors_follow(outbox,
     assert sorted(follower.events) == sorted(written), "nothing went wrong, so nothing comes twice"
     assert len(follower.beats) == COUNT
     assert {term for term, _ in (await outbox.cursors()).values()} == {1}
+
+
+async def test_who_stops_notes_what_was_published_so_that_nothing_comes_twice(outbox, topic, monkeypatch):
+    monkeypatch.setattr(relay, "CURSOR_EVERY_S", 3600.0)
+    written = await outbox.write(100)
+    async with running(outbox, topic):
+        await until(lambda: topic.follower().has(written))
+    assert len(await outbox.cursors()) == COUNT
+    written += await outbox.write(10)
+    async with running(outbox, topic):
+        await until(lambda: topic.follower().has(written))
+    assert sorted(topic.follower().events) == sorted(written)
+
+
+async def test_who_stops_notes_nothing_that_is_not_acknowledged_and_does_not_wait_for_it(
+    outbox, topic, monkeypatch
+):
+    monkeypatch.setattr(relay, "LAST_S", 0.05)
+    topic.hold()
+    written = await outbox.write(10, buckets=[1])
+    async with asyncio.timeout(WITHIN_S), running(outbox, topic):
+        await until(lambda: topic.held)
+    assert await outbox.cursors() == {}
+    topic.release()
+    async with running(outbox, topic):
+        await until(lambda: topic.follower().has(written))
+        await until_noted(outbox, topic)
 
 
 async def test_cursors_move_only_over_the_unbroken_run_of_acknowledged_batches(outbox, topic):
