@@ -31,7 +31,7 @@ from chassis import pg
 from chassis.clock import SYSTEM_CLOCK
 from chassis.es import EsSettings, open_elastic
 from chassis.ids import user_bucket
-from chassis.kafka import open_consumer
+from chassis.kafka import Cluster, open_consumer
 from history_svc.channel.hub import Hub, Watching
 from history_svc.channel.kafka import KafkaPublisher, Topics
 from history_svc.channel.leadership import Leadership
@@ -210,11 +210,11 @@ async def by_outbox(run: Machine, ids: list[Any]) -> Cost:
 
 async def by_kafka(run: Machine, ids: list[Any]) -> Cost:
     """What relay, Kafka and indexer take, all loops of one process as in the projector."""
-    topics = Topics(run.kafka.address, "bench.events", 8, 1)
+    topics = Topics(Cluster(addresses=run.kafka.address), "bench.events", 8, 1)
     hub = Hub(
         partial(topics.ensure_events, 8),
         lambda rebalanced: open_consumer(
-            topics.address, topics.events, group="bench", instance="bench", rebalanced=rebalanced
+            topics.cluster, topics.events, group="bench", instance="bench", rebalanced=rebalanced
         ),
         bytes_max=64 * 1024 * 1024,
         clock=SYSTEM_CLOCK,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import elastic_transport
@@ -18,7 +18,7 @@ import elasticsearch
 import orjson
 import structlog
 from elasticsearch.serializer import CompatibilityModeJsonSerializer
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -48,12 +48,38 @@ class EsRefused(Exception):
 class EsSettings(BaseModel):
     """One cluster."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     addresses: tuple[str, ...] = Field(description="http:// or https:// addresses of its nodes.")
     api_key: SecretStr = Field(SecretStr(""), description="Key of Elasticsearch; none when empty.")
+    username: str = Field("", description="Whom we log in as instead; empty: nobody.")
+    password: SecretStr = Field(SecretStr(""), description="That user's password.")
     ca_file: Path | None = Field(None, description="Whom to trust for https, when not the system's list.")
     connections: int = Field(8, ge=1, le=64, description="Connections to each node.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if bool(self.username) != bool(self.password.get_secret_value()):
+            raise ValueError("a user name and a password belong together")
+        if self.username and self.api_key.get_secret_value():
+            raise ValueError("a key or a user name, not both")
+        if any("@" in address for address in self.addresses):
+            raise ValueError("addresses hold no user and no password, since they are shown and logged")
+        is_secret = self.username or self.api_key.get_secret_value()
+        if is_secret and not all(address.startswith("https://") for address in self.addresses):
+            raise ValueError("keys and passwords are sent by https only")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """What the client is made with."""
+        options: dict[str, Any] = {"connections_per_node": self.connections}
+        if self.api_key.get_secret_value():
+            options["api_key"] = self.api_key.get_secret_value()
+        if self.username:
+            options["basic_auth"] = (self.username, self.password.get_secret_value())
+        if self.ca_file is not None:
+            options["ca_certs"] = str(self.ca_file)
+        return options
 
 
 class _Orjson(CompatibilityModeJsonSerializer):
@@ -126,19 +152,13 @@ class Elastic:
 @asynccontextmanager
 async def open_elastic(settings: EsSettings) -> AsyncIterator[Elastic]:
     """A client that lives as long as the context; it connects when first needed."""
-    options: dict[str, Any] = {}
-    if settings.api_key.get_secret_value():
-        options["api_key"] = settings.api_key.get_secret_value()
-    if settings.ca_file is not None:
-        options["ca_certs"] = str(settings.ca_file)
     client = elasticsearch.AsyncElasticsearch(
         list(settings.addresses),
-        connections_per_node=settings.connections,
         request_timeout=CALL_TIMEOUT_S,
         max_retries=0,
         retry_on_timeout=False,
         serializers={"application/vnd.elasticsearch+json": _Orjson()},
-        **options,
+        **settings.options(),
     )
     try:
         yield Elastic(client)

@@ -9,9 +9,11 @@ that imports aiokafka, with what it starts being ended here even when no broker 
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -24,6 +26,7 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     for_code,
 )
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
@@ -44,6 +47,55 @@ HEARTBEAT_MS = 3_000
 FETCH_BYTES_MAX = 1024 * 1024
 
 Headers = Sequence[tuple[str, bytes]]
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+
+class Cluster(BaseModel):
+    """Brokers, how to trust them, and who we are to them.
+
+    Certificates are read each time a client is opened, so renewed ones need no restart of the process.
+    """
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    addresses: str = Field(description="`host:port` of brokers, several with commas between them.")
+    tls: bool = Field(False, description="Whether brokers are spoken to by TLS only.")
+    ca_file: Path | None = Field(None, description="Whom to trust with TLS, when not the system's list.")
+    cert_file: Path | None = Field(None, description="Our certificate, for brokers that ask for one.")
+    key_file: Path | None = Field(None, description="Its key.")
+    username: str = Field("", description="Whom we log in as; empty: nobody.")
+    password: SecretStr = Field(SecretStr(""), description="That user's password.")
+    mechanism: Mechanism = Field("SCRAM-SHA-512", description="How the password is proved.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("a certificate and its key belong together")
+        if (self.ca_file or self.cert_file) and not self.tls:
+            raise ValueError("certificates are for TLS only")
+        if bool(self.username) != bool(self.password.get_secret_value()):
+            raise ValueError("a user name and a password belong together")
+        if self.username and self.mechanism == "PLAIN" and not self.tls:
+            raise ValueError("PLAIN shows the password to everybody on the way, unless it goes by TLS")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """What every client is made with.
+
+        Raises: OSError when a file cannot be read or is no certificate.
+        """
+        protocol = f"{'SASL_' if self.username else ''}{'SSL' if self.tls else 'PLAINTEXT'}"
+        options: dict[str, Any] = {"bootstrap_servers": self.addresses, "security_protocol": protocol}
+        if self.tls:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.cert_file is not None:
+                context.load_cert_chain(self.cert_file, self.key_file)
+            options["ssl_context"] = context
+        if self.username:
+            options["sasl_mechanism"] = self.mechanism
+            options["sasl_plain_username"] = self.username
+            options["sasl_plain_password"] = self.password.get_secret_value()
+        return options
 
 
 class KafkaUnavailable(Exception):
@@ -88,14 +140,14 @@ def _one_error() -> Iterator[None]:
         raise KafkaUnavailable(f"{type(failed).__name__}: {failed}") from failed
 
 
-async def ensure_topic(address: str, topic: str, *, partitions: int, replicas: int) -> None:
+async def ensure_topic(cluster: Cluster, topic: str, *, partitions: int, replicas: int) -> None:
     """Make a topic, or give it more partitions when it has fewer. Idempotent.
 
     Raises: KafkaUnavailable.
     """
     with _one_error():
         async with asyncio.timeout(CONNECT_S_MAX):
-            client = AIOKafkaAdminClient(bootstrap_servers=address, request_timeout_ms=REQUEST_TIMEOUT_MS)
+            client = AIOKafkaAdminClient(**cluster.options(), request_timeout_ms=REQUEST_TIMEOUT_MS)
             try:
                 await client.start()
                 found = await client.describe_topics([topic])
@@ -162,20 +214,21 @@ async def _all_stored(stored: Sequence[Any]) -> None:
 
 
 @asynccontextmanager
-async def open_producer(address: str, *, name: str) -> AsyncIterator[Producer]:
+async def open_producer(cluster: Cluster, *, name: str) -> AsyncIterator[Producer]:
     """A producer that lives as long as the context; what it has not published when that ends is given up.
 
     Raises: KafkaUnavailable.
     """
-    producer = AIOKafkaProducer(
-        bootstrap_servers=address,
-        client_id=name,
-        enable_idempotence=True,
-        acks="all",
-        max_batch_size=BATCH_BYTES,
-        linger_ms=LINGER_MS,
-        request_timeout_ms=REQUEST_TIMEOUT_MS,
-    )
+    with _one_error():
+        producer = AIOKafkaProducer(
+            **cluster.options(),
+            client_id=name,
+            enable_idempotence=True,
+            acks="all",
+            max_batch_size=BATCH_BYTES,
+            linger_ms=LINGER_MS,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
     try:
         with _one_error():
             async with asyncio.timeout(CONNECT_S_MAX):
@@ -248,27 +301,28 @@ class Consumer:
 
 @asynccontextmanager
 async def open_consumer(
-    address: str, topic: str, *, group: str, instance: str, rebalanced: Rebalanced
+    cluster: Cluster, topic: str, *, group: str, instance: str, rebalanced: Rebalanced
 ) -> AsyncIterator[Consumer]:
     """A member of a group, the same one after a restart, as long as the context lives; it starts where the
     group committed, else at the beginning of the topic, and commits nothing by itself.
 
     Raises: KafkaUnavailable.
     """
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=address,
-        client_id=instance,
-        group_id=group,
-        group_instance_id=instance,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        partition_assignment_strategy=(StickyPartitionAssignor,),
-        session_timeout_ms=SESSION_TIMEOUT_MS,
-        rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
-        heartbeat_interval_ms=HEARTBEAT_MS,
-        max_partition_fetch_bytes=FETCH_BYTES_MAX,
-        request_timeout_ms=REQUEST_TIMEOUT_MS,
-    )
+    with _one_error():
+        consumer = AIOKafkaConsumer(
+            **cluster.options(),
+            client_id=instance,
+            group_id=group,
+            group_instance_id=instance,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            partition_assignment_strategy=(StickyPartitionAssignor,),
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
+            heartbeat_interval_ms=HEARTBEAT_MS,
+            max_partition_fetch_bytes=FETCH_BYTES_MAX,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        )
     try:
         with _one_error():
             consumer.subscribe([topic], listener=_Listener(rebalanced))

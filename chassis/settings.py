@@ -74,6 +74,12 @@ def load(model: type[S]) -> S:
         raise SystemExit(EXIT_BAD_SETTINGS) from None
 
 
+def reasons(wrong: ValidationError) -> str:
+    """Why a model was refused, in one line, without what was given."""
+    said = [str(error["msg"]) for error in wrong.errors(include_input=False, include_url=False)]
+    return "; ".join(each.removeprefix("Value error, ") for each in said)
+
+
 def split_address(address: str) -> tuple[str, int]:
     """`host:port` as a pair, brackets of IPv6 removed."""
     host, _, port = address.rpartition(":")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 
-from chassis.settings import ProcessSettings
+from chassis.es import EsSettings
+from chassis.settings import ProcessSettings, reasons
 
 _LOCAL_PAGE_TOKEN_KEY = SecretStr("page tokens of a laptop carry no authority")
 PageTokenKey = Annotated[SecretStr, Field(min_length=16, max_length=256)]
@@ -35,6 +36,10 @@ class ReadSideSettings(ProcessSettings):
     elasticsearch_api_key: SecretStr = Field(
         SecretStr(""), description="API key of Elasticsearch; none when empty."
     )
+    elasticsearch_username: str = Field(
+        "", max_length=256, description="User name for Elasticsearch in place of a key; none when empty."
+    )
+    elasticsearch_password: SecretStr = Field(SecretStr(""), description="That user's password.")
     elasticsearch_ca_file: Path | None = Field(
         None, description="PEM file with whom to trust for https, when not the system's list."
     )
@@ -55,7 +60,21 @@ class ReadSideSettings(ProcessSettings):
             raise ValueError("elasticsearch: needed with read_model=elasticsearch")
         if self.channel == "kafka" and not self.kafka:
             raise ValueError("kafka: needed with channel=kafka")
+        try:
+            self.elastic()
+        except ValidationError as wrong:
+            raise ValueError(f"elasticsearch: {reasons(wrong)}") from None
         return self
+
+    def elastic(self) -> EsSettings:
+        """Elasticsearch's nodes and how to be let in."""
+        return EsSettings(
+            addresses=tuple(self.elasticsearch.split(",")),
+            api_key=self.elasticsearch_api_key,
+            username=self.elasticsearch_username,
+            password=self.elasticsearch_password,
+            ca_file=self.elasticsearch_ca_file,
+        )
 
 
 class HistorySettings(ReadSideSettings):

@@ -166,7 +166,7 @@ class ByKafka(OverPostgres):
         @asynccontextmanager
         async def consumer_of(rebalanced: Rebalanced) -> AsyncIterator[Consumer]:
             async with open_consumer(
-                topics.address, topics.events, group=topics.events, instance=instance, rebalanced=rebalanced
+                topics.cluster, topics.events, group=topics.events, instance=instance, rebalanced=rebalanced
             ) as consumer:
                 self.consumers.append(consumer)
                 yield wrap(consumer)

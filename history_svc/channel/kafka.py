@@ -29,7 +29,7 @@ DEAD_S_MAX = 30.0
 class Topics:
     """Where the topics are and how they are made when they are missing."""
 
-    address: str
+    cluster: kafka.Cluster
     events: str
     partitions: int
     replicas: int
@@ -46,7 +46,7 @@ class Topics:
         """
         try:
             await kafka.ensure_topic(
-                self.address,
+                self.cluster,
                 self.events,
                 partitions=max(partitions, self.partitions),
                 replicas=self.replicas,
@@ -71,7 +71,7 @@ class KafkaPublisher:
         """
         async with AsyncExitStack() as stack:
             try:
-                producer = await stack.enter_async_context(kafka.open_producer(topics.address, name=name))
+                producer = await stack.enter_async_context(kafka.open_producer(topics.cluster, name=name))
             except kafka.KafkaUnavailable as away:
                 raise EventsUnavailable(str(away)) from away
             yield cls(topics, producer)
@@ -150,9 +150,9 @@ class KafkaDeadLetters:
     async def _open(self) -> kafka.Producer:
         topics = self._topics
         await kafka.ensure_topic(
-            topics.address, topics.dead, partitions=DEAD_PARTITIONS, replicas=topics.replicas
+            topics.cluster, topics.dead, partitions=DEAD_PARTITIONS, replicas=topics.replicas
         )
-        opening = kafka.open_producer(topics.address, name=self._name)
+        opening = kafka.open_producer(topics.cluster, name=self._name)
         self._producer = await self._opened.enter_async_context(opening)
         return self._producer
 

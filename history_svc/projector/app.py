@@ -92,7 +92,7 @@ async def _channel(settings: ProjectorSettings) -> AsyncIterator[Channel]:
     hub = Hub(
         partial(topics.ensure_events, settings.topic_partitions),
         lambda rebalanced: open_consumer(
-            topics.address,
+            topics.cluster,
             topics.events,
             group=settings.group,
             instance=settings.holder(),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import socket
 from datetime import timedelta
+from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, ValidationError, model_validator
 
+from chassis.kafka import Cluster, Mechanism
+from chassis.settings import reasons
 from history_svc.channel.kafka import TOPIC, Topics
 from history_svc.projector.relay import Batching
 from history_svc.projector.retention import Keeping
@@ -66,6 +70,28 @@ class ProjectorSettings(ReadSideSettings):
         description="GiB of a shard's outbox above which its oldest days go unread, to be rebuilt.",
     )
 
+    kafka_tls: bool = Field(False, description="Whether Kafka is spoken to by TLS only.")
+    kafka_ca_file: Path | None = Field(
+        None, description="PEM file with whom to trust as Kafka's brokers, when not the system's list."
+    )
+    kafka_cert_file: Path | None = Field(
+        None, description="PEM file with the certificate that brokers ask for, where they do."
+    )
+    kafka_key_file: Path | None = Field(None, description="PEM file with its key.")
+    kafka_username: str = Field("", max_length=256, description="User name for Kafka; none when empty.")
+    kafka_password: SecretStr = Field(SecretStr(""), description="That user's password.")
+    kafka_mechanism: Mechanism = Field(
+        "SCRAM-SHA-512", description="How the password is proved to Kafka; PLAIN by TLS only."
+    )
+
+    @model_validator(mode="after")
+    def _is_let_in(self) -> Self:
+        try:
+            self.cluster()
+        except ValidationError as wrong:
+            raise ValueError(f"kafka: {reasons(wrong)}") from None
+        return self
+
     def holder(self) -> str:
         """What this process is called."""
         return self.instance or socket.gethostname()
@@ -82,6 +108,19 @@ class ProjectorSettings(ReadSideSettings):
             reads_cursors=self.channel == "kafka",
         )
 
+    def cluster(self) -> Cluster:
+        """Kafka's brokers and how to be let in."""
+        return Cluster(
+            addresses=self.kafka,
+            tls=self.kafka_tls,
+            ca_file=self.kafka_ca_file,
+            cert_file=self.kafka_cert_file,
+            key_file=self.kafka_key_file,
+            username=self.kafka_username,
+            password=self.kafka_password,
+            mechanism=self.kafka_mechanism,
+        )
+
     def topics(self) -> Topics:
         """Where the topics are."""
-        return Topics(self.kafka, self.topic, self.topic_partitions, self.topic_replicas)
+        return Topics(self.cluster(), self.topic, self.topic_partitions, self.topic_replicas)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from chassis import pg
-from chassis.es import EsSettings, open_elastic
+from chassis.es import open_elastic
 from history_svc.readmodel.elastic import ElasticReadModel, Layout
 from history_svc.readmodel.table import SESSION, TableReadModel
 
@@ -21,13 +21,8 @@ if TYPE_CHECKING:
 async def opened(settings: ReadSideSettings) -> AsyncIterator[ReadModel]:
     """The read model of the settings; nothing connects before it is needed."""
     if settings.read_model == "elasticsearch":
-        cluster = EsSettings(
-            addresses=tuple(settings.elasticsearch.split(",")),
-            api_key=settings.elasticsearch_api_key,
-            ca_file=settings.elasticsearch_ca_file,
-        )
         layout = Layout(settings.elasticsearch_shards, settings.elasticsearch_replicas)
-        async with open_elastic(cluster) as elastic:
+        async with open_elastic(settings.elastic()) as elastic:
             yield ElasticReadModel(elastic, layout)
         return
     wanted = pg.PgSettings(

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from chassis.kafka import Cluster
 from history_svc.channel.kafka import Topics
 from history_svc.events import Record
 from history_svc.position import BEGINNING, Position
@@ -34,7 +35,9 @@ async def channel(
     async with AsyncExitStack() as stack:
         made: ByOutbox | ByKafka = ByOutbox(outbox, stack)
         if request.param == "kafka":
-            made = ByKafka(outbox, Topics(kafka.address, f"events-{uuid4().hex}", COUNT, 1), stack)
+            made = ByKafka(
+                outbox, Topics(Cluster(addresses=kafka.address), f"events-{uuid4().hex}", COUNT, 1), stack
+            )
         await made.restart()
         yield made
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 
-from chassis.kafka import Entry, open_consumer, open_producer
+from chassis.kafka import Cluster, Entry, open_consumer, open_producer
 from chassis.testing import eventually
 from history_svc.channel.hub import Watching
 from history_svc.channel.kafka import DEAD_PARTITIONS, KafkaDeadLetters, KafkaPublisher, Topics
@@ -60,7 +60,7 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 @pytest.fixture
 def topics(broker: KafkaServer) -> Topics:
-    return Topics(broker.address, f"events-{uuid4().hex}", COUNT, 1)
+    return Topics(Cluster(addresses=broker.address), f"events-{uuid4().hex}", COUNT, 1)
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ async def test_a_message_of_somebody_else_is_passed_over(channel: ByKafka):
     follower = Follower()
     written = await channel.write(8)
     await follow(channel, follower, lambda: follower.has(written))
-    async with open_producer(channel.topics.address, name="somebody") as producer:
+    async with open_producer(channel.topics.cluster, name="somebody") as producer:
         foreign = Entry(None, b"{}", [("x-pos", b"what")], 1)
         await (await producer.send(channel.topics.events, 3, [foreign]))
     written += await channel.write(8)
@@ -288,7 +288,7 @@ async def test_dead_letters_keep_the_change_and_the_reason_and_never_a_value_too
     found: list[Any] = []
     async with (
         open_consumer(
-            topics.address, topics.dead, group=uuid4().hex, instance="reader", rebalanced=Nobody()
+            topics.cluster, topics.dead, group=uuid4().hex, instance="reader", rebalanced=Nobody()
         ) as consumer,
         asyncio.timeout(WITHIN_S),
     ):
@@ -321,7 +321,7 @@ async def test_what_is_too_large_never_reaches_the_producer_and_ruins_nothing(to
 
 
 async def test_without_a_broker_every_wait_ends(outbox: Outbox):
-    gone = Topics(f"127.0.0.1:{ports.free_port()}", "events", COUNT, 1)
+    gone = Topics(Cluster(addresses=f"127.0.0.1:{ports.free_port()}"), "events", COUNT, 1)
     log = MemoryLog()
     async with asyncio.timeout(WITHIN_S), outbox.opened() as shard_log:
         with pytest.raises(EventsUnavailable):

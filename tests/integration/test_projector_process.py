@@ -17,7 +17,7 @@ import asyncpg
 import httpx
 import pytest
 
-from chassis.kafka import Consumer, open_consumer
+from chassis.kafka import Cluster, Consumer, open_consumer
 from chassis.testing import eventually
 from history_svc.channel.wire import decode
 from ops import ports
@@ -128,7 +128,11 @@ def over_kafka(kafka: KafkaServer, outbox: Outbox) -> Mapping[str, str]:
 @asynccontextmanager
 async def reader(settings: Mapping[str, str]) -> AsyncIterator[Consumer]:
     async with open_consumer(
-        settings["KAFKA"], settings["TOPIC"], group=uuid4().hex, instance="reader", rebalanced=Nobody()
+        Cluster(addresses=settings["KAFKA"]),
+        settings["TOPIC"],
+        group=uuid4().hex,
+        instance="reader",
+        rebalanced=Nobody(),
     ) as consumer:
         yield consumer
 
