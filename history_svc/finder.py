@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chassis.errors import DeadlineExceeded, Overloaded, ShardUnavailable
-from history_svc.catalog import Catalog, months_in, spans
-from history_svc.page import Page, Source, merge
-from history_svc.reader import EVER, SEARCHES_MAX, all_of, oldest_of
+from history_svc.catalog import Catalog, months_in
+from history_svc.descent import descend
+from history_svc.page import Page
+from history_svc.reader import EVER, all_of, oldest_of
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from history_svc.page import Row, Window
+    from history_svc.page import Window
     from history_svc.search import Searcher
     from history_svc.store import Shards
 
@@ -44,25 +45,9 @@ class Finder:
         catalogs, untils, away = await self._catalogs(end)
         if not catalogs:
             raise ShardUnavailable(shard=away[0] if away else "")
-        page, older = Page((), None), window
-        found: list[Row] = []
-        searches = 0
-        for indices, floor in spans(months_in(catalogs, window, EVER)):
-            is_full = True
-            while is_full:
-                left_s = max(0.001, end - time.monotonic())
-                routing = (window.user_id,) if window.user_id is not None else ()
-                rows = await self._searcher.search(
-                    indices, older, routing=routing, limit=size + 1, timeout_s=left_s
-                )
-                found += rows
-                searches += 1
-                is_full = len(rows) > size
-                page = merge([Source(found, rows[-1].key if is_full else floor)], size, window.filter)
-                if len(page.rows) >= size or searches >= SEARCHES_MAX:
-                    return Found(page, oldest_of(untils), away)
-                older = replace(older, before=rows[-1].key) if is_full else older
-        return Found(page, oldest_of(untils), away)
+        months = months_in(catalogs, window, EVER)
+        found = await descend(self._searcher, months, window, (), size, hits_max=size + 1, end=end)
+        return Found(found.page, oldest_of(untils), away)
 
     async def _catalogs(self, end: float) -> tuple[list[Catalog], list[datetime | None], tuple[str, ...]]:
         said = await all_of([self._catalog(shard, end) for shard in self._shards.names])

@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from chassis.errors import DeadlineExceeded, Overloaded, ShardUnavailable
-from history_svc.catalog import is_unserved, months_in, spans
+from history_svc.catalog import is_unserved, months_in
+from history_svc.descent import descend
 from history_svc.errors import ReadModelUnavailable
 from history_svc.metrics import OVERLAY_ROWS
 from history_svc.page import OLDEST, Key, Source, merge, source_of
+from history_svc.parts import OVERLAY_MAX
 from history_svc.store import Reading
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
     from history_svc.catalog import Catalog
-    from history_svc.page import Page, Row, Window
+    from history_svc.page import Page, Window
     from history_svc.parts import ShardPart
     from history_svc.placement import Held
     from history_svc.search import Searcher
@@ -35,10 +37,6 @@ if TYPE_CHECKING:
 
 FALLBACK_SCAN_MAX = 2000
 """Rows of each shard that such a page looks through for those that pass its filter."""
-SEARCHES_MAX = 12
-"""Searches for one page. Spans double, so that 27 months take four; the others are for rows that the overlay
-replaced.
-"""
 EVER = datetime(9999, 12, 31, tzinfo=UTC)
 T = TypeVar("T")
 
@@ -105,7 +103,10 @@ class Reader:
         end = time.monotonic() + timeout_s
         # A filtered list is the read model's business all the way: a rare status would scan a VIP's two days.
         since = now - self._hot_window if wish.window.filter.is_plain else EVER
-        parts, away = await self._parts(placement, wish, since, wish.size + 1, end)
+        # Every changed row is shown where nothing is filtered, so what lies below a page's worth of them is
+        # below the page.
+        overlay_max = wish.size + 1 if wish.window.filter.is_plain else OVERLAY_MAX
+        parts, away = await self._parts(placement, wish, since, wish.size + 1, end, overlay_max=overlay_max)
         hot = _hot_page(parts, wish, since)
         if hot is not None and not away:
             return _served(hot, ServedBy.SQL, parts)
@@ -139,9 +140,12 @@ class Reader:
         end: float,
         *,
         changes: bool = True,
+        overlay_max: int = OVERLAY_MAX,
     ) -> tuple[tuple[ShardPart, ...], tuple[str, ...]]:
         """What every shard says, and which ones were away, where that is allowed."""
-        ask = Reading(wish.window, since, limit, changes, wish.replica, wish.lag_max, wish.tokens)
+        ask = Reading(
+            wish.window, since, limit, changes, overlay_max, wish.replica, wish.lag_max, wish.tokens
+        )
         left_s = end - time.monotonic()
         reads = [
             self._shards.read(shard, held, ask, timeout_s=max(0.001, left_s))
@@ -162,30 +166,12 @@ class Reader:
             raise ReadModelUnavailable(because="a month is being built")
         known = [source_of(part.recent, wish.size + 1) for part in parts]
         known += [Source(part.changed, part.changed_down_to) for part in parts]
-        limit = hits_wanted(wish.size, parts)
         older = replace(wish.window, before=min(wish.window.before, Key(since, UUID(int=0))))
-        page = merge(known, wish.size, wish.window.filter)
-        found: list[Row] = []
-        searches = 0
-        for indices, floor in spans(months_in(catalogs, older, since)):
-            is_full = True
-            while is_full:
-                rows = await self._search(indices, older, limit, end)
-                searches += 1
-                found += rows
-                is_full = len(rows) >= limit
-                horizon = rows[-1].key if is_full else floor
-                page = merge([*known, Source(found, horizon)], wish.size, wish.window.filter)
-                if len(page.rows) >= wish.size or searches >= SEARCHES_MAX:
-                    return _merged_page(page, parts, away, asked=True)
-                older = replace(older, before=rows[-1].key) if is_full else older
-        return _merged_page(page, parts, away, asked=searches > 0)
-
-    async def _search(self, indices: Any, window: Window, limit: int, end: float) -> list[Row]:
-        # Documents are routed by the name that the order froze when it was made, which is the user's.
-        routing = (window.user_id,) if window.user_id is not None else ()
-        left_s = max(0.001, end - time.monotonic())
-        return await self._searcher.search(indices, window, routing=routing, limit=limit, timeout_s=left_s)
+        # Without a filter a changed row stands in its hit's place; with one it may hide the hit.
+        hits_max = wish.size + 1 if wish.window.filter.is_plain else hits_wanted(wish.size, parts)
+        months = months_in(catalogs, older, since)
+        found = await descend(self._searcher, months, older, known, wish.size, hits_max=hits_max, end=end)
+        return _merged_page(found.page, parts, away, asked=found.searches > 0)
 
     def _catalogs(self, parts: Sequence[ShardPart], away: Sequence[str]) -> list[Catalog]:
         known = [part.catalog for part in parts]
@@ -215,7 +201,7 @@ class Reader:
 
 
 def hits_wanted(size: int, parts: Sequence[ShardPart]) -> int:
-    """How many hits to search for: the overlay may replace or hide as many of them as it has rows."""
+    """How many hits to search for with a filter: the overlay may hide as many of them as it has rows."""
     return size + 1 + sum(len(part.changed) for part in parts)
 
 

@@ -47,6 +47,7 @@ class Reading:
 
     since:       recent rows are not older than this; at most `limit` of them.
     changes:     whether the orders that the read model has not as they are now are wanted.
+    overlay_max: at most so many of them, the newest.
     replica:     whether a replica may answer, and `lag_max` how far it may be behind; None for any.
     tokens:      what the caller has seen, (log_epoch, xid) by shard.
     """
@@ -55,6 +56,7 @@ class Reading:
     since: datetime
     limit: int
     changes: bool = True
+    overlay_max: int = OVERLAY_MAX
     replica: bool = False
     lag_max: timedelta | None = timedelta(seconds=REPLICA_LAG_S_MAX)
     tokens: Mapping[str, tuple[int, int]] | None = None
@@ -165,7 +167,7 @@ class Shards:
                 ask.since,
                 ask.limit,
                 ask.changes,
-                OVERLAY_MAX,
+                ask.overlay_max,
                 CHANGES_LOOKED_AT_MAX + 1,
                 -1 if known is None else known.version,
                 timeout_s=max(0.001, end - started),
@@ -179,7 +181,7 @@ class Shards:
             raise StaleRoute(**{name: value for name, value in meta["stale"].items() if value is not None})
         if meta["catalog"] is not None or known is None:
             known = self._catalogs[shard] = catalog_of(meta["catalog_version"], meta["catalog"] or ())
-        return _part(shard, meta, records[1:], known)
+        return _part(shard, meta, records[1:], known, ask.overlay_max)
 
     async def catalog(self, shard: str, *, timeout_s: float) -> tuple[Catalog, datetime | None]:
         """A shard's catalog, and up to when the read model has all of the shard; None when parts of it have
@@ -206,7 +208,9 @@ class Shards:
         return [(row["order_id"], row["version"], row["reason"]) for row in rows]
 
 
-def _part(shard: str, meta: Mapping[str, Any], records: Sequence[Any], catalog: Catalog) -> ShardPart:
+def _part(
+    shard: str, meta: Mapping[str, Any], records: Sequence[Any], catalog: Catalog, overlay_max: int
+) -> ShardPart:
     rows: dict[str, list[Row]] = {"recent": [], "changed": []}
     for record in records:
         rows[record["part"]].append(_row(record))
@@ -215,7 +219,7 @@ def _part(shard: str, meta: Mapping[str, Any], records: Sequence[Any], catalog: 
         shard=shard,
         recent=_newest_first(rows["recent"]),
         changed=_newest_first(rows["changed"]),
-        changed_down_to=_key(*meta["changed_to"]) if meta["changed"] >= OVERLAY_MAX else None,
+        changed_down_to=_key(*meta["changed_to"]) if meta["changed"] >= overlay_max else None,
         changes=meta["changes"],
         marks=tuple(_mark(each) for each in meta["marks"] or ()),
         log_epoch=meta["identity"]["log_epoch"],

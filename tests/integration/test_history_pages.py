@@ -149,6 +149,26 @@ async def test_a_change_of_an_old_order_shows_at_once_at_its_old_place(history):
     assert [row.version for row in indexed.page.rows] == [row.version for row in served.page.rows]
 
 
+@pytest.mark.parametrize("changed", [range(9), range(0, 9, 2), range(4)])
+async def test_however_many_orders_changed_a_page_overlays_no_more_of_them_than_it_shows(history, changed):
+    """The newest, the oldest, or every other one of nine; every page is full and as of now."""
+    old = await history.old(9)
+    await history.projection.catch_up()
+    now = {order.order_id: 1 for order in old}
+    for number in changed:
+        now[old[number].order_id] = (await history.settle(old[number])).version
+    rows, before = [], NEWEST
+    while before is not None:
+        served = await history.page(2, before=before)
+        assert served.overlay <= 3
+        assert len(served.page.rows) == 2 or served.page.next_after is None
+        rows += served.page.rows
+        before = served.page.next_after
+    assert [(row.key.order_id, row.version) for row in rows] == [
+        (order_id, now[order_id]) for order_id in newest_first(old)
+    ]
+
+
 async def test_a_filter_judges_the_order_as_it_is_now_and_the_page_stays_full(history):
     old = await history.old(12)
     await history.projection.catch_up()

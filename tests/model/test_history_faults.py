@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chassis.errors import StaleRoute
-from history_svc import page, reader
+from history_svc import descent, page, reader
 from history_svc.channel import log as shard_log
 from history_svc.page import Filter, Source
 from history_svc.projector.domain import Progress
@@ -228,7 +228,7 @@ def forgets_the_horizon(world: World, patch: pytest.MonkeyPatch) -> None:
     def merge(sources: Any, *rest: Any) -> Any:
         return page.merge([Source(source.rows, None) for source in sources], *rest)
 
-    patch.setattr(reader, "merge", merge)
+    patch.setattr(descent, "merge", merge)
 
 
 def skips_over_gaps(world: World, patch: pytest.MonkeyPatch) -> None:
