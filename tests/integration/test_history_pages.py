@@ -157,7 +157,8 @@ async def test_however_many_orders_changed_a_page_overlays_no_more_of_them_than_
     now = {order.order_id: 1 for order in old}
     for number in changed:
         now[old[number].order_id] = (await history.settle(old[number])).version
-    rows, before = [], NEWEST
+    rows: list[Any] = []
+    before: Key | None = NEWEST
     while before is not None:
         served = await history.page(2, before=before)
         assert served.overlay <= 3
