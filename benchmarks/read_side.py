@@ -21,7 +21,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +53,7 @@ from ops.errors import OpsError
 from ops.kafka import KafkaServer
 from ops.load.tallies import percentile
 from ops.postgres import PostgresServer
+from ops.stack.databases import schema_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -109,8 +109,8 @@ async def machine(directory: Path) -> AsyncIterator[Machine]:
             await server.start()
             stack.push_async_callback(server.stop)
         await postgres.create_database(SHARD)
-        schema = resources.files("db").joinpath("shard").joinpath("schema.sql").read_text(encoding="utf-8")
-        await postgres.run_sql(SHARD, schema)
+        for script in schema_of("shard"):
+            await postgres.run_sql(SHARD, script.read_text(encoding="utf-8"))
         bench = Bench(postgres.dsn(SHARD))
         await bench.prepare()
         client = await stack.enter_async_context(open_elastic(EsSettings(addresses=(elastic.url,))))

@@ -78,6 +78,7 @@ _R = "/ordermesh.recovery.v1.RecoveryService/"
 _B = "/ordermesh.order.v1.BucketService/"
 _T = "/ordermesh.routing.v1.RoutingService/"
 _H = "/ordermesh.history.v1.HistoryService/"
+_P = "/ordermesh.history.v1.ProjectionService/"
 _U = "/ordermesh.upstream.v1.UpstreamService/"
 _S = "/ordermesh.upstream.v1.SimulatorService/"
 _WRITE = frozenset({Role.USER, Role.SERVICE, Role.OPERATOR})
@@ -113,6 +114,10 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _H + "ListOrders": _READ,
     _H + "SearchOrders": _STEER,
     _H + "ExplainPage": _STEER,
+    _P + "GetProjectionStatus": _STEER,
+    _P + "StartOperation": _STEER,
+    _P + "ListOperations": _STEER,
+    _P + "CancelOperation": _STEER,
     _R + "ListHangingOrders": _STEER,
     _R + "ProbeOrder": _STEER,
     _R + "PauseRecovery": _STEER,

@@ -25,6 +25,18 @@ class ReadModelUnavailable(OrdermeshError):
     retry_after_s = 1.0
 
 
+class UnknownShard(OrdermeshError):
+    """There is no shard of this name."""
+
+    code, reason = StatusCode.NOT_FOUND, Reason.UNKNOWN_SHARD
+
+
+class OperationNotFound(OrdermeshError):
+    """The shard has no operation of this id."""
+
+    code, reason = StatusCode.NOT_FOUND, Reason.OPERATION_NOT_FOUND
+
+
 class TooMuchAtOnce(Exception):
     """The read model takes fewer documents at once."""
 

@@ -127,3 +127,29 @@ UNDECODABLE = Counter(
 INDICES_DOUBTED = Counter(
     "ordermesh_indices_doubted_total", "Indices that were gone or not the ones that were made.", ["shard"]
 )
+OPERATIONS_OPEN = Gauge(
+    "ordermesh_projection_operations_open", "Operations on a shard's projection that are not over.", ["shard"]
+)
+OPERATIONS = Counter(
+    "ordermesh_projection_operations_total",
+    "Operations on a shard's projection that are over, by kind and by how they ended.",
+    ["shard", "kind", "state"],
+)
+OPERATION_FAILURES = Counter(
+    "ordermesh_projection_operation_failures_total",
+    "Steps of operations that failed and are done again.",
+    ["shard", "error"],
+)
+MONTHS_UNSERVED = Gauge(
+    "ordermesh_projection_months_unserved",
+    "Months of a shard whose pages the shard itself serves.",
+    ["shard"],
+)
+COPIED = Counter(
+    "ordermesh_projection_copied_orders_total", "Orders that rebuilds wrote into new indices.", ["shard"]
+)
+DIFFERENCES = Counter(
+    "ordermesh_projection_differences_total",
+    "Documents found to differ from their order: missing, stale, ahead or extra.",
+    ["shard", "how"],
+)

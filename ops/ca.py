@@ -32,7 +32,10 @@ from ops.errors import OpsError
 from ops.files import write_private, write_public
 
 TRUST_DOMAIN: Final = "ordermesh"
-SERVICES: Final = ("gateway", "shard_proxy", "order_svc", "history_svc", "recovery_svc", "upstream", "ops")
+SERVICES: Final = (
+    *("gateway", "shard_proxy", "order_svc", "history_svc", "projector", "recovery_svc"),
+    *("upstream", "ops"),
+)
 SUBJECT_ISSUERS: Final = ("gateway", "shard_proxy")
 LEAF_LIFETIME: Final = timedelta(hours=24)
 CA_LIFETIME: Final = timedelta(days=3650)

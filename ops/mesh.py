@@ -16,6 +16,7 @@ from chassis import rpc
 from chassis.auth import ACTOR_HEADER
 from chassis.tls import TlsFiles
 from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceStub
+from ordermesh.history.v1.projection_service_pb2_grpc import ProjectionServiceStub
 from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceStub
 from ordermesh.recovery.v1.recovery_service_pb2_grpc import RecoveryServiceStub
 from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceStub
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from ops.stack.endpoints import Endpoints
     from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceAsyncStub
+    from ordermesh.history.v1.projection_service_pb2_grpc import ProjectionServiceAsyncStub
     from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceAsyncStub
     from ordermesh.recovery.v1.recovery_service_pb2_grpc import RecoveryServiceAsyncStub
     from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceAsyncStub
@@ -48,6 +50,7 @@ class Mesh:
 
     orders: OrderServiceAsyncStub
     history: HistoryServiceAsyncStub
+    projection: ProjectionServiceAsyncStub
     recovery: RecoveryServiceAsyncStub
     routing: RoutingServiceAsyncStub
 
@@ -64,6 +67,7 @@ async def connect(endpoints: Endpoints) -> AsyncIterator[Mesh]:
         yield Mesh(
             OrderServiceStub(channel),
             HistoryServiceStub(channel),
+            ProjectionServiceStub(channel),
             RecoveryServiceStub(channel),
             RoutingServiceStub(channel),
         )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from shard_proxy.domain import MapSnapshot
 
 log = structlog.get_logger("lanes")
-ORDER, HISTORY, RECOVERY = "order_svc", "history_svc", "recovery_svc"
+ORDER, HISTORY, PROJECTOR, RECOVERY = "order_svc", "history_svc", "projector", "recovery_svc"
 LOOK_EVERY_S = 1.0
 """A connection's state is looked at this often even when nothing was reported, which also follows a renewed
 certificate.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BEHIND: Mapping[str, str] = {
     "ordermesh.order.v1.OrderService": lanes.ORDER,
     "ordermesh.history.v1.HistoryService": lanes.HISTORY,
+    "ordermesh.history.v1.ProjectionService": lanes.PROJECTOR,
     "ordermesh.recovery.v1.RecoveryService": lanes.RECOVERY,
 }
 """Services behind the proxy, and which process serves each."""

@@ -1,20 +1,18 @@
 """Databases for tests, each a copy of a template that holds the schema, on the session's one Postgres server.
 
 A copy takes a few dozen milliseconds, so every test may have its own and none has to clean tables. Templates
-are made at their first use from db/<kind>/schema.sql.
+are made at their first use from db/<kind>/schema*.sql.
 """
 
 import asyncio
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from ops.postgres import PostgresServer
+from ops.stack.databases import schema_of
 
 Kind = Literal["shard", "control", "readmodel"]
-
-SCHEMAS = Path(__file__).parent.parent / "db"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,7 @@ class Databases:
             if kind not in self._templates:
                 name = f"template_{kind}"
                 await self._server.create_database(name)
-                await self._server.run_sql(name, (SCHEMAS / kind / "schema.sql").read_text(encoding="utf-8"))
+                for script in schema_of(kind):
+                    await self._server.run_sql(name, script.read_text(encoding="utf-8"))
                 self._templates[kind] = name
             return self._templates[kind]

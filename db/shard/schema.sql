@@ -1,7 +1,7 @@
 -- A shard: orders, what wakes them, what happened to them, and the fence that keeps other owners' rows out.
 --
--- The sum of migrations/, for new databases; a test builds both and compares the catalogs. Written by order_svc only; read by
--- history_svc. Partitions are made by ordermesh.ensure_partitions(), which order_svc calls at start and every hour.
+-- With schema_projection.sql the sum of migrations/, for new databases; a test builds both and compares the catalogs. Written by
+-- order_svc only; read by history_svc. Partitions are made by ordermesh.ensure_partitions(), which order_svc calls at start and every hour.
 
 -- What an id says, who this shard is, which buckets it owns, and the trigger that refuses everybody else's rows.
 
@@ -403,9 +403,11 @@ CREATE TABLE projection_index (
     state           text        NOT NULL CHECK (state IN ('BUILDING', 'SERVING', 'RETIRED')),
     catalog_version bigint      NOT NULL,
     created_at      timestamptz NOT NULL,
+    retired_at      timestamptz,
     PRIMARY KEY (month, generation)
 );
 COMMENT ON TABLE projection_index IS 'Which index holds which month; one that is not the one we made is not served.';
+COMMENT ON COLUMN projection_index.retired_at IS 'Since when nobody reads or writes it; it is dropped a while later.';
 
 CREATE TABLE outbox_floor (
     only_row   boolean     PRIMARY KEY DEFAULT true CHECK (only_row),

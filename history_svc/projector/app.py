@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chassis import admin, faults, pg, supervise, telemetry
+from chassis import admin, auth, faults, pg, rpc, supervise, telemetry
 from chassis.clock import SYSTEM_CLOCK
 from chassis.kafka import open_consumer
+from chassis.limits import Limiter
+from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
+from history_svc.care.caretaker import Caretaker
+from history_svc.care.parts import Parts as CareParts
+from history_svc.care.service import ProjectionService
+from history_svc.care.store import CareStore
+from history_svc.care.upkeep import Upkeep
 from history_svc.channel.hub import Hub, Watching
 from history_svc.channel.kafka import KafkaDeadLetters, KafkaPublisher
 from history_svc.channel.leadership import Leadership
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
     from history_svc.projector.settings import ProjectorSettings
     from history_svc.readmodel.port import ReadModel
 
+SERVICE = "ordermesh.history.v1.ProjectionService"
 JITTER = random.SystemRandom().random
 
 
@@ -45,6 +53,7 @@ class Shard:
     database: pg.Database
     log: ShardLog
     source: EventSource
+    care: CareParts
     loops: tuple[Loop, ...]
 
 
@@ -73,13 +82,22 @@ async def serve(settings: ProjectorSettings) -> None:
             await stack.enter_async_context(_shard(settings, channel, read_model, name))
             for name in settings.shards
         ]
+        identity = ServerIdentity(TlsFiles(settings.tls_dir, "projector"))
+        gate = rpc.Gate(
+            auth.BehindProxy(auth.SubjectVerifier(settings.subject_dir)),
+            Limiter(settings.calls_max, settings.calls_queue, name="projection_calls"),
+        )
+        mount = rpc.Mount(SERVICE, ProjectionService({shard.name: shard.care.care for shard in shards}))
+        server = await stack.enter_async_context(rpc.serve(settings.listen, [mount], gate=gate, tls=identity))
         # Ready whatever a shard does: the others' changes are carried all the same.
         readiness = admin.Readiness(**({"kafka": channel.hub.ping} if channel.hub else {}))
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
         loops: list[Loop] = [loop for shard in shards for loop in shard.loops]
+        loops.append(Upkeep({shard.name: shard.care for shard in shards}))
         if channel.hub is not None:
             loops.append(channel.hub)
-        await supervise.until_stopped(*loops, drain=(readiness.drain,))
+        loops.append(CertificateWatcher(identity, SYSTEM_CLOCK))
+        await supervise.until_stopped(*loops, drain=(readiness.drain, partial(server.stop, settings.drain_s)))
 
 
 @asynccontextmanager
@@ -132,12 +150,23 @@ async def _shard(
             parts = Parts(shard_log, channel.dead_letters, SYSTEM_CLOCK, JITTER, settings.batching())
             publisher = partial(KafkaPublisher.open, settings.topics(), f"{settings.holder()}.relay-{name}")
             loops.append(Relay(parts, leadership, publisher))
+        store = ProjectionStore(name, database)
+        care = CareParts(
+            care=CareStore(name, database),
+            projection=store,
+            read_model=read_model,
+            clock=SYSTEM_CLOCK,
+            jitter=JITTER,
+            pacing=settings.pacing(),
+            quarantine_max=settings.quarantine_max,
+        )
+        loops.append(Caretaker(care, leadership))
         loops.append(
             indexer.Indexer(
                 indexer.Parts(
                     source=source,
                     read_model=read_model,
-                    store=ProjectionStore(name, database),
+                    store=store,
                     dead_letters=channel.dead_letters,
                     clock=SYSTEM_CLOCK,
                     jitter=JITTER,
@@ -147,4 +176,4 @@ async def _shard(
                 )
             )
         )
-        yield Shard(name, database, shard_log, source, tuple(loops))
+        yield Shard(name, database, shard_log, source, care, tuple(loops))

@@ -81,6 +81,12 @@ class Draft:
         return self.record.event.order_id
 
     @property
+    def created_at(self) -> datetime:
+        """When the order was made, which says the month of its document."""
+        assert self.record.event is not None
+        return self.record.event.created_at
+
+    @property
     def version(self) -> int:
         """In which version."""
         assert self.record.event is not None
@@ -101,6 +107,15 @@ def newest(records: Iterable[Record]) -> list[Record]:
 def written_to(catalog: Catalog, month: date) -> tuple[Index, ...]:
     """The indices that a document of a month is written to: every generation that is not retired."""
     return tuple(index for index in catalog.indices if index.month == month and index.state != "RETIRED")
+
+
+def added(older: Catalog, newer: Catalog) -> set[str]:
+    """Names of the indices that a newer catalog has written to and an older one does not know."""
+
+    def names(catalog: Catalog) -> set[str]:
+        return {index.identity.name for index in catalog.indices if index.state != "RETIRED"}
+
+    return names(newer) - names(older)
 
 
 def moved(ends: Mapping[int, Position], stored: Mapping[int, Position]) -> dict[int, Position]:

@@ -25,7 +25,7 @@ from history_svc.document import document, index_name, month_of, next_month
 from history_svc.errors import EventsUnavailable, ReadModelUnavailable
 from history_svc.position import BEGINNING
 from history_svc.projector.bulk import ITEMS_MAX, BulkWriter
-from history_svc.projector.domain import Draft, Progress, moved, newest, written_to
+from history_svc.projector.domain import Draft, Progress, added, moved, newest, written_to
 from history_svc.projector.store import Proof
 from history_svc.readmodel.port import Verdict, Write
 
@@ -59,6 +59,10 @@ AFTER_WRITE = faults.declare("index.after_write", "documents are stored, perhaps
 AFTER_REFRESH = faults.declare("index.after_refresh", "documents are searchable and no watermark says so")
 
 
+class CatalogChanged(Exception):
+    """There are indices now that what was written has to be written to as well: begin anew at once."""
+
+
 class QuarantineFull(Exception):
     """Too many orders are refused: that is a bad deployment, and no bad data; the watermark waits."""
 
@@ -80,10 +84,14 @@ class Parts:
 
 @dataclass(slots=True)
 class Pending:
-    """What is written since the last proof began, and how far that brings each partition."""
+    """What is written since the last proof began, and how far that brings each partition.
+
+    catalog: the oldest one by which any of it was written; None when nothing was.
+    """
 
     ends: Mapping[int, Position]
     as_of: Mapping[int, datetime]
+    catalog: Catalog | None = None
     indices: set[str] = field(default_factory=set)
     written: dict[UUID, int] = field(default_factory=dict)
     refused: dict[UUID, tuple[Draft, str]] = field(default_factory=dict)
@@ -93,8 +101,7 @@ class Pending:
 class Flight:
     """A batch on its way to the read model, and how far it brings each partition once it is there.
 
-    outcomes:        of each write; nothing is on its way when there are none.
-    catalog_version: by which it was written.
+    outcomes: of each write; nothing is on its way when there are none. catalog: by which it was written.
     """
 
     writes: Sequence[Write]
@@ -102,7 +109,7 @@ class Flight:
     outcomes: asyncio.Task[list[Outcome]] | None
     ends: Mapping[int, Position]
     as_of: Mapping[int, datetime]
-    catalog_version: int
+    catalog: Catalog
 
     @property
     def is_over(self) -> bool:
@@ -111,12 +118,12 @@ class Flight:
 
 
 class Proved(NamedTuple):
-    """What a proof has brought: where watermarks stand now, of those that went forward, and the newest
-    version of the catalog.
+    """What a proof has brought: where watermarks stand now, of those that went forward, and the catalog that
+    they were moved by.
     """
 
     ahead: Mapping[int, Position]
-    catalog_version: int
+    catalog: Catalog
 
 
 class Indexer:
@@ -142,6 +149,9 @@ class Indexer:
                             self._failures = 0
                 finally:
                     await indexing.close()
+            except CatalogChanged as changed:
+                log.info("catalog_changed", shard=self._parts.store.shard, indices=str(changed))
+                continue
             except (OrdermeshError, EventsUnavailable, QuarantineFull) as failed:
                 self._failures += 1
                 log.warning(
@@ -202,7 +212,8 @@ class Indexing:
         ended.
 
         If cancelled here, or when it raises: watermarks say no more than what is searchable.
-        Raises: OrdermeshError, EventsUnavailable, QuarantineFull; close this one and begin anew.
+        Raises: OrdermeshError, EventsUnavailable, QuarantineFull, CatalogChanged; close this one and begin
+        anew.
         """
         # Few changes wait for those before them, and so become more: requests of a few cost too much.
         await self._land(IN_AIR_MAX - 1 if self._is_behind else 0)
@@ -222,14 +233,16 @@ class Indexing:
             # With nothing else to do what is on its way is waited for; else what landed is proved.
             await self._land(IN_AIR_MAX if records else 0)
             self._begin_proof()
+        if self._parts.clock.monotonic() - self._checked_at >= CHECK_INDICES_EVERY_S:
+            await self._check_indices()
         return has_proved
 
     async def prove(self) -> None:
         """Wait for all that is on its way, refresh what was written to, and write down how far that brings
         the watermarks.
 
-        Raises: ReadModelUnavailable, QuarantineFull, and what the store raises; then nothing was written
-        down.
+        Raises: ReadModelUnavailable, QuarantineFull, CatalogChanged, and what the store raises; then nothing
+        was written down.
         """
         await self._land(0)
         await self._end_proof()
@@ -251,21 +264,26 @@ class Indexing:
         if not (pending.indices or moved(pending.ends, self._stored)):
             return
         self._pending = Pending(pending.ends, pending.as_of)
-        version = min([self._catalog.version, *(flight.catalog_version for flight in self._flights)])
-        self._proof = asyncio.create_task(
-            self._prove(pending, version), name=f"indexer.{self._parts.store.shard}.proof"
-        )
+        name = f"indexer.{self._parts.store.shard}.proof"
+        self._proof = asyncio.create_task(self._prove(pending), name=name)
 
-    async def _prove(self, pending: Pending, catalog_version: int) -> Proved:
+    async def _prove(self, pending: Pending) -> Proved:
         if pending.indices:
             await self._parts.read_model.refresh(sorted(pending.indices))
         await faults.point(AFTER_REFRESH)
         ahead = moved(pending.ends, self._stored)
         if not (ahead or pending.refused or pending.written):
-            return Proved({}, self._catalog.version)
-        return await self._mark(pending, ahead, catalog_version)
+            return Proved({}, self._catalog)
+        catalog = pending.catalog or self._catalog
+        while not await self._mark(pending, ahead, catalog.version):
+            newest = await self._parts.store.catalog()
+            if pending.catalog is not None and (new := added(catalog, newest)):
+                raise CatalogChanged(", ".join(sorted(new)))
+            catalog = newest
+        return Proved(ahead, catalog)
 
-    async def _mark(self, pending: Pending, ahead: dict[int, Position], catalog_version: int) -> Proved:
+    async def _mark(self, pending: Pending, ahead: dict[int, Position], catalog_version: int) -> bool:
+        """Write down what was proved; False when the catalog is newer than this version."""
         parts = self._parts
         for draft, reason in pending.refused.values():
             await parts.dead_letters.put(draft.record, reason)
@@ -281,9 +299,11 @@ class Indexing:
         metrics.INDEX_HELD.labels(parts.store.shard).set(marked.is_full or bool(self._progress.holes))
         if marked.is_full:
             raise QuarantineFull(f"{marked.quarantined} orders and {len(pending.refused)} more are refused")
+        if marked.is_behind:
+            return False
         if pending.as_of:
             metrics.INDEXED_UNTIL.labels(parts.store.shard).set(min(pending.as_of.values()).timestamp())
-        return Proved(ahead, marked.catalog_version)
+        return True
 
     async def _end_proof(self) -> None:
         """Wait for the proof that is under way, if there is one, and go by what it said."""
@@ -291,24 +311,24 @@ class Indexing:
             return
         proved, self._proof = await self._proof, None
         if proved.ahead:
-            self._stored.update(proved.ahead)
+            self._stored.update(moved(proved.ahead, self._stored))
             await self._parts.source.kept(dict(self._stored))
-        if proved.catalog_version != self._catalog.version:
-            await self._read_catalog()
-        if self._parts.clock.monotonic() - self._checked_at >= CHECK_INDICES_EVERY_S:
-            await self._check_indices()
+        if proved.catalog.version > self._catalog.version:
+            self._catalog = proved.catalog
 
     async def _launch(self, records: Sequence[Record]) -> None:
         """Send what is new on its way."""
         drafts = self._drafts(newest(self._progress.follow(records)))
-        names: dict[date, list[str]] = {}
+        months = [month_of(draft.created_at) for draft in drafts]
+        for month in set(months):
+            await self._ensure_index(month)
+        catalog = self._catalog
+        names = {
+            month: [index.identity.name for index in written_to(catalog, month)] for month in set(months)
+        }
         writes: list[Write] = []
         owners: list[Draft] = []
-        for draft in drafts:
-            assert draft.record.event is not None
-            month = month_of(draft.record.event.created_at)
-            if month not in names:
-                names[month] = await self._indices(month)
+        for draft, month in zip(drafts, months, strict=True):
             for index in names[month]:
                 writes.append(Write(index, draft.document))
                 owners.append(draft)
@@ -321,7 +341,7 @@ class Indexing:
         if writes:
             name = f"indexer.{self._parts.store.shard}.bulk"
             outcomes = asyncio.create_task(self._sent(writes), name=name)
-        self._flights.append(Flight(writes, owners, outcomes, ends, as_of, self._catalog.version))
+        self._flights.append(Flight(writes, owners, outcomes, ends, as_of, catalog))
 
     async def _sent(self, writes: Sequence[Write]) -> list[Outcome]:
         outcomes = await self._bulk.write(writes)
@@ -340,6 +360,8 @@ class Indexing:
                 if outcome.verdict is Verdict.MISSING
             }
             self._note(flight.writes, flight.owners, outcomes)
+            if flight.writes and (pending := self._pending).catalog is None:
+                pending.catalog = flight.catalog
             if lost:
                 # What was written elsewhere is safe; the rest is written again once there is where to.
                 for name in lost:
@@ -397,23 +419,22 @@ class Indexing:
         holes.clear()
         await self._parts.source.rewind(back)
 
-    async def _indices(self, month: date) -> list[str]:
-        """Where a month's documents go; a month that nobody knows yet, and the one after it, get an index."""
-        found = written_to(self._catalog, month)
-        if not found:
-            for each in (month, next_month(month)):
-                identity = await self._parts.read_model.create(index_name(each, 1))
-                await self._parts.store.add_index(each, identity)
-            await self._read_catalog()
-            found = written_to(self._catalog, month)
-        return [index.identity.name for index in found]
+    async def _ensure_index(self, month: date) -> None:
+        """A month that nobody knows yet, and the one after it, get an index."""
+        if written_to(self._catalog, month):
+            return
+        for each in (month, next_month(month)):
+            identity = await self._parts.read_model.create(index_name(each, 1))
+            await self._parts.store.add_index(each, identity)
+        await self._read_catalog()
 
     async def _check_indices(self) -> None:
-        """Doubt every index that is gone, or that is not the one that was made.
+        """Doubt every index that is gone, or that is not the one that was made; make those that are planned.
 
         Raises: ReadModelUnavailable, and what the store raises.
         """
         self._checked_at = self._parts.clock.monotonic()
+        await self._read_shard()
         kept = [index for index in self._catalog.indices if index.state is not State.RETIRED]
         there = await self._parts.read_model.identities([index.identity.name for index in kept])
         wrong = [index for index in kept if there.get(index.identity.name) != index.identity]
@@ -425,11 +446,25 @@ class Indexing:
     async def _read_catalog(self) -> None:
         self._catalog = await self._parts.store.catalog()
 
+    async def _read_shard(self) -> None:
+        """Read the catalog, and go on from the shard's watermarks where they are further than we are: another
+        process moved them, or the projection was begun anew. What is below them needs nothing any more.
+        """
+        await self._read_catalog()
+        started = await self._parts.store.started()
+        for partition, mark in moved(started.watermarks, self._stored).items():
+            self._stored[partition] = mark
+            if mark > self._progress.end(partition):
+                self._progress.ends[partition] = mark
+                self._progress.holes.pop(partition, None)
+
     async def _replace(self, name: str) -> None:
-        """Stop reading an index before another of its name is made: an empty one would make lists short."""
-        log.error("index_is_not_ours", shard=self._parts.store.shard, index=name)
-        metrics.INDICES_DOUBTED.labels(self._parts.store.shard).inc()
+        """Stop reading an index before another of its name is made: an empty one would make lists short. One
+        that is only planned is made.
+        """
         for index in self._catalog.indices:
             if index.identity.name == name and index.identity.index_uuid:
+                log.error("index_is_not_ours", shard=self._parts.store.shard, index=name)
+                metrics.INDICES_DOUBTED.labels(self._parts.store.shard).inc()
                 await self._parts.store.doubt_index(index.identity)
         await self._parts.store.name_index(await self._parts.read_model.create(name))

@@ -10,13 +10,16 @@ SELECT i.log_epoch, i.partition_base, i.partition_count,
 -- All that a refresh has proved, or nothing: watermarks go forward, what was refused is noted, what came through is freed.
 -- $1-$4 partitions, xids, seqs, instants before which everything is below; $5 log epoch; $6 catalog version they were written
 -- by; $7-$12 refused orders; $13 $14 written orders and their versions; $15 how many orders may be in quarantine.
--- `is_full`: there would be more than that; then nothing is written.
+-- `is_full`: there would be more than that; `is_behind`: the catalog is newer. Then nothing is written.
 WITH refused AS MATERIALIZED (
     SELECT * FROM unnest($7::uuid[], $8::timestamptz[], $9::text[], $10::int[], $11::bigint[], $12::text[])
                AS r (order_id, created_at, user_id, stream_partition, version, reason)
+), head AS MATERIALIZED (
+    SELECT version, version > $6 AS is_ahead FROM projection_catalog
 ), room AS MATERIALIZED (
-    SELECT NOT EXISTS (SELECT FROM refused)
-        OR (SELECT count(*) FROM quarantine) + (SELECT count(*) FROM refused) <= $15 AS is_there
+    SELECT NOT f.is_full AND NOT head.is_ahead AS is_there, f.is_full, head.is_ahead
+      FROM head, (SELECT EXISTS (SELECT FROM refused)
+                     AND (SELECT count(*) FROM quarantine) + (SELECT count(*) FROM refused) > $15 AS is_full) f
 ), noted AS (
     INSERT INTO quarantine AS q (order_id, created_at, user_id, stream_partition, version, reason, seen_at)
     SELECT r.order_id, r.created_at, r.user_id, r.stream_partition, r.version, r.reason, clock_timestamp()
@@ -35,9 +38,9 @@ WITH refused AS MATERIALIZED (
        SET log_epoch = excluded.log_epoch, xid = excluded.xid, seq = excluded.seq, catalog_version = excluded.catalog_version,
            updated_at = excluded.updated_at, source_at = greatest(m.source_at, excluded.source_at)
      WHERE (m.log_epoch, m.xid, m.seq) < (excluded.log_epoch, excluded.xid, excluded.seq)
+       AND m.catalog_version <= excluded.catalog_version
 )
-SELECT NOT room.is_there AS is_full, (SELECT version FROM projection_catalog) AS catalog_version,
-       (SELECT count(*) FROM quarantine) AS quarantined
+SELECT room.is_full, room.is_ahead AS is_behind, (SELECT count(*) FROM quarantine) AS quarantined
   FROM room;
 
 -- name: read_catalog

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from chassis.kafka import Cluster, Mechanism
 from chassis.settings import reasons
+from history_svc.care.parts import Pacing
 from history_svc.channel.kafka import TOPIC, Topics
 from history_svc.projector.relay import Batching
 from history_svc.projector.retention import Keeping
@@ -84,6 +85,21 @@ class ProjectorSettings(ReadSideSettings):
         "SCRAM-SHA-512", description="How the password is proved to Kafka; PLAIN by TLS only."
     )
 
+    calls_max: int = Field(16, ge=1, le=256, description="Calls of operators at once.")
+    calls_queue: int = Field(16, ge=0, le=256, description="Calls of operators that may wait for a slot.")
+    care_every_s: float = Field(
+        5.0, gt=0, le=3600, description="How often each shard's projection is looked after."
+    )
+    copy_rate: int = Field(
+        5000, ge=1, le=1_000_000, description="Orders per second that a rebuild reads from a shard at most."
+    )
+    verify_every_h: float = Field(
+        24.0, ge=0, le=8760, description="Hours after which a month is compared again by itself; 0 for never."
+    )
+    retired_grace_s: float = Field(
+        3600.0, ge=0, le=2_592_000, description="How long an index is kept that nobody reads any more."
+    )
+
     @model_validator(mode="after")
     def _is_let_in(self) -> Self:
         try:
@@ -119,6 +135,15 @@ class ProjectorSettings(ReadSideSettings):
             username=self.kafka_username,
             password=self.kafka_password,
             mechanism=self.kafka_mechanism,
+        )
+
+    def pacing(self) -> Pacing:
+        """How the projection is looked after."""
+        return Pacing(
+            every_s=self.care_every_s,
+            copy_rate=self.copy_rate,
+            verify_every=timedelta(hours=self.verify_every_h),
+            grace=timedelta(seconds=self.retired_grace_s),
         )
 
     def topics(self) -> Topics:

@@ -46,6 +46,7 @@ class Proof:
     """What a refresh has proved.
 
     watermarks: where each partition stands. as_of: every change committed before it is at or below that.
+    catalog_version: by which the documents were written, the oldest one.
     refused:    drafts that the read model does not take, with its reason. written: orders and their
     versions that are searchable.
     """
@@ -59,10 +60,14 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """What came of a proof. is_full: nothing was written, as too many orders would be in quarantine."""
+    """What came of a proof.
+
+    is_full:   nothing was written, as too many orders would be in quarantine.
+    is_behind: nothing was written, as the catalog is newer than the one that the documents were written by.
+    """
 
     is_full: bool
-    catalog_version: int
+    is_behind: bool
     quarantined: int
 
 
@@ -114,7 +119,7 @@ class ProjectionStore:
         )
         assert row is not None, "room always has its row"
         await faults.point(AFTER_MARK)
-        return Marked(row["is_full"], row["catalog_version"], row["quarantined"])
+        return Marked(row["is_full"], row["is_behind"], row["quarantined"])
 
     async def catalog(self) -> Catalog:
         """The catalog as it is now."""

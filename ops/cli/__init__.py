@@ -44,6 +44,9 @@ COMMANDS = (
         "ops.cli.explain_page:explain_page",
         "Say why a user's list looks as it does.",
     ),
+    Entry(
+        "Operations", "index", "ops.cli.index:app", "status, rebuild, verify, replay, reset, list, cancel."
+    ),
     Entry("Operations", "recovery", "ops.cli.recovery:app", "status, hanging, probe, pause, resume."),
     Entry("Operations", "upstream", "ops.cli.upstream:app", "Simulated upstreams: break, heal, ledger."),
     Entry("Operations", "vip", "ops.cli.vip:app", "Dedicated buckets: promote, demote, list, show."),
@@ -54,9 +57,8 @@ COMMANDS = (
 
 EPILOG = """\b
 Every command takes --help (with an example) and --state-dir, most -o json.
-Exit codes: 0 ok, 1 the answer is no, incomplete or a violation, 2 usage,
-3 the stack is not reachable, 4 the mesh refused with a typed error,
-5 a load run proves nothing."""
+Exit codes: 0 ok, 1 no, incomplete or a violation, 2 usage, 3 no stack is
+reachable, 4 the mesh refused with a typed error, 5 a load proves nothing."""
 
 
 class OrdermeshCommand(Root):

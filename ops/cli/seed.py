@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,17 +13,22 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ops import projection
 from ops import seed as seeding
 from ops.cli import output
-from ops.cli.calls import quietly
-from ops.cli.options import Format, Output, StateDir
+from ops.cli.bars import bars
+from ops.cli.calls import ask, quietly
+from ops.cli.options import Format, Output, StateDir, duration
 from ops.seed.plan import Plan, PlanRefused
 from ops.stack.endpoints import Endpoints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ops.mesh import Mesh
     from ops.seed import Outcome
+
+TEN_MINUTES = timedelta(minutes=10)
 
 
 def seed(
@@ -36,6 +42,15 @@ def seed(
     heavy_user: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of all orders of one user, seed.SEED.heavy.")
     ] = 0.0,
+    wait: Annotated[
+        timedelta,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            show_default="10m",
+            help="Wait so long until the read model has them too; 0s not to.",
+        ),
+    ] = TEN_MINUTES,
     form: Output = Format.TABLE,
 ) -> None:
     """Make back-dated orders, as if the mesh had run for months.
@@ -44,7 +59,7 @@ def seed(
     a few hang. The upstreams' ledgers get their side of it, so the audit passes. Nothing is younger than two
     days. The same arguments again add nothing; a run that was cut off is completed.
 
-    The months' rows reach the read model when it is rebuilt; until then their lists come from the shards.
+    The read model builds these months by itself; until then their lists come from the shards.
 
     \b
     Example:
@@ -58,7 +73,20 @@ def seed(
         raise typer.BadParameter(str(refused)) from refused
     with _bar(plan.orders, shown=form is Format.TABLE and sys.stderr.isatty()) as progress:
         outcome = quietly(seeding.run(plan, endpoints.shard_dsns(), ledgers, progress))
+    is_served = outcome.added == 0 or not wait or _until_served(state_dir, wait, form)
     _print(outcome, form)
+    if not is_served or (outcome.added and not wait):
+        output.note("until the read model has these months, their lists come from the shards: index status")
+
+
+def _until_served(state_dir: Path, wait: timedelta, form: Format) -> bool:
+    """Wait until an index serves every month; whether one does."""
+
+    async def work(mesh: Mesh) -> bool:
+        with bars(form) as tell:
+            return not await projection.until_served(mesh, wait_s=wait.total_seconds(), tell=tell)
+
+    return ask(state_dir, work)
 
 
 @contextmanager
@@ -96,4 +124,3 @@ def _print(outcome: Outcome, form: Format) -> None:
             ("took", f"{outcome.seconds:g} s, {outcome.rate:.0f} orders/s"),
         )
     )
-    output.note("until the read model is rebuilt, lists of these months come from the shards")

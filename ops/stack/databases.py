@@ -106,15 +106,22 @@ async def _create(server: PostgresServer, name: str, kind: str) -> None:
         await connection.close()
 
 
+def schema_of(kind: str) -> list[Traversable]:
+    """The scripts that make a new database of a kind, in order: `schema.sql`, then `schema_*.sql`."""
+    scripts = resources.files("db").joinpath(kind).iterdir()
+    return sorted((each for each in scripts if each.name.startswith("schema")), key=lambda each: each.name)
+
+
 async def _missing(connection: asyncpg.Connection, kind: str) -> list[Traversable]:
     """What a database still needs: the whole schema, or the migrations that are newer than its data."""
-    home = resources.files("db").joinpath(kind)
     if not await connection.fetchval(_HAS_SCHEMA):
-        return [home.joinpath("schema.sql")]
+        return schema_of(kind)
     applied = {FIRST_OF_CONTROL}
     if await connection.fetchval(_HAS_MIGRATIONS):
         applied = {row["name"] for row in await connection.fetch(_MIGRATIONS)}
-    known = sorted(home.joinpath("migrations").iterdir(), key=lambda script: script.name)
+    known = sorted(
+        resources.files("db").joinpath(kind, "migrations").iterdir(), key=lambda script: script.name
+    )
     return [script for script in known if script.name.removesuffix(".sql") not in applied]
 
 

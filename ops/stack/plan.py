@@ -186,8 +186,14 @@ class Plan:
 
     def _projector(self) -> Process:
         partitions = layout.TOPICS[layout.EVENTS_TOPIC]
-        name = {"INSTANCE": "projector", "TOPIC_REPLICAS": "1", "TOPIC_PARTITIONS": str(partitions)}
-        return self._process("projector", "history_svc.projector", {**self._read_side(), **name})
+        here = {
+            "INSTANCE": "projector",
+            "TOPIC_REPLICAS": "1",
+            "TOPIC_PARTITIONS": str(partitions),
+            "CARE_EVERY_S": "1",
+            "RETIRED_GRACE_S": "30",
+        }
+        return self._process("projector", "history_svc.projector", {**self._read_side(), **here})
 
     def _read_side(self) -> dict[str, str]:
         """What both processes of the read side are told: the shards, and what is behind each port."""

@@ -84,7 +84,15 @@ OBJECT_PUT_POINTS = ("s3.before_put", "s3.after_put")
 OBJECT_PARTS_POINTS = ("s3.after_begin", "s3.after_part", "s3.before_complete", "s3.after_complete")
 OBJECT_POINTS = (*OBJECT_PUT_POINTS, *OBJECT_PARTS_POINTS, "s3.after_delete")
 """Points of the port of S3. tests/faults/test_object_store_kills.py kills a process at each of them."""
-READ_SIDE_POINTS = (*RELAY_POINTS, *INDEX_POINTS)
-"""Points that no order waits for. tests/integration/test_relay.py and test_indexer.py die at each of them,
-test_projector_process.py kills the process there; no change is missed.
+CARE_POINTS = (
+    "care.after_make",
+    "care.after_copy",
+    "care.before_serve",
+    "care.after_serve",
+    "care.after_reset",
+)
+READ_SIDE_POINTS = (*RELAY_POINTS, *INDEX_POINTS, *CARE_POINTS)
+"""Points that no order waits for. tests/integration/test_relay.py, test_indexer.py and test_care.py die at
+each of them, test_projector_process.py and tests/e2e/test_index_care.py kill the process there; no change is
+missed.
 """

@@ -20,7 +20,7 @@ import pytest
 from chassis.kafka import Cluster, Consumer, open_consumer
 from chassis.testing import eventually
 from history_svc.channel.wire import decode
-from ops import ports
+from ops import ca, ports
 from ops.kafka import KafkaServer
 from tests.channels import Nobody
 from tests.databases import Databases
@@ -71,6 +71,8 @@ class Projector:
 @asynccontextmanager
 async def projector(directory: Path, **environment: str) -> AsyncIterator[Projector]:
     directory.mkdir(exist_ok=True)
+    ca.renew_due(directory)
+    ca.ensure_subject_keys(directory)
     port, log, fired = ports.free_port(), directory / "projector.log", directory / "fired"
     fired.touch()
     settings = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import asyncpg
 import pytest
 
 from ops.postgres import PostgresServer
+from ops.stack.databases import schema_of
 
 DB = Path(__file__).parent.parent.parent / "db"
 SHARD = DB / "shard"
@@ -51,7 +53,7 @@ async def catalog(dsn: str) -> dict[str, list[Any]]:
         await connection.close()
 
 
-async def built(postgres: PostgresServer, name: str, *scripts: Path) -> str:
+async def built(postgres: PostgresServer, name: str, *scripts: Traversable) -> str:
     await postgres.create_database(name)
     for script in scripts:
         await postgres.run_sql(name, script.read_text(encoding="utf-8"))
@@ -62,7 +64,7 @@ async def built(postgres: PostgresServer, name: str, *scripts: Path) -> str:
 async def both(postgres: PostgresServer) -> Any:
     migrations = sorted((SHARD / "migrations").glob("*.sql"))
     yield (
-        await built(postgres, "shard_by_schema", SHARD / "schema.sql"),
+        await built(postgres, "shard_by_schema", *schema_of("shard")),
         await built(postgres, "shard_by_migrations", *migrations),
     )
     for name in ("shard_by_schema", "shard_by_migrations"):
@@ -78,7 +80,10 @@ async def test_the_schema_is_the_sum_of_its_migrations(both: tuple[str, str]) ->
 
 async def test_the_read_models_schema_is_the_sum_of_its_migrations(postgres: PostgresServer) -> None:
     migrations = sorted((DB / "readmodel" / "migrations").glob("*.sql"))
-    ways = {"by_schema": [DB / "readmodel" / "schema.sql"], "by_migrations": migrations}
+    ways: dict[str, list[Traversable]] = {
+        "by_schema": schema_of("readmodel"),
+        "by_migrations": list(migrations),
+    }
     found = []
     for name, scripts in ways.items():
         found.append(await catalog(await built(postgres, f"readmodel_{name}", *scripts)))
@@ -111,7 +116,7 @@ async def test_a_drift_would_be_noticed(
     postgres: PostgresServer, both: tuple[str, str], part: str, drift: str
 ) -> None:
     name = "shard_that_drifted"
-    dsn = await built(postgres, name, SHARD / "schema.sql")
+    dsn = await built(postgres, name, *schema_of("shard"))
     try:
         await postgres.run_sql(name, drift)
         assert (await catalog(dsn))[part] != (await catalog(both[0]))[part]

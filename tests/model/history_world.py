@@ -25,7 +25,7 @@ from history_svc.events import Record
 from history_svc.page import NEWEST, OLDEST, Filter, Key, Row, Window
 from history_svc.placement import Held
 from history_svc.position import Position
-from history_svc.projector.indexer import Indexing, Parts, QuarantineFull
+from history_svc.projector.indexer import CatalogChanged, Indexing, Parts, QuarantineFull
 from history_svc.projector.store import ProjectionStore
 from history_svc.reader import Reader, Served, ServedBy, Wish
 from history_svc.search import Searcher
@@ -235,7 +235,7 @@ class World:
                 await self.indexing.prove()
                 if self.source is not None and self.source.is_whole:
                     break
-        except (Died, FaultFired, BaseExceptionGroup, OrdermeshError, QuarantineFull):
+        except (Died, FaultFired, BaseExceptionGroup, OrdermeshError, QuarantineFull, CatalogChanged):
             # The process is gone with all that it knew; the next one starts at what is stored.
             await self.end_indexing()
         finally:

@@ -112,6 +112,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The user has no dedicated bucket of their own."""
     REASON_READ_MODEL_UNAVAILABLE: _Reason.ValueType  # 44
     """Older orders and searches cannot be answered now; orders themselves are not affected."""
+    REASON_OPERATION_NOT_FOUND: _Reason.ValueType  # 45
+    """No operation of this id on this shard."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -206,4 +208,6 @@ REASON_NOT_A_VIP: Reason.ValueType  # 43
 """The user has no dedicated bucket of their own."""
 REASON_READ_MODEL_UNAVAILABLE: Reason.ValueType  # 44
 """Older orders and searches cannot be answered now; orders themselves are not affected."""
+REASON_OPERATION_NOT_FOUND: Reason.ValueType  # 45
+"""No operation of this id on this shard."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

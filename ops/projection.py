@@ -1,0 +1,88 @@
+"""Following the read model's operations until they are over."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from ops.mesh import TIMEOUT_S, CallFailed
+from ordermesh.history.v1 import projection_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from ops.mesh import Mesh
+
+    Tell = Callable[[Sequence[pb.Operation]], None]
+
+LOOK_EVERY_S = 0.3
+NEWEST_MAX = 100
+Operation = pb.Operation
+
+
+async def started(mesh: Mesh, requests: Sequence[pb.StartOperationRequest], who: object) -> list[Operation]:
+    """The operations of some requests. who: the metadata that says which person asks.
+
+    Raises: CallFailed.
+    """
+    found: list[Operation] = []
+    for request in requests:
+        answer = await mesh.projection.StartOperation(request, timeout=TIMEOUT_S, metadata=who)  # type: ignore[arg-type]
+        found += answer.operations
+    return found
+
+
+async def followed(mesh: Mesh, begun: Collection[Operation], *, wait_s: float, tell: Tell) -> list[Operation]:
+    """Operations as they are when they are over, or when the time is; told what is open again and again.
+
+    A mesh that does not answer meanwhile is asked again.
+    """
+    known: dict[str, Operation] = {each.operation_id: each for each in begun}
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end and any(each.state == Operation.OPEN for each in known.values()):
+        known |= {each.operation_id: each for each in await _newest(mesh, end) if each.operation_id in known}
+        tell(list(known.values()))
+        await asyncio.sleep(LOOK_EVERY_S)
+    return list(known.values())
+
+
+async def unserved(mesh: Mesh) -> tuple[dict[tuple[str, str], bool], list[Operation], list[str]]:
+    """Months that their shard serves itself, with the operations that are open, and shards that do not
+    answer.
+
+    Raises: CallFailed.
+    """
+    answer = await mesh.projection.GetProjectionStatus(pb.GetProjectionStatusRequest(), timeout=TIMEOUT_S)
+    serving: dict[tuple[str, str], bool] = {}
+    for part in answer.shards:
+        for index in part.indices:
+            place = (part.shard, index.month)
+            serving[place] = serving.get(place, False) or index.state == "SERVING"
+    opened = [operation for part in answer.shards for operation in part.operations]
+    return {place: False for place, serves in serving.items() if not serves}, opened, list(answer.unreachable)
+
+
+async def until_served(mesh: Mesh, *, wait_s: float, tell: Tell) -> Mapping[tuple[str, str], bool]:
+    """Wait until an index serves every month of every shard; what is still unserved when the time is over."""
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            left, opened, away = await unserved(mesh)
+        except CallFailed:
+            left, opened, away = {}, [], ["the mesh"]
+        tell(opened)
+        if (not left and not away) or time.monotonic() > end:
+            return left
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _newest(mesh: Mesh, end: float) -> Sequence[Operation]:
+    request = pb.ListOperationsRequest(page_size=NEWEST_MAX)
+    try:
+        answer = await mesh.projection.ListOperations(
+            request, timeout=max(0.1, min(TIMEOUT_S, end - time.monotonic()))
+        )
+    except CallFailed:
+        return []
+    return list(answer.operations)

@@ -1,0 +1,312 @@
+"""Months are built again, compared and repaired over a real shard, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from chassis import faults
+from chassis.faults import FaultFired
+from history_svc.care import operating
+from history_svc.care.operation import Findings, Kind, Phase, State
+from history_svc.errors import ReadModelUnavailable
+from history_svc.page import Filter
+from history_svc.reader import ServedBy
+from history_svc.settings import HistorySettings
+from history_svc.store import Shards
+from tests.care import Keeper
+from tests.databases import Database
+from tests.faults.points import CARE_POINTS
+from tests.model.history_world import World
+from tests.shards import opened
+from tests.unit.orders import relabelled
+
+EVERYTHING = Filter()
+OLD = timedelta(hours=2)
+
+
+@pytest.fixture
+async def world(shard_database: Callable[[], Awaitable[Database]]) -> AsyncIterator[World]:
+    database = await shard_database()
+    wanted = HistorySettings(tls_dir=Path(), subject_dir=Path(), profile="local", shards={"s1": database.dsn})
+    async with opened(database) as shard, Shards.open(wanted) as shards:
+        made = World(shard, shards)
+        yield made
+        await made.close()
+
+
+@pytest.fixture
+async def keeper(world: World) -> Keeper:
+    made = Keeper(world)
+    await made.lead()
+    return made
+
+
+async def served_by(world: World) -> ServedBy:
+    return (await world.checked_page("alice", EVERYTHING, 100)).served_by
+
+
+async def test_a_month_is_built_anew_and_serves_once_it_is_proven(world: World, keeper: Keeper) -> None:
+    await keeper.create(5)
+    asked = await keeper.ask(Kind.REBUILD)
+    async with keeper.indexing():
+        done = await keeper.work()
+    assert [(each.operation_id, each.state, each.orders) for each in done] == [
+        (asked.operation_id, State.SUCCEEDED, 5)
+    ]
+    assert done[0].findings == Findings()
+    assert await keeper.states() == {1: "SERVING", 2: "SERVING"}
+    await keeper.upkeep.step()
+    assert await keeper.states() == {2: "SERVING"}
+    await world.pass_time(OLD)
+    assert await served_by(world) is ServedBy.READ_MODEL
+
+
+async def test_it_copies_only_when_everybody_who_writes_knows_the_new_index(
+    world: World, keeper: Keeper
+) -> None:
+    await keeper.create(2)
+    await keeper.ask(Kind.REBUILD)
+    for _ in range(3):
+        await keeper.step()
+    (waiting,) = await keeper.all()
+    assert (waiting.phase, "waits" in waiting.note) == (Phase.WAIT, True)
+    await keeper.create(1)  # Its projector learns of the new index here, and begins anew.
+    await keeper.index()
+    await keeper.step()
+    assert (await keeper.all())[0].phase is Phase.COPY
+
+
+async def test_what_changes_while_a_month_is_built_is_in_its_new_index(world: World, keeper: Keeper) -> None:
+    await keeper.create(5)
+    await keeper.ask(Kind.REBUILD)
+    async with keeper.indexing():
+        while (await keeper.all())[0].state is State.OPEN:
+            await keeper.step()
+            order_id = next(iter(world.orders))
+            await world.change(order_id, relabelled({"n": str(len(world.orders))}))
+            await world.create("alice")
+    await keeper.upkeep.step()
+    await keeper.index()
+    await world.pass_time(OLD)
+    assert await served_by(world) is ServedBy.READ_MODEL
+
+
+@pytest.mark.parametrize("point", [point for point in CARE_POINTS if point != operating.AFTER_RESET])
+async def test_a_rebuild_that_dies_is_carried_on_by_the_next(
+    world: World, keeper: Keeper, point: str
+) -> None:
+    await keeper.create(3)
+    await keeper.ask(Kind.REBUILD)
+    faults.arm(f"{point}=raise")
+    async with keeper.indexing():
+        died = False
+        for _ in range(20):
+            try:
+                await keeper.step()
+            except FaultFired:
+                died = True
+                faults.arm("")
+                break
+        done = await keeper.work()
+    assert (died, [each.state for each in done]) == (True, [State.SUCCEEDED])
+    await world.pass_time(OLD)
+    assert await served_by(world) is ServedBy.READ_MODEL
+
+
+async def test_a_reset_that_dies_is_done_again(world: World, keeper: Keeper) -> None:
+    await keeper.create(3)
+    await keeper.ask(Kind.RESET)
+    faults.arm(f"{operating.AFTER_RESET}=raise")
+    with pytest.raises(FaultFired):
+        await keeper.step()
+    async with keeper.indexing():
+        done = await keeper.work()
+    assert {each.state for each in done} == {State.SUCCEEDED}
+    await world.pass_time(OLD)
+    assert await served_by(world) is ServedBy.READ_MODEL
+
+
+async def test_a_lost_index_is_found_and_its_month_built_again_by_itself(
+    world: World, keeper: Keeper
+) -> None:
+    await keeper.create(3)
+    for name in list(world.read_model.stored):
+        world.read_model.lose(name)
+    await keeper.create(1)
+    async with keeper.indexing():
+        while "BUILDING" not in (await keeper.states()).values():
+            await keeper.create(1, "bob")
+        await world.pass_time(OLD)
+        assert await served_by(world) is ServedBy.SQL_FALLBACK
+        done = await keeper.work()
+    assert {(each.kind, each.state) for each in done} == {(Kind.REBUILD, State.SUCCEEDED)}
+    assert await served_by(world) is ServedBy.READ_MODEL
+
+
+async def test_comparing_finds_what_is_missing_and_what_is_stale_and_repairs_it(
+    world: World, keeper: Keeper
+) -> None:
+    await keeper.create(4)
+    first, second = list(world.orders)[:2]
+    (name,) = [name for name, stored in world.read_model.stored.items() if stored]
+    old = dict(world.read_model.stored[name][str(second)])
+    await world.change(second, relabelled({"n": "2"}))
+    await keeper.index()
+    for shown in (world.read_model.stored[name], world.read_model.visible[name]):
+        del shown[str(first)]
+        shown[str(second)] = old
+    asked = await keeper.ask(Kind.VERIFY)
+    async with keeper.indexing():
+        found = {each.operation_id: each for each in await keeper.work()}[asked.operation_id]
+        assert found.findings == Findings(missing=1, stale=1)
+        asked = await keeper.ask(Kind.VERIFY, repairs=True)
+        found = {each.operation_id: each for each in await keeper.work()}[asked.operation_id]
+        assert found.findings == Findings(missing=1, stale=1, repaired=2)
+        again = await keeper.ask(Kind.VERIFY)
+        found = {each.operation_id: each for each in await keeper.work()}[again.operation_id]
+    assert (found.findings, found.state) == (Findings(), State.SUCCEEDED)
+    await world.pass_time(OLD)
+    assert len((await world.checked_page("alice", EVERYTHING, 100)).page.rows) == 4
+
+
+async def test_an_index_that_knows_more_than_the_shard_is_not_read_until_it_is_built_again(
+    world: World, keeper: Keeper
+) -> None:
+    await keeper.create(3)
+    first = next(iter(world.orders))
+    (name,) = [name for name, stored in world.read_model.stored.items() if stored]
+    for shown in (world.read_model.stored[name], world.read_model.visible[name]):
+        shown[str(first)] = {**shown[str(first)], "version": 9, "h32": 1}
+    async with keeper.indexing():
+        asked = await keeper.ask(Kind.VERIFY, repairs=True)
+        await keeper.step()
+        found = {each.operation_id: each for each in await keeper.all()}[asked.operation_id]
+        assert (found.state, found.findings) == (State.SUCCEEDED, Findings(ahead=1))
+        await world.pass_time(OLD)
+        assert await served_by(world) is ServedBy.SQL_FALLBACK
+        done = await keeper.work()
+    assert {(each.kind, each.state) for each in done} == {
+        (Kind.VERIFY, State.SUCCEEDED),
+        (Kind.REBUILD, State.SUCCEEDED),
+    }
+    assert (await keeper.states())[2] == "SERVING"
+    assert await served_by(world) is ServedBy.READ_MODEL
+
+
+async def test_what_is_only_late_is_no_difference(world: World, keeper: Keeper) -> None:
+    await keeper.create(3)
+    asked = await keeper.ask(Kind.VERIFY)
+    working = asyncio.create_task(keeper.step())
+    for _ in range(10):
+        await world.create("alice")
+        await world.change(next(iter(world.orders)), relabelled({"n": "x"}))
+    async with keeper.indexing():
+        await working
+        found = {each.operation_id: each for each in await keeper.work()}[asked.operation_id]
+    assert (found.findings, found.state) == (Findings(), State.SUCCEEDED)
+
+
+async def test_orders_leave_quarantine_when_they_are_written_again(world: World, keeper: Keeper) -> None:
+    await keeper.create(1)
+    stays, leaves = await world.create("alice"), await world.create("alice")
+    world.read_model.refuses |= {str(stays.order_id), str(leaves.order_id)}
+    await keeper.index()
+    world.read_model.refuses -= {str(leaves.order_id)}
+    asked = await keeper.ask(Kind.RETRY)
+    found = {each.operation_id: each for each in await keeper.work()}[asked.operation_id]
+    assert (found.findings.repaired, found.findings.refused) == (1, 1)
+    rows = await world.shard.rows("SELECT order_id FROM quarantine")
+    assert [row["order_id"] for row in rows] == [stays.order_id]
+    await world.pass_time(OLD)
+    assert len((await world.checked_page("alice", EVERYTHING, 100)).page.rows) == 3
+
+
+async def test_when_changes_are_gone_everything_is_built_again_by_itself(
+    world: World, keeper: Keeper
+) -> None:
+    await keeper.create(3)
+    await world.create("alice")
+    await world.shard.db.execute("DELETE FROM outbox")
+    await world.shard.db.execute(
+        "INSERT INTO outbox_floor (log_epoch, xid, raised_at)"
+        " SELECT log_epoch, pg_current_xact_id(), clock_timestamp() FROM shard_identity"
+    )
+    world.indexing = None
+    await world.pass_time(OLD)
+    assert await served_by(world) is ServedBy.SQL_FALLBACK
+    async with keeper.indexing():
+        await keeper.step()
+        assert [(each.kind, each.state) for each in await keeper.all()] == [(Kind.RESET, State.SUCCEEDED)]
+        done = await keeper.work()
+    assert {(each.kind, each.state) for each in done} == {
+        (Kind.RESET, State.SUCCEEDED),
+        (Kind.REBUILD, State.SUCCEEDED),
+    }
+    assert await served_by(world) is ServedBy.READ_MODEL
+    assert len((await world.checked_page("alice", EVERYTHING, 100)).page.rows) == 4
+
+
+async def test_while_the_read_model_is_away_an_operation_waits_and_says_why(
+    world: World, keeper: Keeper
+) -> None:
+    await keeper.create(2)
+    await keeper.ask(Kind.REBUILD)
+    world.read_model.down = True
+    with pytest.raises(ReadModelUnavailable):
+        await keeper.step()
+    assert (await keeper.all())[0].state is State.OPEN
+    world.read_model.down = False
+    async with keeper.indexing():
+        assert {each.state for each in await keeper.work()} == {State.SUCCEEDED}
+
+
+async def test_a_shard_that_serves_an_older_generation_than_others_builds_a_newer_one(
+    world: World, keeper: Keeper
+) -> None:
+    await keeper.create(2)
+    older = await keeper.projection.catalog()
+    await keeper.ask(Kind.REBUILD)
+    async with keeper.indexing():
+        await keeper.work()
+        newer = await keeper.projection.catalog()
+        first = min(index.month for index in older.indices)
+        await keeper.upkeep._catch_up(first, {"s1": older, "s2": newer})
+        done = await keeper.work()
+    assert [each.reason for each in done] == ["others serve a newer one", "a test asks for it"]
+    assert (await keeper.states())[3] == "SERVING"
+
+
+async def test_nothing_is_retired_while_one_shard_still_reads_it(world: World, keeper: Keeper) -> None:
+    await keeper.create(2)
+    await world.shard.db.execute(
+        "INSERT INTO projection_index (month, generation, index_name, cluster_uuid, index_uuid, state,"
+        " catalog_version, created_at)"
+        " SELECT month, 2, 'orders-v2', '', '', 'BUILDING', 1, created_at FROM projection_index LIMIT 1"
+    )
+    await keeper.upkeep.step()
+    assert "RETIRED" not in (await keeper.states()).values()
+
+
+async def test_a_cancelled_operation_is_not_carried_on(world: World, keeper: Keeper) -> None:
+    await keeper.create(2)
+    asked = await keeper.ask(Kind.REBUILD)
+    await keeper.step()
+    await keeper.store.cancel(asked.operation_id, "changed my mind")
+    async with keeper.indexing():
+        done = await keeper.work()
+    assert [(each.state, each.note) for each in done if each.operation_id == asked.operation_id] == [
+        (State.CANCELLED, "changed my mind")
+    ]
+
+
+async def test_a_stale_term_keeps_nothing(world: World, keeper: Keeper) -> None:
+    await keeper.create(2)
+    await keeper.ask(Kind.REBUILD)
+    await world.shard.db.execute("UPDATE relay_lease SET term = term + 1")
+    await keeper.step()
+    assert (await keeper.all())[0].phase is Phase.PLAN
