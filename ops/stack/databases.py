@@ -120,7 +120,7 @@ async def _missing(connection: asyncpg.Connection, kind: str) -> list[Traversabl
     if await connection.fetchval(_HAS_MIGRATIONS):
         applied = {row["name"] for row in await connection.fetch(_MIGRATIONS)}
     known = sorted(
-        resources.files("db").joinpath(kind, "migrations").iterdir(), key=lambda script: script.name
+        resources.files("db").joinpath(kind).joinpath("migrations").iterdir(), key=lambda script: script.name
     )
     return [script for script in known if script.name.removesuffix(".sql") not in applied]
 
