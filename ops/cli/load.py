@@ -30,7 +30,7 @@ _TIMED = frozenset({"SLOW", "IN_PROGRESS", "NOT_FOUND_BUT_EXECUTES"})
 
 ENDED = 128 + signal.SIGTERM
 USERS = 240
-WALKED_USERS = 6
+WALKED_USERS = 4
 LATE_VERDICTS = (UpstreamFault("IN_PROGRESS", 0.1, 5.0), UpstreamFault("LOST_REPLY", 0.05))
 """What upstreams do during a walk when nobody says."""
 
@@ -97,7 +97,7 @@ Moves = Annotated[
 ]
 Users = Annotated[
     int | None,
-    typer.Option(help="Users of the run, besides the VIPs of the stack.", show_default="240; 6 with --walk"),
+    typer.Option(help="Users of the run, besides the VIPs of the stack.", show_default="240; 4 with --walk"),
 ]
 Walks = Annotated[
     bool, typer.Option("--walk", help="Read whole histories of seeded users meanwhile, and check them.")

@@ -168,3 +168,19 @@ def test_a_run_is_void_without_the_seam_or_without_an_overlay(merged, overlaid, 
     assert said["overlay_share"] == overlaid / 10
     assert said["lag_s"]["max"] == pytest.approx(0.9)
     assert ("with an overlay", f"{overlaid} ({overlaid / 10:.1%})") in rows(walked)
+
+
+def test_a_run_is_void_when_a_history_was_not_compared_with_the_shards():
+    walked = Walked(finished=1, to_compare=3, compared=2)
+    walked.page(Page([], "", "MERGED", 1, 0.1), 0.01, Freshness.STRONG, "grpc")
+    assert walked.why_void() == "2 of 3 histories could be compared with the shards"
+    walked.compared = 3
+    assert walked.why_void() == ""
+
+
+async def test_a_walk_that_is_not_counted_still_says_what_is_wrong():
+    one = walker(Listing(RIGHT[:-1]))
+    one.is_counted = False
+    assert await one.walk(USER)
+    assert (one.walked.finished, one.walked.pages) == (0, 0)
+    assert {each.check: each.count for each in one.walked.findings() if each.count} == {"w1_missing": 1}

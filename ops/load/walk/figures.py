@@ -36,8 +36,9 @@ class Walked:
     with_unreachable: int = 0
     relabelled: int = 0
     resolved: int = 0
+    to_compare: int = 0
     compared: int = 0
-    """Users whose whole history was compared with the shards when all was quiet."""
+    """Users whose whole history was to be compared with the shards when all was quiet, and was."""
     served_by: Counter[str] = field(default_factory=Counter)
     asked: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
@@ -70,6 +71,8 @@ class Walked:
         """Why the walks prove nothing; empty when they prove something."""
         if not self.finished:
             return "no walk came to the end of its list"
+        if self.compared < self.to_compare:
+            return f"{self.compared} of {self.to_compare} histories could be compared with the shards"
         for count, least, what in (
             (self.served_by["MERGED"], MERGED_SHARE_MIN, "merged"),
             (self.overlaid, OVERLAY_SHARE_MIN, "overlaid"),
@@ -103,6 +106,7 @@ class Walked:
             "failures": dict(self.failures),
             "relabelled": self.relabelled,
             "resolved": self.resolved,
+            "to_compare": self.to_compare,
             "compared": self.compared,
         }
 
@@ -128,7 +132,7 @@ def rows(walked: Walked) -> list[tuple[str, str]]:
         *((f"tries that failed: {why}", str(count)) for why, count in sorted(walked.failures.items())),
         ("labels changed meanwhile", str(walked.relabelled)),
         ("dead letters resolved meanwhile", str(walked.resolved)),
-        ("users compared with the shards at the end", str(walked.compared)),
+        ("histories compared with the shards", f"{walked.compared} of {walked.to_compare}"),
     ]
 
 

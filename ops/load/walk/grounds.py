@@ -4,7 +4,9 @@ only.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -21,6 +23,7 @@ ORDERS_MIN: Final = 100
 """Of a user older than `AGE_MIN`: enough for several pages below every hot window."""
 ORDERS_MAX: Final = 5000
 """A walk of more pages than that is no walk but a search."""
+LOOK_EVERY_S: Final = 0.5
 AGE_MIN: Final = timedelta(days=60)
 _SEEDED = """
 SELECT user_id, count(*) AS orders
@@ -54,29 +57,39 @@ class Held:
     stage: str
 
 
+async def served(dsns: Mapping[str, str], within_s: float) -> None:
+    """Wait until the read model has every month that was seeded.
+
+    Raises: NoGround when it does not get there; StoreUnreadable.
+    """
+    end = time.monotonic() + within_s
+    while unserved := {
+        row["month"] for shard, dsn in dsns.items() for row in await fetch(shard, dsn, _UNSERVED)
+    }:
+        if time.monotonic() > end:
+            months = " ".join(f"--month {month}" for month in sorted(unserved))
+            raise NoGround(
+                "--walk: the read model does not have every seeded month, so no page would be merged; "
+                f"build them with `ordermesh index rebuild {months} --reason seeded`."
+            )
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
 async def seeded_users(dsns: Mapping[str, str], wanted: int) -> list[str]:
     """Users with a seeded history of two months ago and more, those of each shard in turn.
 
-    Raises: NoGround when there is none, or when its months are not in the read model; StoreUnreadable.
+    Raises: NoGround when there is none; StoreUnreadable.
     """
     by_shard: list[list[str]] = []
-    unserved: set[str] = set()
     for shard, dsn in dsns.items():
         found = await fetch(shard, dsn, _SEEDED, AGE_MIN, ORDERS_MIN, ORDERS_MAX)
         by_shard.append([row["user_id"] for row in found])
-        unserved |= {row["month"] for row in await fetch(shard, dsn, _UNSERVED)}
     longest = max(map(len, by_shard), default=0)
     users = [names[turn] for turn in range(longest) for names in by_shard if turn < len(names)][:wanted]
     if not users:
         raise NoGround(
             f"--walk: nobody has {ORDERS_MIN} orders of two months ago; make some with "
             "`ordermesh seed --users 8 --orders 4000 --months 4`."
-        )
-    if unserved:
-        months = " ".join(f"--month {month}" for month in sorted(unserved))
-        raise NoGround(
-            "--walk: the read model does not have every seeded month, so no page would be merged; build them "
-            f"with `ordermesh index rebuild {months} --reason seeded`."
         )
     return users
 

@@ -4,6 +4,7 @@ meanwhile.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections import defaultdict
@@ -34,11 +35,15 @@ if TYPE_CHECKING:
     from ops.stack.endpoints import Endpoints
 
 OLD_PER_USER: Final = 100
-"""Old orders of each user whose labels are changed; so each of them is changed several times."""
-RELABELS_PER_ORDER: Final = 2.5
+"""Orders of each user whose labels are changed: so many that are two months old, and so many younger ones."""
+RELABELS_PER_ORDER: Final = 4.0
 """So many old orders are changed for each new one, that most pages have something to overlay."""
+SERVED_WITHIN_S: Final = 60.0
+"""What was just seeded is being built by the projector."""
 FINAL_FRESH: Final = (Freshness.STRONG, Freshness.TOKEN, Freshness.AT_LEAST)
 FINAL_CONNECTIONS: Final = 4
+FINAL_TRIES: Final = 4
+FINAL_PAUSE_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -87,9 +92,20 @@ class Party:
             stubs = await stack.enter_async_context(mesh.connect(endpoints))
             http = await stack.enter_async_context(Http(endpoints.gateway, FINAL_CONNECTIONS))
             readers = (GrpcReader(stubs.history), RestReader(http, Bearers(Places(state_dir).issuer)))
-            walker = Walker(self.book, readers, self.walked, self._draw("compare"), pause_s=0.0)
+            draw = self._draw("compare")
+            # With nothing in motion there is nothing to merge, so these pages say nothing about the others.
+            walker = Walker(self.book, readers, self.walked, draw, pause_s=0.0, is_counted=False)
+            self.walked.to_compare = len(self.book.users)
             for user in self.book.users:
-                self.walked.compared += await walker.walk(user, FINAL_FRESH)
+                self.walked.compared += await self._compared(walker, user)
+
+    async def _compared(self, walker: Walker, user: str) -> bool:
+        """Whether a history could be read to its end; what was killed last may be coming up only now."""
+        for _ in range(FINAL_TRIES):
+            if await walker.walk(user, FINAL_FRESH):
+                return True
+            await asyncio.sleep(FINAL_PAUSE_S)
+        return False
 
     def _draw(self, what: str) -> random.Random:
         return random.Random(f"{self.plan.seed}/{what}")
@@ -101,13 +117,15 @@ async def gathered(endpoints: Endpoints, plan: Plan, vips: Sequence[str]) -> Par
     Raises: NoGround when there is no seeded history; StoreUnreadable.
     """
     dsns = endpoints.shard_dsns()
+    await grounds.served(dsns, SERVED_WITHIN_S)
     seeded = await grounds.seeded_users(dsns, plan.users)
     book = Book([*seeded, *(vip for vip in vips if vip not in seeded)])
     held = await grounds.held(dsns, book.users)
     grounds.enter(book, held, time.monotonic())
     until = datetime.now(UTC) - grounds.AGE_MIN
-    old: dict[str, list[str]] = defaultdict(list)
+    old: dict[tuple[str, bool], list[str]] = defaultdict(list)
     for order in held:
-        if order.created_at < until and order.stage == "DONE" and len(old[order.user_id]) < OLD_PER_USER:
-            old[order.user_id].append(order.order_id)
-    return Party(plan, seeded, book, [(user, order_id) for user, ids in old.items() for order_id in ids])
+        some = old[order.user_id, order.created_at < until]
+        if order.stage == "DONE" and len(some) < OLD_PER_USER:
+            some.append(order.order_id)
+    return Party(plan, seeded, book, [(user, each) for (user, _), ids in old.items() for each in ids])

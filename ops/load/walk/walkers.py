@@ -48,6 +48,8 @@ class Walker:
     walked: Walked
     draw: random.Random
     pause_s: float = PAUSE_S
+    is_counted: bool = True
+    """Whether its pages say what the walks were worth; what is wrong with them counts in any case."""
 
     async def run(self) -> None:
         """Walk one user's history after the other's, drawn at random, until cancelled."""
@@ -60,12 +62,12 @@ class Walker:
         walk, after, found = Walk(user, self.book), "", 0
         while walk.pages < PAGES_MAX and found < FOUND_MAX:
             reader = self.draw.choice(self.readers)
-            size = self.draw.randint(1, SMALL_MAX if self.draw.random() < SMALL_SHARE else PAGE_SIZE_MAX)
+            size = self._size()
             freshness = self._freshness(user, [level for level in levels if level in reader.levels])
             try:
                 page, asked = await self._page(walk, reader, size, freshness, after)
             except NoAnswer:
-                self.walked.unanswered += 1
+                self.walked.unanswered += self.is_counted
                 return False
             except PageRefused as why:
                 asked = Asked(time.monotonic(), size, freshness, reader.name)
@@ -76,7 +78,7 @@ class Walker:
             self.walked.find(verdicts)
             self._see(page, user)
             if not page.token:
-                self.walked.finished += 1
+                self.walked.finished += self.is_counted
                 return True
             after = page.token
             await asyncio.sleep(self.draw.uniform(0, self.pause_s))
@@ -88,6 +90,12 @@ class Walker:
         for row in page.rows:
             if row.user_id == user:
                 self.book.see(user, row.order_id, row.version, at=now)
+
+    def _size(self) -> int:
+        """How many orders the next page is asked for: any number, larger ones more often than small ones."""
+        if self.draw.random() < SMALL_SHARE:
+            return self.draw.randint(1, SMALL_MAX)
+        return max(self.draw.randint(1, PAGE_SIZE_MAX), self.draw.randint(1, PAGE_SIZE_MAX))
 
     def _freshness(self, user: str, levels: Sequence[Freshness]) -> Freshness:
         level = self.draw.choice(levels)
@@ -115,5 +123,7 @@ class Walker:
                 ceiling_s = min(BACKOFF_S_MAX, BACKOFF_S * 2 ** (tries - 1))
                 await asyncio.sleep(max(failed.retry_after_s, self.draw.uniform(0, ceiling_s)))
             else:
-                self.walked.page(page, time.monotonic() - asked.at, asked.freshness, asked.transport)
+                if self.is_counted:
+                    took_s = time.monotonic() - asked.at
+                    self.walked.page(page, took_s, asked.freshness, asked.transport)
                 return page, asked
