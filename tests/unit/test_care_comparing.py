@@ -1,4 +1,4 @@
-"""What counts as a difference between a shard and its index: what is proven, and nothing that is only late."""
+"""What counts as a difference between a shard and its index: what is proven, not what is only late."""
 
 from __future__ import annotations
 
