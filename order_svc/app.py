@@ -32,7 +32,7 @@ from order_svc.changes import Changes
 from order_svc.clients import Upstreams
 from order_svc.clocks import ShardClock
 from order_svc.driver import LegDriver
-from order_svc.errors import UnknownShard
+from order_svc.errors import PartitionsMissing, UnknownShard
 from order_svc.housekeeping import Housekeeping
 from order_svc.poison import Poison
 from order_svc.service import OrderService
@@ -84,7 +84,7 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
         upstreams = await stack.enter_async_context(Upstreams.open(settings.upstream_targets, tls))
         orders = OrderStore(database, changed)
         await _must_be(orders, settings.shard)
-        await orders.ensure_partitions()
+        await _must_have_room(orders)
         shard_clock = ShardClock(orders, clock)
         await shard_clock.sync()
         driver = LegDriver(
@@ -190,6 +190,16 @@ async def serve(settings: OrderSettings) -> None:
         )
         await supervise.until_stopped(*lane.loops, drain=drain)
     telemetry.flush()
+
+
+async def _must_have_room(orders: OrderStore) -> None:
+    """Refuse to serve a database whose tables would refuse every order.
+
+    Raises: PartitionsMissing.
+    """
+    tables = await orders.tables_without_room()
+    if tables:
+        raise PartitionsMissing(tables=",".join(tables))
 
 
 async def _must_be(orders: OrderStore, shard: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grpc import StatusCode
 
-from chassis.errors import OrdermeshError, Reason
+from chassis.errors import OrdermeshError, Reason, ShardUnavailable
 
 
 class OrderNotFound(OrdermeshError):
@@ -41,6 +41,13 @@ class UnknownShard(OrdermeshError):
     """This process does not serve that shard."""
 
     code, reason = StatusCode.NOT_FOUND, Reason.UNKNOWN_SHARD
+
+
+class PartitionsMissing(ShardUnavailable):
+    """The shard has no partition for this moment, so that it can take no order; archive_svc makes them."""
+
+    def __init__(self, *, tables: str) -> None:
+        super().__init__(tables=tables)
 
 
 class RoutingKeyMissing(OrdermeshError):

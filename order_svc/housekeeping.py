@@ -1,4 +1,4 @@
-"""Hourly work on the shard's tables: partitions ahead of time, expired request keys away."""
+"""Hourly work on the shard's tables: expired request keys away. Their partitions are archive_svc's."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger("housekeeping")
 EVERY_S = 3600.0
 AGAIN_S = 30.0
-"""After a failure; months are made three ahead, so there is time."""
+"""After a failure."""
 REAP_AT_ONCE = 1000
 REAP_ROUNDS_MAX = 100
 
 
 class Housekeeping:
-    """Keeps partitions ahead of the clock and the keys table short."""
+    """Keeps the keys table short."""
 
     name = "housekeeping"
 
@@ -42,8 +42,7 @@ class Housekeeping:
             await self._clock.sleep(wait_s)
 
     async def once(self) -> None:
-        """Make missing partitions, then delete expired keys in short statements."""
-        metrics.PARTITIONS_MADE.inc(await self._orders.ensure_partitions())
+        """Delete expired keys in short statements."""
         for _ in range(REAP_ROUNDS_MAX):
             reaped = await self._orders.reap_keys(REAP_AT_ONCE)
             metrics.KEYS_REAPED.inc(reaped)

@@ -41,7 +41,6 @@ VERDICTS_LOST = Counter(
 CLAIMED = Counter("ordermesh_order_claims_total", "Timers leased.", ["timer_class"])
 WATCHING = Gauge("ordermesh_order_watchers", "Calls that wait for a change of an order.")
 CLOCK_SKEW = Gauge("ordermesh_clock_skew_seconds", "The database's clock minus ours.")
-PARTITIONS_MADE = Counter("ordermesh_partitions_made_total", "Partitions that were missing and were made.")
 KEYS_REAPED = Counter("ordermesh_idempotency_keys_reaped_total", "Expired request keys that were deleted.")
 
 

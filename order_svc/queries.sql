@@ -356,9 +356,18 @@ SELECT clock_timestamp() AS machine, ordermesh.clock() AS shard;
 -- Who this database says it is.
 SELECT shard, log_epoch FROM shard_identity;
 
--- name: ensure_partitions
--- Make the partitions that are missing; returns how many were.
-SELECT ordermesh.ensure_partitions();
+-- name: tables_without_room
+-- The partitioned tables without a partition for this moment: their rows would be refused.
+SELECT parent.relname AS name
+  FROM pg_class AS parent
+ WHERE parent.relkind = 'p' AND parent.relnamespace = 'ordermesh'::regnamespace
+   AND NOT EXISTS (
+       SELECT FROM pg_inherits AS link
+         JOIN pg_class AS child ON child.oid = link.inhrelid
+        CROSS JOIN regexp_match(pg_get_expr(child.relpartbound, child.oid), 'FROM \(''([^'']+)''\) TO \(''([^'']+)''\)') AS bound
+        WHERE link.inhparent = parent.oid AND NOT link.inhdetachpending
+          AND ordermesh.clock() >= bound[1]::timestamptz AND ordermesh.clock() < bound[2]::timestamptz)
+ ORDER BY 1;
 
 -- name: reap_keys
 -- Delete some keys that expired; returns how many. Those of buckets that moved away go with their bucket.

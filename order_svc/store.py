@@ -341,9 +341,9 @@ class OrderStore:
         row = await self._db.fetchrow(queries.identity)
         return None if row is None else rows.identity(row)
 
-    async def ensure_partitions(self) -> int:
-        """Make the partitions that are missing; how many were."""
-        return int(await self._db.fetchval(queries.ensure_partitions))
+    async def tables_without_room(self) -> list[str]:
+        """Tables that would refuse the rows of this moment, as the partition for it is missing."""
+        return [row["name"] for row in await self._db.fetch(queries.tables_without_room)]
 
     async def reap_keys(self, limit: int) -> int:
         """Delete expired keys, at most `limit`; how many."""

@@ -66,7 +66,7 @@ async def _tell(state_dir: Path) -> None:
     console.print(
         "[bold]ordermesh demo[/]: real Postgres, every service a process of its own, mTLS between them.\n"
         "Starting 2 Postgres servers (control; shards s1, s2 and VIP shard v1), 3 order_svc, shard_proxy,\n"
-        "gateway, history_svc and its projector, recovery_svc, 2 simulated upstreams ..."
+        "gateway, history_svc and its projector, recovery_svc, archive_svc, an S3, 2 simulated upstreams ..."
     )
     extra = {f"order_svc.{shard}": {"POLICY": IMPATIENCE} for shard in layout.ALL_SHARDS}
     async with (

@@ -159,7 +159,7 @@ def clock(name: str, ahead: timedelta) -> Finding:
 
 def partitions(name: str, ends: Mapping[str, datetime | None], at: datetime) -> Finding:
     """Whether every partitioned table has room for the time ahead."""
-    fix = "order_svc makes them at its start and hourly, see its log"
+    fix = "archive_svc makes them, see its log"
     if not ends:
         return bad(name, "no partitioned table of ours", "is this one of our shards? see endpoints.json")
     for table, end in ends.items():

@@ -27,7 +27,7 @@ S3_BUCKET = "ordermesh"
 STOP_ORDER = (
     ("gateway", "recovery_svc"),
     ("shard_proxy",),
-    (*(f"order_svc.{shard}" for shard in ALL_SHARDS), "history_svc", "projector"),
+    (*(f"order_svc.{shard}" for shard in ALL_SHARDS), "history_svc", "projector", "archive_svc"),
     ("issuer", *(f"upstream.{name}" for name in UPSTREAMS)),
     ("kafka", "elasticsearch", "s3", *(f"postgres.{shard}.replica" for shard in ALL_SHARDS)),
     ("postgres.control", "postgres.shards", *(f"postgres.{shard}" for shard in ALL_SHARDS)),

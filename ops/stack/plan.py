@@ -24,7 +24,7 @@ PORT_NAMES = (
     *("issuer", "shard_proxy.admin", "gateway.admin"),
     *(
         f"{name}{suffix}"
-        for name in ("history_svc", "projector", "recovery_svc")
+        for name in ("history_svc", "projector", "recovery_svc", "archive_svc")
         for suffix in ("", ".admin")
     ),
     *(f"order_svc.{shard}{suffix}" for shard in layout.ALL_SHARDS for suffix in ("", ".admin")),
@@ -62,6 +62,7 @@ class Plan:
             *(self._upstream(name) for name in layout.UPSTREAMS),
             *(self._order_svc(shard) for shard in layout.ALL_SHARDS),
             self._recovery_svc(),
+            self._archive_svc(),
             self._shard_proxy(),
             self._gateway(),
         ]
@@ -197,7 +198,7 @@ class Plan:
 
     def _read_side(self) -> dict[str, str]:
         """What both processes of the read side are told: the shards, and what is behind each port."""
-        shards = json.dumps({shard: self.dsns[shard] for shard in layout.ALL_SHARDS})
+        shards = self._shards()
         kafka, elasticsearch = self.servers.kafka, self.servers.elasticsearch
         if kafka is None or elasticsearch is None:
             return {
@@ -221,6 +222,12 @@ class Plan:
             "UPSTREAMS": self._upstream_targets(),
         }
         return self._process("recovery_svc", "recovery_svc", environment)
+
+    def _archive_svc(self) -> Process:
+        return self._process("archive_svc", "archive_svc", {"SHARDS": self._shards()})
+
+    def _shards(self) -> str:
+        return json.dumps({shard: self.dsns[shard] for shard in layout.ALL_SHARDS})
 
     def _shard_proxy(self) -> Process:
         environment = {

@@ -84,6 +84,8 @@ OBJECT_PUT_POINTS = ("s3.before_put", "s3.after_put")
 OBJECT_PARTS_POINTS = ("s3.after_begin", "s3.after_part", "s3.before_complete", "s3.after_complete")
 OBJECT_POINTS = (*OBJECT_PUT_POINTS, *OBJECT_PARTS_POINTS, "s3.after_delete")
 """Points of the port of S3. tests/faults/test_object_store_kills.py kills a process at each of them."""
+KEEPER_POINTS = ("keeper.after_make",)
+"""tests/integration/test_partition_keeper.py dies there; what is missing is made by the next look."""
 CARE_POINTS = (
     "care.after_make",
     "care.after_copy",

@@ -69,7 +69,7 @@ async def test_a_slow_answer_is_no_skew(shard: Shard) -> None:
     assert clock.now_ms() == before
 
 
-async def test_housekeeping_makes_partitions_and_deletes_expired_keys(shard: Shard) -> None:
+async def test_housekeeping_deletes_expired_keys(shard: Shard) -> None:
     order = (await shard.create()).order
     seen = Seen(order, Tally(), None, order.created_at)
     await shard.decide(order, told(seen, Verdict.SUCCEEDED))
@@ -77,4 +77,3 @@ async def test_housekeeping_makes_partitions_and_deletes_expired_keys(shard: Sha
     await Housekeeping(shard.store, FakeClock()).once()
     assert await shard.value("SELECT count(*) FROM idempotency_keys") == 0
     assert await shard.value("SELECT count(*) FROM orders") == 1
-    assert await shard.store.ensure_partitions() == 0

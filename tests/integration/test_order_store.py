@@ -61,7 +61,7 @@ async def test_labels_of_a_settled_order_of_months_ago_are_changed_in_one_statem
     order = (await shard.create()).order
     settled = (await shard.decide(order, told(seen(order), Verdict.SUCCEEDED))).order
     await shard.let_pass(timedelta(days=70))
-    await shard.store.ensure_partitions()
+    await shard.db.execute("SELECT ordermesh.ensure_partitions()")
     event = relabelled({"shop": "ä", "gift": ""})
 
     changed = (await shard.decide(order, event)).order

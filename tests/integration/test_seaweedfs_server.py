@@ -13,7 +13,7 @@ import pytest
 
 from chassis.s3 import stream
 from chassis.testing import eventually
-from ops import ports, processes
+from ops import places, ports, processes
 from ops.errors import PortBusy
 from ops.seaweedfs import PORTS, SeaweedServer
 from tests.buckets import PART_BYTES, Place
@@ -71,3 +71,17 @@ async def test_a_busy_port_is_named(own: SeaweedServer) -> None:
     with socket.create_server(("127.0.0.1", inner)), pytest.raises(PortBusy, match=f"Port {inner}"):
         await own.start()
     assert processes.with_argument(own.mark) == []
+
+
+def test_the_program_is_copied_to_where_the_servers_user_may_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = places.seaweedfs()
+    monkeypatch.setattr(places, "user_root", lambda: tmp_path)
+    monkeypatch.setattr(places, "can_enter", lambda path, uid: path.is_relative_to(tmp_path))
+    copied = places.seaweedfs()
+    assert copied.is_relative_to(tmp_path)
+    assert copied.stat().st_size == installed.stat().st_size
+    assert copied.stat().st_mode & 0o777 == 0o755
+    assert places.seaweedfs() == copied
+    assert [path.name for path in copied.parent.iterdir()] == ["weed"]

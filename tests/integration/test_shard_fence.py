@@ -192,20 +192,6 @@ async def test_a_row_cannot_lie_about_its_id(shard: Shard, raw: asyncpg.Connecti
         await raw.execute("UPDATE order_timers SET class = 'SUBMIT', route_epoch = NULL")
 
 
-async def test_partitions_are_made_ahead_once_and_by_racing_processes(shard: Shard) -> None:
-    assert await shard.store.ensure_partitions() == 0
-    await shard.let_pass(timedelta(days=40))
-    made = await asyncio.gather(*(shard.store.ensure_partitions() for _ in range(4)))
-    assert sum(made) >= 8 + 2
-    assert await shard.store.ensure_partitions() == 0
-    months = await shard.value(
-        "SELECT count(*) FROM pg_inherits WHERE inhparent = 'ordermesh.orders'::regclass"
-    )
-    assert months >= 5
-    created = await shard.create(user_id="bob")
-    assert created.order.created_at.month != (await shard.value("SELECT now()")).month
-
-
 async def test_a_database_keeps_its_name(raw: asyncpg.Connection) -> None:
     assert await raw.fetchval("SELECT ordermesh.identify_shard('s1')") is False
     with pytest.raises(asyncpg.CheckViolationError):

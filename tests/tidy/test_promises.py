@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.faults.points import MOVES, OBJECT_POINTS, POINTS, READ_SIDE_POINTS
+from tests.faults.points import KEEPER_POINTS, MOVES, OBJECT_POINTS, POINTS, READ_SIDE_POINTS
 
 ROOT = Path(__file__).parents[2]
 PROMISES = (ROOT / "docs/PROMISES.md").read_text(encoding="utf-8")
@@ -51,5 +51,9 @@ def test_a_test_kills_at_every_declared_fault_point() -> None:
     asked = subprocess.run(
         [sys.executable, "-c", DECLARED], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    killed_at = {point.name for point in (*POINTS, *MOVES)} | {*READ_SIDE_POINTS, *OBJECT_POINTS}
+    killed_at = {point.name for point in (*POINTS, *MOVES)} | {
+        *READ_SIDE_POINTS,
+        *OBJECT_POINTS,
+        *KEEPER_POINTS,
+    }
     assert killed_at == set(asked.stdout.split())

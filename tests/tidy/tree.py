@@ -9,7 +9,16 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ("chassis", "gateway", "shard_proxy", "order_svc", "history_svc", "recovery_svc", "ops")
+SHIPPED = (
+    "chassis",
+    "gateway",
+    "shard_proxy",
+    "order_svc",
+    "history_svc",
+    "recovery_svc",
+    "archive_svc",
+    "ops",
+)
 OURS = (*SHIPPED, "db", "scripts", "tests", "benchmarks")
 GENERATED = ("ordermesh/", "requirements/", "protos/released.json", "protos/grpc/", "LICENSE")
 
