@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ops.audit.findings import Broken, Finding, Findings
 from ops.audit.shards import fetch
+from ops.load.kills import label
 from ops.load.log import Entry, Kind
 
 if TYPE_CHECKING:
@@ -104,15 +105,13 @@ def prove(
     ended = tally.acknowledged + tally.unknown + tally.refused + tally.shed
     if ended != tally.arrived:
         facts.append(("run", f"{tally.arrived} arrived, {ended} are accounted for"))
-    killed = {each.service for each in kills}
+    killed = _names(kills)
     facts += [
         (f"--kill {kill.service}", "killed nothing") for kill in plan.kills if kill.service not in killed
     ]
-    frozen = {each.name for each in freezes}
+    frozen = _names(freezes)
     facts += [
-        (f"--freeze {freeze.name}", "froze nothing")
-        for freeze in plan.freezes
-        if not any(name == freeze.name or name.partition(".")[0] == freeze.name for name in frozen)
+        (f"--freeze {freeze.name}", "froze nothing") for freeze in plan.freezes if freeze.name not in frozen
     ]
     strikes: Counter[str] = Counter()
     for each in struck:
@@ -126,6 +125,11 @@ def prove(
         facts.append(("--vip-moves", "moved nobody"))
     findings.add("l7_proof", *(Broken("load", what, fact) for what, fact in facts))
     return findings.all()
+
+
+def _names(struck: Iterable[Killed | Frozen]) -> set[str]:
+    """Every name that a process which was struck goes by."""
+    return {name for each in struck for name in (each.service, label(each.service, each.shard))}
 
 
 def _once(

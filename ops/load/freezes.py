@@ -14,16 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ops.load.kills import is_child
-from ops.load.plan import PlanRefused
+from ops.load.kills import is_child, processes
 from ops.stack.endpoints import Endpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ops.load.plan import Freeze
-    from ops.stack.endpoints import Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,8 @@ class Frozen:
     """One freeze that happened. for_s: how long it really lasted."""
 
     at_s: float
-    name: str
+    service: str
+    shard: str | None
     pid: int
     for_s: float
 
@@ -52,7 +51,7 @@ class Freezer:
             self._turn += 1
             await asyncio.sleep(max(0.0, started + self._turn * self.freeze.every_s - time.monotonic()))
             endpoints = Endpoints.read(self.state_dir)
-            victims = named(endpoints, self.freeze.name)
+            victims = processes(endpoints, self.freeze.name, "--freeze")
             victim = victims[(self._turn - 1) % len(victims)]
             if not is_child(victim.pid, endpoints.stack_pid):
                 continue
@@ -60,7 +59,9 @@ class Freezer:
             with _stopped(victim.pid, endpoints.stack_pid):
                 await asyncio.sleep(self.freeze.for_s)
             lasted_s = round(time.monotonic() - began, 1)
-            self.done.append(Frozen(round(began - started, 1), label(victim), victim.pid, lasted_s))
+            self.done.append(
+                Frozen(round(began - started, 1), victim.name, victim.shard, victim.pid, lasted_s)
+            )
 
 
 @contextmanager
@@ -74,20 +75,3 @@ def _stopped(pid: int, parent: int) -> Iterator[None]:
         if is_child(pid, parent):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-
-
-def label(service: Service) -> str:
-    """The name of a process, with its shard."""
-    return f"{service.name}.{service.shard}" if service.shard else service.name
-
-
-def named(endpoints: Endpoints, name: str) -> Sequence[Service]:
-    """The processes of a name: one such as `kafka` or `order_svc.s1`, or each shard's `order_svc`.
-
-    Raises: PlanRefused when the stack has none, with the names it has.
-    """
-    found = [each for each in endpoints.services if name in (each.name, label(each))]
-    if not found:
-        names = ", ".join(sorted(label(each) for each in endpoints.services))
-        raise PlanRefused(f"--freeze {name}: the stack has {names}.")
-    return found

@@ -72,15 +72,20 @@ class Killer:
             await asyncio.sleep(0.1)
 
 
-def processes(endpoints: Endpoints, service: str) -> Sequence[Service]:
-    """The processes of a service, one for each shard it serves.
+def label(name: str, shard: str | None) -> str:
+    """The name of a process, with its shard."""
+    return f"{name}.{shard}" if shard else name
+
+
+def processes(endpoints: Endpoints, name: str, option: str = "--kill") -> Sequence[Service]:
+    """The processes of a name: one such as `kafka` or `order_svc.s1`, or each shard's `order_svc`.
 
     Raises: PlanRefused when the stack has none, with the names it has.
     """
-    found = [each for each in endpoints.services if each.name == service]
+    found = [each for each in endpoints.services if name in (each.name, label(each.name, each.shard))]
     if not found:
         names = ", ".join(sorted({each.name for each in endpoints.services}))
-        raise PlanRefused(f"--kill {service}: the stack has {names}.")
+        raise PlanRefused(f"{option} {name}: the stack has {names}.")
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ops.audit import report
+from ops.load.kills import label
 
 if TYPE_CHECKING:
     from ops.load.run import Outcome
@@ -51,7 +52,7 @@ def counts(outcome: Outcome) -> list[Row]:
 
 def nemesis(outcome: Outcome) -> list[Row]:
     """Kills, faults and moves, and how often each happened."""
-    kills = Counter(f"{kill.service}{f'.{kill.shard}' if kill.shard else ''}" for kill in outcome.kills)
+    kills = Counter(label(kill.service, kill.shard) for kill in outcome.kills)
     killed: list[Row] = [("SIGKILL", name, str(count)) for name, count in sorted(kills.items())]
     moved = Counter(f"{each.kind.lower()}: {each.said}" for each in outcome.moves)
     return [
@@ -65,11 +66,10 @@ def nemesis(outcome: Outcome) -> list[Row]:
 
 def _freezes(outcome: Outcome) -> list[tuple[str, int, float]]:
     """How often each process stood still, and for how long in all."""
-    by_name = Counter(each.name for each in outcome.freezes)
-    return [
-        (name, count, sum(each.for_s for each in outcome.freezes if each.name == name))
-        for name, count in sorted(by_name.items())
-    ]
+    lasted: dict[str, list[float]] = {}
+    for each in outcome.freezes:
+        lasted.setdefault(label(each.service, each.shard), []).append(each.for_s)
+    return [(name, len(found), sum(found)) for name, found in sorted(lasted.items())]
 
 
 def frozen(outcome: Outcome) -> dict[str, float]:

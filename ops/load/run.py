@@ -17,7 +17,7 @@ from ops.audit.shards import fetch
 from ops.load import checks
 from ops.load.asks import asks, description, users_of
 from ops.load.faults import Struck, misbehaving
-from ops.load.freezes import Freezer, Frozen, named
+from ops.load.freezes import Freezer, Frozen
 from ops.load.http import Http
 from ops.load.kills import Killed, Killer, processes
 from ops.load.log import AckLog
@@ -100,7 +100,7 @@ async def run(state_dir: Path, plan: Plan, say: Callable[[str], None]) -> Outcom
     for kill in plan.kills:
         processes(endpoints, kill.service)
     for freeze in plan.freezes:
-        named(endpoints, freeze.name)
+        processes(endpoints, freeze.name, "--freeze")
     vips = await _vips(endpoints)
     party = await gathered(endpoints, plan, vips) if plan.walkers else None
     before = await in_motion(endpoints)

@@ -76,7 +76,7 @@ async def test_walks_across_the_seam_miss_nothing_while_everything_changes(walke
         "grpc AT_LEAST"
     }
     assert {kill["service"] for kill in told["kills"]} == {"history_svc", "projector"}
-    assert {freeze["name"] for freeze in told["freezes"]} == {"projector"}
+    assert {freeze["service"] for freeze in told["freezes"]} == {"projector"}
 
     lost = await lose_some_documents(stack)
     code, out, _ = await ordermesh(

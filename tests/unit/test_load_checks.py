@@ -74,18 +74,26 @@ def test_a_run_that_proves_nothing_fails(tally, kills, struck, facts):
 
 
 @pytest.mark.parametrize(
-    ("name", "frozen", "facts"),
+    ("name", "service", "shard", "happened"),
     [
-        ("order_svc", "order_svc.s1", []),
-        ("order_svc.s1", "order_svc.s1", []),
-        ("order_svc.s2", "order_svc.s1", ["froze nothing"]),
-        ("postgres.s1", "postgres.s1", []),
+        ("order_svc", "order_svc", "s1", True),
+        ("order_svc.s1", "order_svc", "s1", True),
+        ("order_svc.s2", "order_svc", "s1", False),
+        ("postgres.s1", "postgres.s1", None, True),
+        ("kafka", "elasticsearch", None, False),
     ],
 )
-def test_a_freeze_that_never_happened_fails_the_run(name, frozen, facts):
-    plan = Plan(rate=1, seconds=10, freezes=(Freeze(name, 5, 1),))
-    (finding,) = prove(plan, Tally(arrived=1, acknowledged=1), [], [], (), [Frozen(5.0, frozen, 4711, 1.0)])
-    assert [each.fact for each in finding.first] == facts
+def test_a_kill_or_freeze_that_never_happened_fails_the_run(name, service, shard, happened):
+    plan = Plan(rate=1, seconds=10, kills=(Kill(name, 5),), freezes=(Freeze(name, 5, 1),))
+    (finding,) = prove(
+        plan,
+        Tally(arrived=1, acknowledged=1),
+        [Killed(5.0, service, shard, 4711)],
+        [],
+        (),
+        [Frozen(5.0, service, shard, 4711, 1.0)],
+    )
+    assert [each.fact for each in finding.first] == ([] if happened else ["killed nothing", "froze nothing"])
 
 
 def test_every_check_of_a_run_is_broken_once():

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from chassis.testing import eventually
-from ops.load.freezes import Freezer, Frozen, named
+from ops.load.freezes import Freezer, Frozen
+from ops.load.kills import processes
 from ops.load.plan import Freeze, PlanRefused
 from ops.stack.endpoints import Endpoints, Grpc, Service, Tls
 
@@ -61,7 +62,7 @@ async def test_a_process_stands_still_and_goes_on_again_and_again(tmp_path, chil
     await until(lambda: len(one.done) >= 2)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert {(each.name, each.pid) for each in one.done} == {("kafka", child.pid)}
+    assert {(each.service, each.pid) for each in one.done} == {("kafka", child.pid)}
     assert not stands_still(child.pid)
 
 
@@ -88,13 +89,14 @@ async def test_a_process_that_is_killed_while_frozen_is_left_alone(tmp_path, chi
     await asyncio.gather(running, return_exceptions=True)
 
 
-def test_a_name_is_a_process_or_every_shards_process_of_a_service():
+@pytest.mark.parametrize("option", ["--kill", "--freeze"])
+def test_a_name_is_a_process_or_every_shards_process_of_a_service(option):
     found = endpoints(
         *(Service(name="order_svc", shard=shard, target="127.0.0.1:1", pid=0) for shard in ("s1", "s2")),
         Service(name="postgres.control", target="127.0.0.1:1", pid=0),
     )
-    assert [each.shard for each in named(found, "order_svc")] == ["s1", "s2"]
-    assert [each.shard for each in named(found, "order_svc.s2")] == ["s2"]
-    assert len(named(found, "postgres.control")) == 1
-    with pytest.raises(PlanRefused, match="--freeze nobody: the stack has order_svc"):
-        named(found, "nobody")
+    assert [each.shard for each in processes(found, "order_svc", option)] == ["s1", "s2"]
+    assert [each.shard for each in processes(found, "order_svc.s2", option)] == ["s2"]
+    assert len(processes(found, "postgres.control", option)) == 1
+    with pytest.raises(PlanRefused, match=f"{option} nobody: the stack has order_svc, postgres"):
+        processes(found, "nobody", option)
