@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 
-from chassis import admin, auth, faults, rpc, supervise, telemetry
+from chassis import admin, auth, process, rpc, supervise
 from chassis.bearers import Bearers
 from chassis.clock import SYSTEM_CLOCK
 from chassis.jwks import JwksKeeper, http_client
@@ -46,15 +46,8 @@ class Gateway:
 
 async def serve(settings: GatewaySettings) -> None:
     """Run the gateway until SIGTERM or until one of its loops dies; then drain and close."""
-    telemetry.configure(
-        "gateway",
-        log_level=settings.log_level,
-        otlp_endpoint=settings.otlp_endpoint,
-        trace_ratio=settings.trace_ratio,
-    )
-    faults.arm(settings.faults)
     async with AsyncExitStack() as stack:
-        stack.callback(telemetry.flush)
+        stack.enter_context(process.started("gateway", settings))
         gateway = await stack.enter_async_context(opened(settings))
         await stack.enter_async_context(admin.serve(settings.admin_listen, gateway.readiness))
         await supervise.until_stopped(

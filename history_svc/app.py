@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chassis import admin, auth, faults, rpc, supervise, telemetry
+from chassis import admin, auth, process, rpc, supervise
 from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
@@ -43,15 +43,8 @@ def service(settings: HistorySettings, shards: Shards, read_model: ReadModel) ->
 
 async def serve(settings: HistorySettings) -> None:
     """Run history_svc until SIGTERM or until one of its loops dies; then drain and close."""
-    telemetry.configure(
-        "history_svc",
-        log_level=settings.log_level,
-        otlp_endpoint=settings.otlp_endpoint,
-        trace_ratio=settings.trace_ratio,
-    )
-    faults.arm(settings.faults)
     async with AsyncExitStack() as stack:
-        stack.callback(telemetry.flush)
+        stack.enter_context(process.started("history_svc", settings))
         shards = await stack.enter_async_context(Shards.open(settings))
         identity = ServerIdentity(TlsFiles(settings.tls_dir, "history_svc"))
         gate = rpc.Gate(

@@ -73,7 +73,3 @@ class StreamRange:
     def partitions(self) -> range:
         """The numbers of the partitions."""
         return range(self.base, self.base + self.count)
-
-    def of_bucket(self, bucket: int) -> int:
-        """The partition that carries a bucket's changes."""
-        return self.base + bucket % self.count

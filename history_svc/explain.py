@@ -6,9 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from history_svc import wire
 from history_svc.catalog import Index
 from history_svc.errors import ReadModelUnavailable
@@ -86,7 +83,7 @@ class Explainer:
 def explained(facts: Facts, placement: Mapping[str, Sequence[Held]], now: datetime) -> pb.ExplainPageResponse:
     """The facts on the wire."""
     return pb.ExplainPageResponse(
-        boundary=_stamp(facts.boundary),
+        boundary=wire.stamp(facts.boundary),
         shards=[_part(facts, part, placement[part.shard], now) for part in facts.parts],
         read_info=wire.read_info(facts.served, now),
     )
@@ -102,8 +99,8 @@ def _part(
             pb.ExplainPageResponse.Watermark(
                 stream_partition=mark.stream_partition,
                 position="" if mark.position is None else str(mark.position),
-                as_of=_stamp(mark.as_of),
-                lag=None if mark.as_of is None else _duration(now - mark.as_of),
+                as_of=wire.stamp(mark.as_of),
+                lag=None if mark.as_of is None else wire.duration(now - mark.as_of),
             )
             for mark in part.marks
         ],
@@ -111,7 +108,7 @@ def _part(
             pb.ExplainPageResponse.Change(
                 order_id=str(row.key.order_id),
                 version=row.version,
-                update_time=_stamp(row.columns["updated_at"]),
+                update_time=wire.stamp(row.columns["updated_at"]),
             )
             for row in part.changed
         ],
@@ -133,17 +130,3 @@ def _index(index: Index, ours: Mapping[str, bool]) -> pb.ExplainPageResponse.Ind
         state=index.state.value,
         is_ours=ours.get(index.identity.name, False),
     )
-
-
-def _stamp(instant: datetime | None) -> Timestamp | None:
-    if instant is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(instant)
-    return stamp
-
-
-def _duration(length: timedelta) -> Duration:
-    made = Duration()
-    made.FromTimedelta(max(length, length - length))
-    return made

@@ -248,8 +248,8 @@ def read_info(served: Served, now: datetime) -> pb.ReadInfo:
     return pb.ReadInfo(
         sources=sources,
         served_by=pb.ReadInfo.ServedBy.Value(served.served_by.value),
-        as_of=_stamp(served.as_of),
-        index_lag=None if lag is None else _duration(lag),
+        as_of=stamp(served.as_of),
+        index_lag=None if lag is None else duration(lag),
         overlay_count=served.overlay,
         read_model_asked=served.asked_read_model,
     )
@@ -269,8 +269,8 @@ def found(
         read_info=pb.ReadInfo(
             sources=["read_model"],
             served_by=pb.ReadInfo.READ_MODEL_ONLY,
-            as_of=_stamp(until),
-            index_lag=None if until is None else _duration(max(timedelta(0), now - until)),
+            as_of=stamp(until),
+            index_lag=None if until is None else duration(max(timedelta(0), now - until)),
             read_model_asked=True,
         ),
         unreachable=unreachable,
@@ -292,9 +292,9 @@ def order(columns: Any) -> order_pb2.Order:
         description=columns["description"] or "",
         labels=columns["labels"] or {},
         version=columns["version"],
-        create_time=_stamp(columns["created_at"]),
-        update_time=_stamp(columns["updated_at"]),
-        settle_time=_stamp(columns["settled_at"]),
+        create_time=stamp(columns["created_at"]),
+        update_time=stamp(columns["updated_at"]),
+        settle_time=stamp(columns["settled_at"]),
         failure_reason=columns["failure_reason"] or "",
         basis=order_pb2.Order.Basis.Value(columns["basis"] or "BASIS_UNSPECIFIED"),
         upstream_ref=columns["upstream_ref"] or "",
@@ -303,15 +303,17 @@ def order(columns: Any) -> order_pb2.Order:
     )
 
 
-def _stamp(instant: datetime | None) -> Timestamp | None:
+def stamp(instant: datetime | None) -> Timestamp | None:
+    """An instant on the wire."""
     if instant is None:
         return None
-    stamp = Timestamp()
-    stamp.FromDatetime(instant)
-    return stamp
+    made = Timestamp()
+    made.FromDatetime(instant)
+    return made
 
 
-def _duration(length: timedelta) -> Duration:
+def duration(length: timedelta) -> Duration:
+    """A length of time on the wire; none where clocks that differ would make it negative."""
     made = Duration()
-    made.FromTimedelta(length)
+    made.FromTimedelta(max(length, timedelta(0)))
     return made

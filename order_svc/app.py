@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from chassis import admin, faults, pg, rpc, supervise, telemetry
+from chassis import admin, pg, process, rpc, supervise
 from chassis.auth import BehindProxy, SubjectVerifier
 from chassis.clock import SYSTEM_CLOCK
 from chassis.ids import OrderIds
@@ -172,24 +172,16 @@ def _server(
 
 async def serve(settings: OrderSettings) -> None:
     """Run order_svc until SIGTERM or until one of its loops dies; submissions that run are finished first."""
-    telemetry.configure(
-        "order_svc",
-        log_level=settings.log_level,
-        otlp_endpoint=settings.otlp_endpoint,
-        trace_ratio=settings.trace_ratio,
-        facts={"shard": settings.shard},
-    )
-    faults.arm(settings.faults)
-    async with running(settings) as lane:
-        drain = (
-            lane.readiness.drain,
-            lane.health.drain,
-            lane.driver.stop,
-            partial(lane.server.stop, settings.drain_s),
-            partial(lane.owned.drain, settings.drain_s),
-        )
-        await supervise.until_stopped(*lane.loops, drain=drain)
-    telemetry.flush()
+    with process.started("order_svc", settings, shard=settings.shard):
+        async with running(settings) as lane:
+            drain = (
+                lane.readiness.drain,
+                lane.health.drain,
+                lane.driver.stop,
+                partial(lane.server.stop, settings.drain_s),
+                partial(lane.owned.drain, settings.drain_s),
+            )
+            await supervise.until_stopped(*lane.loops, drain=drain)
 
 
 async def _must_have_room(orders: OrderStore) -> None:

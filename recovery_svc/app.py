@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 
-from chassis import admin, faults, rpc, supervise, telemetry
+from chassis import admin, process, rpc, supervise
 from chassis.auth import BehindProxy, SubjectVerifier
 from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
@@ -88,20 +88,13 @@ async def running(settings: RecoverySettings) -> AsyncIterator[Recovery]:
 
 async def serve(settings: RecoverySettings) -> None:
     """Run recovery_svc until SIGTERM or until one of its loops dies; claims in work are finished first."""
-    telemetry.configure(
-        "recovery_svc",
-        log_level=settings.log_level,
-        otlp_endpoint=settings.otlp_endpoint,
-        trace_ratio=settings.trace_ratio,
-    )
-    faults.arm(settings.faults)
-    async with running(settings) as recovery:
-        drain = (
-            recovery.readiness.drain,
-            recovery.health.drain,
-            recovery.sweeps.stop,
-            partial(recovery.server.stop, settings.drain_s),
-            partial(recovery.owned.drain, settings.drain_s),
-        )
-        await supervise.until_stopped(recovery.sweeps, recovery.certificates, drain=drain)
-    telemetry.flush()
+    with process.started("recovery_svc", settings):
+        async with running(settings) as recovery:
+            drain = (
+                recovery.readiness.drain,
+                recovery.health.drain,
+                recovery.sweeps.stop,
+                partial(recovery.server.stop, settings.drain_s),
+                partial(recovery.owned.drain, settings.drain_s),
+            )
+            await supervise.until_stopped(recovery.sweeps, recovery.certificates, drain=drain)

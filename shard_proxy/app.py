@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chassis import admin, auth, faults, pg, rpc, supervise, telemetry
+from chassis import admin, auth, pg, process, rpc, supervise
 from chassis.bearers import Bearers
 from chassis.clock import SYSTEM_CLOCK
 from chassis.jwks import JwksKeeper, http_client
@@ -52,15 +52,8 @@ STREAMS_MAX = 1000
 
 async def serve(settings: ProxySettings) -> None:
     """Run shard_proxy until SIGTERM or until one of its loops dies; then drain and close."""
-    telemetry.configure(
-        "shard_proxy",
-        log_level=settings.log_level,
-        otlp_endpoint=settings.otlp_endpoint,
-        trace_ratio=settings.trace_ratio,
-    )
-    faults.arm(settings.faults)
     async with AsyncExitStack() as stack:
-        stack.callback(telemetry.flush)
+        stack.enter_context(process.started("shard_proxy", settings))
         routes = await stack.enter_async_context(_routes(settings))
         health = Health((*methods.BEHIND, OWN))
         vitals = Vitals(health, routes.book, routes.lanes, SYSTEM_CLOCK)

@@ -42,7 +42,7 @@ class MemoryLog:
     def put(self, event: Event, xid: int | None = None) -> Record:
         """Write one change, in a transaction of its own unless one is given; as it will come."""
         own = self.begin() if xid is None else xid
-        partition = self.streams.of_bucket(event.order_id.int >> 46 & 0xFFFF)
+        partition = self.streams.base + (event.order_id.int >> 46 & 0xFFFF) % self.streams.count
         position = Position(1, own, len(self.changes) + 1)
         self.changes.append((partition, position, event))
         if xid is None:

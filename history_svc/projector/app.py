@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chassis import admin, auth, faults, pg, rpc, supervise, telemetry
+from chassis import admin, auth, pg, process, rpc, supervise
 from chassis.clock import SYSTEM_CLOCK
 from chassis.kafka import open_consumer
 from chassis.limits import Limiter
@@ -67,15 +67,8 @@ class Channel:
 
 async def serve(settings: ProjectorSettings) -> None:
     """Run the projector until SIGTERM or until one of its loops dies."""
-    telemetry.configure(
-        "projector",
-        log_level=settings.log_level,
-        otlp_endpoint=settings.otlp_endpoint,
-        trace_ratio=settings.trace_ratio,
-    )
-    faults.arm(settings.faults)
     async with AsyncExitStack() as stack:
-        stack.callback(telemetry.flush)
+        stack.enter_context(process.started("projector", settings))
         channel = await stack.enter_async_context(_channel(settings))
         read_model = await stack.enter_async_context(opened(settings))
         shards = [

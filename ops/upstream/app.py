@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from chassis import admin, faults, rpc, supervise, telemetry
+from chassis import admin, process, rpc, supervise
 from chassis.auth import Direct
 from chassis.clock import SYSTEM_CLOCK
 from chassis.rpc.health import SERVICE as HEALTH
@@ -64,16 +64,8 @@ async def running(settings: UpstreamSettings) -> AsyncIterator[Upstream]:
 
 async def serve(settings: UpstreamSettings) -> None:
     """Run a simulated upstream until SIGTERM or until one of its loops dies."""
-    telemetry.configure(
-        "upstream",
-        log_level=settings.log_level,
-        otlp_endpoint=settings.otlp_endpoint,
-        trace_ratio=settings.trace_ratio,
-        facts={"upstream": settings.upstream_name},
-    )
-    faults.arm(settings.faults)
-    async with running(settings) as upstream:
-        stop = partial(upstream.server.stop, settings.drain_s)
-        drain = (upstream.readiness.drain, upstream.health.drain, stop)
-        await supervise.until_stopped(*upstream.loops, drain=drain)
-    telemetry.flush()
+    with process.started("upstream", settings, upstream=settings.upstream_name):
+        async with running(settings) as upstream:
+            stop = partial(upstream.server.stop, settings.drain_s)
+            drain = (upstream.readiness.drain, upstream.health.drain, stop)
+            await supervise.until_stopped(*upstream.loops, drain=drain)
