@@ -67,13 +67,17 @@ class BulkWriter:
                 size = answered
                 continue
             again = []
+            because = ""
             for number, outcome in zip(now, answered, strict=True):
                 if outcome.verdict is Verdict.LATER:
                     again.append(number)
+                    because = outcome.reason
                 else:
                     outcomes[number] = outcome
             left = later + again
             if again:
+                if because:
+                    log.warning("documents_wait", documents=len(again), because=because)
                 await self._wait(tries)
                 tries += 1
         return [outcome for outcome in outcomes if outcome is not None]

@@ -223,7 +223,8 @@ class Indexing:
         if records:
             await self._launch(records)
         await self._close_gaps()
-        is_full = len(self._pending.written) >= UNPROVED_MAX
+        pending = self._pending
+        is_full = len(pending.written) >= UNPROVED_MAX or len(pending.refused) > self._parts.quarantine_max
         every_s = self._parts.tick_s * (TICKS_BEHIND if self._is_behind else 1)
         is_due = is_full or self._parts.clock.monotonic() >= self._proof_began_at + every_s
         has_proved = self._proof is not None and (self._proof.done() or is_full or (is_due and not records))
@@ -285,6 +286,12 @@ class Indexing:
     async def _mark(self, pending: Pending, ahead: dict[int, Position], catalog_version: int) -> bool:
         """Write down what was proved; False when the catalog is newer than this version."""
         parts = self._parts
+        if pending.refused:
+            # Before dead letters, as the same ones would be kept again with every try.
+            beside = await parts.store.quarantined_beside([*pending.refused, *pending.written])
+            if beside + len(pending.refused) > parts.quarantine_max:
+                metrics.INDEX_HELD.labels(parts.store.shard).set(1)
+                raise QuarantineFull(f"{beside} orders and {len(pending.refused)} more are refused")
         for draft, reason in pending.refused.values():
             await parts.dead_letters.put(draft.record, reason)
         proof = Proof(

@@ -8,18 +8,27 @@ SELECT i.log_epoch, i.partition_base, i.partition_count,
 
 -- name: move_watermarks
 -- All that a refresh has proved, or nothing: watermarks go forward, what was refused is noted, what came through is freed.
--- $1-$4 partitions, xids, seqs, instants before which everything is below; $5 log epoch; $6 catalog version they were written
+-- $1-$4 partitions, xids, seqs, instants before which everything is below; $5 their log epochs; $6 catalog version they were written
 -- by; $7-$12 refused orders; $13 $14 written orders and their versions; $15 how many orders may be in quarantine.
--- `is_full`: there would be more than that; `is_behind`: the catalog is newer. Then nothing is written.
+-- `is_full`: there would be more than that; `is_behind`: the catalog is newer. Then nothing is written. An order that is in
+-- quarantine already takes no more room.
 WITH refused AS MATERIALIZED (
     SELECT * FROM unnest($7::uuid[], $8::timestamptz[], $9::text[], $10::int[], $11::bigint[], $12::text[])
                AS r (order_id, created_at, user_id, stream_partition, version, reason)
+), written AS MATERIALIZED (
+    SELECT * FROM unnest($13::uuid[], $14::bigint[]) AS w (order_id, version)
 ), head AS MATERIALIZED (
     SELECT version, version > $6 AS is_ahead FROM projection_catalog
+), beside AS MATERIALIZED (
+    SELECT count(*) AS orders
+      FROM quarantine q
+     WHERE NOT EXISTS (SELECT FROM refused r WHERE r.order_id = q.order_id)
+       AND NOT EXISTS (SELECT FROM written w WHERE w.order_id = q.order_id AND w.version >= q.version)
 ), room AS MATERIALIZED (
     SELECT NOT f.is_full AND NOT head.is_ahead AS is_there, f.is_full, head.is_ahead
       FROM head, (SELECT EXISTS (SELECT FROM refused)
-                     AND (SELECT count(*) FROM quarantine) + (SELECT count(*) FROM refused) > $15 AS is_full) f
+                     AND beside.orders + (SELECT count(*) FROM refused) > $15 AS is_full
+                    FROM beside) f
 ), noted AS (
     INSERT INTO quarantine AS q (order_id, created_at, user_id, stream_partition, version, reason, seen_at)
     SELECT r.order_id, r.created_at, r.user_id, r.stream_partition, r.version, r.reason, clock_timestamp()
@@ -27,12 +36,13 @@ WITH refused AS MATERIALIZED (
     ON CONFLICT (order_id) DO UPDATE SET version = excluded.version, reason = excluded.reason, seen_at = excluded.seen_at
      WHERE q.version <= excluded.version
 ), freed AS (
-    DELETE FROM quarantine q USING unnest($13::uuid[], $14::bigint[]) AS w (order_id, version), room
+    DELETE FROM quarantine q USING written w, room
      WHERE room.is_there AND q.order_id = w.order_id AND q.version <= w.version
 ), marked AS (
     INSERT INTO watermarks AS m (stream_partition, log_epoch, xid, seq, catalog_version, updated_at, source_at)
-    SELECT n.stream_partition, $5, n.xid::xid8, n.seq, $6, clock_timestamp(), coalesce(n.source_at, '-infinity')
-      FROM unnest($1::int[], $2::text[], $3::bigint[], $4::timestamptz[]) AS n (stream_partition, xid, seq, source_at), room
+    SELECT n.stream_partition, n.log_epoch, n.xid::xid8, n.seq, $6, clock_timestamp(), coalesce(n.source_at, '-infinity')
+      FROM unnest($1::int[], $2::text[], $3::bigint[], $4::timestamptz[], $5::int[])
+               AS n (stream_partition, xid, seq, source_at, log_epoch), room
      WHERE room.is_there
     ON CONFLICT (stream_partition) DO UPDATE
        SET log_epoch = excluded.log_epoch, xid = excluded.xid, seq = excluded.seq, catalog_version = excluded.catalog_version,
@@ -42,6 +52,10 @@ WITH refused AS MATERIALIZED (
 )
 SELECT room.is_full, room.is_ahead AS is_behind, (SELECT count(*) FROM quarantine) AS quarantined
   FROM room;
+
+-- name: room_in_quarantine
+-- How many orders there are in quarantine beside these.
+SELECT count(*) FROM quarantine WHERE order_id <> ALL ($1::uuid[]);
 
 -- name: read_catalog
 -- The catalog and its version, of one snapshot.

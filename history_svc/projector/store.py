@@ -16,7 +16,7 @@ from history_svc.position import Position
 from history_svc.readmodel.port import IndexIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import date, datetime
     from uuid import UUID
 
@@ -105,7 +105,7 @@ class ProjectionStore:
             [str(position.xid) for position in positions],
             [position.seq for position in positions],
             [proof.as_of.get(partition) for partition in partitions],
-            max((position.log_epoch for position in positions), default=1),
+            [position.log_epoch for position in positions],
             proof.catalog_version,
             [draft.order_id for draft, _ in refused],
             [event.created_at for event in events if event is not None],
@@ -120,6 +120,10 @@ class ProjectionStore:
         assert row is not None, "room always has its row"
         await faults.point(AFTER_MARK)
         return Marked(row["is_full"], row["is_behind"], row["quarantined"])
+
+    async def quarantined_beside(self, orders: Iterable[UUID]) -> int:
+        """How many orders are in quarantine, without these."""
+        return int(await self._db.fetchval(QUERIES.room_in_quarantine, list(orders)))
 
     async def catalog(self) -> Catalog:
         """The catalog as it is now."""

@@ -13,11 +13,13 @@ import pytest
 from chassis import faults
 from chassis.ids import user_bucket
 from chassis.testing import eventually
+from history_svc.channel.outbox import LoggedDeadLetters
 from history_svc.errors import ReadModelUnavailable
 from history_svc.page import Filter
+from history_svc.position import Position
 from history_svc.projector import indexer
 from history_svc.projector.indexer import AFTER_REFRESH, AFTER_WRITE, Indexing
-from history_svc.projector.store import AFTER_MARK, BEFORE_MARK
+from history_svc.projector.store import AFTER_MARK, BEFORE_MARK, ProjectionStore, Proof
 from history_svc.reader import ServedBy
 from history_svc.settings import HistorySettings
 from history_svc.store import Shards
@@ -89,6 +91,52 @@ async def test_an_order_leaves_quarantine_when_a_version_at_least_as_high_is_sea
     await world.change(poison.order_id, relabelled({"n": "2"}))
     await world.index()
     assert await quarantined(world) == {}
+
+
+async def test_a_full_quarantine_takes_new_versions_and_who_leaves_makes_room(world: World) -> None:
+    poison = [await world.create("alice") for _ in range(QUARANTINE_MAX)]
+    world.read_model.refuses |= {str(order.order_id) for order in poison}
+    await world.index()
+    await world.change(poison[0].order_id, relabelled({"n": "2"}))
+    await world.index()
+    assert await quarantined(world) == {str(poison[0].order_id): 2, str(poison[1].order_id): 1}
+    another = await world.create("alice")
+    world.read_model.refuses = {str(another.order_id)}
+    await world.change(poison[0].order_id, relabelled({"n": "3"}))
+    await world.index()
+    assert await quarantined(world) == {str(another.order_id): 1, str(poison[1].order_id): 1}
+    await world.pass_time(OLD)
+    assert len((await world.checked_page("alice", EVERYTHING, 10)).page.rows) == 3
+
+
+async def test_a_mass_of_poison_makes_no_dead_letters_however_often_it_is_tried(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters: list[object] = []
+
+    async def put(_: object, record: object, reason: str) -> None:
+        letters.append(record)
+
+    monkeypatch.setattr(LoggedDeadLetters, "put", put)
+    orders = [await world.create("alice") for _ in range(QUARANTINE_MAX + 1)]
+    world.read_model.refuses |= {str(order.order_id) for order in orders}
+    for _ in range(3):
+        await world.index()
+    assert letters == []
+    world.read_model.refuses.pop()
+    await world.index()
+    assert len(letters) == QUARANTINE_MAX
+
+
+async def test_watermarks_of_two_epochs_of_the_log_are_kept_each_in_its_own(world: World) -> None:
+    """After a failover the topic still holds changes of the lost epoch, whose xids mean nothing now."""
+    await world.index()
+    store = ProjectionStore("s1", world.shard.db)
+    ends = {0: Position(2, 7, 1), 1: Position(1, 1 << 40, 3)}
+    version = (await store.catalog()).version
+    await store.mark(Proof(ends, {}, version, [], {}), quarantine_max=QUARANTINE_MAX)
+    stored = (await store.started()).watermarks
+    assert {partition: stored[partition] for partition in ends} == ends
 
 
 async def test_a_mass_of_poison_stops_the_watermark_and_loses_nothing(world: World) -> None:
