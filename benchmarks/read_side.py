@@ -56,7 +56,7 @@ from ops.postgres import PostgresServer
 from ops.stack.databases import schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from history_svc.channel.port import EventSource
     from history_svc.readmodel.port import Write
@@ -315,21 +315,23 @@ async def pages_of(
         wish = Wish(Window(user, before, OLDEST, shown), SIZE)
         await reader.read(placement, wish, now=datetime.now(UTC), timeout_s=10)
 
-    await percentiles(WARM_UP, deep, page)
-    sql = await percentiles(repeats, deep, partial(keyset, shards, user))
-    search = await percentiles(repeats, deep, partial(searched, run, user))
-    lines = [
-        Line(f"{count} orders: SQL keyset query alone", (*sql, "")),
-        Line(f"{count} orders: Elasticsearch query alone", (*search, "")),
-    ]
-    sources = float(sql[0]) + float(search[0])
+    await in_turns(WARM_UP, deep, {"page": page})
+    works: dict[str, Callable[[Key], Awaitable[None]]] = {
+        "sql": partial(keyset, shards, user),
+        "search": partial(searched, run, user),
+        "page": page,
+    }
+    lines = []
     for changed in CHANGED if count == HISTORIES[1] else CHANGED[:1]:
         if changed:
             await run.bench.change(ids[-changed:])
-        taken = await percentiles(repeats, deep, page)
-        lines.append(
-            Line(f"{count} orders: page, {changed} changed", (*taken, f"{float(taken[0]) / sources:.2f}"))
-        )
+        taken = await in_turns(repeats, deep, works)
+        if not changed:
+            lines.append(Line(f"{count} orders: SQL keyset query alone", cells_of_times(taken["sql"])))
+            lines.append(Line(f"{count} orders: Elasticsearch query alone", cells_of_times(taken["search"])))
+        sources = percentile(taken["sql"], 0.5) + percentile(taken["search"], 0.5)
+        ratio = percentile(taken["page"], 0.5) / sources
+        lines.append(Line(f"{count} orders: page, {changed} changed", cells_of_times(taken["page"], ratio)))
         await run.bench.mark()
     away = Reader(shards, Searcher(run.read_model, 0.0001), timedelta(days=2))
 
@@ -337,8 +339,8 @@ async def pages_of(
         wish = Wish(Window(user, before, OLDEST), SIZE)
         await away.read(placement, wish, now=datetime.now(UTC), timeout_s=10)
 
-    taken = await percentiles(repeats, deep, alone)
-    return [*lines, Line(f"{count} orders: page, read model away", (*taken, ""))]
+    taken = await in_turns(repeats, deep, {"page": alone})
+    return [*lines, Line(f"{count} orders: page, read model away", cells_of_times(taken["page"]))]
 
 
 async def keyset(shards: Shards, user: str, before: Key) -> None:
@@ -379,19 +381,28 @@ async def names_of(run: Machine) -> list[str]:
     return _NAMES
 
 
-async def percentiles(
-    repeats: int, keys: list[Key], work: Callable[[Key], Awaitable[None]]
-) -> tuple[str, str]:
-    """p50 and p99 in milliseconds of one call after the other."""
+async def in_turns(
+    repeats: int, keys: list[Key], works: Mapping[str, Callable[[Key], Awaitable[None]]]
+) -> dict[str, list[float]]:
+    """Seconds that each of some works takes, sorted; they take turns, so that what else the machine does is
+    in all of them alike.
+    """
     for key in keys[:10]:
-        await work(key)
-    taken = []
+        for work in works.values():
+            await work(key)
+    taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(repeats):
-        started = time.perf_counter()
-        await work(keys[number % len(keys)])
-        taken.append(time.perf_counter() - started)
-    taken.sort()
-    return f"{1000 * percentile(taken, 0.5):.2f}", f"{1000 * percentile(taken, 0.99):.2f}"
+        for name, work in works.items():
+            started = time.perf_counter()
+            await work(keys[number % len(keys)])
+            taken[name].append(time.perf_counter() - started)
+    return {name: sorted(seconds) for name, seconds in taken.items()}
+
+
+def cells_of_times(taken: list[float], ratio: float | None = None) -> tuple[str, ...]:
+    """p50 and p99 in milliseconds, and the ratio to another figure."""
+    p50, p99 = (f"{1000 * percentile(taken, share):.2f}" for share in (0.5, 0.99))
+    return p50, p99, "" if ratio is None else f"{ratio:.2f}"
 
 
 def document(facts: dict[str, str], bulk: list[Line], read: list[Line]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -221,6 +222,7 @@ def run(
     return seen
 
 
+@pytest.mark.timeout(600)
 def test_every_page_shows_what_the_shard_says_whatever_happens_on_the_way(databases: Databases) -> None:
     with asyncio.Runner() as runner:
         seen = run(databases, runner, lambda world: None, examples=70, steps=40)
