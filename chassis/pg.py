@@ -122,7 +122,7 @@ class Database:
         self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S
     ) -> list[asyncpg.Record]:
         """All rows."""
-        async with self.connection(timeout_s) as connection:
+        async with self.connection(timeout_s) as connection, _given(connection, timeout_s):
             return cast(
                 "list[asyncpg.Record]",
                 await connection.fetch(sql, *args, timeout=self._statement_s(timeout_s)),
@@ -132,7 +132,7 @@ class Database:
         self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S
     ) -> asyncpg.Record | None:
         """The first row, or none."""
-        async with self.connection(timeout_s) as connection:
+        async with self.connection(timeout_s) as connection, _given(connection, timeout_s):
             return cast(
                 "asyncpg.Record | None",
                 await connection.fetchrow(sql, *args, timeout=self._statement_s(timeout_s)),
@@ -140,12 +140,12 @@ class Database:
 
     async def fetchval(self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S) -> Any:
         """The first column of the first row."""
-        async with self.connection(timeout_s) as connection:
+        async with self.connection(timeout_s) as connection, _given(connection, timeout_s):
             return await connection.fetchval(sql, *args, timeout=self._statement_s(timeout_s))
 
     async def execute(self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S) -> str:
         """Run a statement for its effect; returns the command tag."""
-        async with self.connection(timeout_s) as connection:
+        async with self.connection(timeout_s) as connection, _given(connection, timeout_s):
             return cast("str", await connection.execute(sql, *args, timeout=self._statement_s(timeout_s)))
 
     @asynccontextmanager
@@ -256,6 +256,17 @@ def _left_s(timeout_s: float, deadline: float) -> float:
     if left_s <= 0:
         raise DeadlineExceeded(limiter="caller")
     return left_s
+
+
+@asynccontextmanager
+async def _given(connection: Any, timeout_s: float) -> AsyncIterator[None]:
+    """Let one statement run for longer than the server lets the others, in a transaction of its own."""
+    if timeout_s <= STATEMENT_TIMEOUT_S:
+        yield
+        return
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL statement_timeout = {int(timeout_s * 1000)}")
+        yield
 
 
 async def _close(pool: asyncpg.Pool[Any]) -> None:

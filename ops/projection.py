@@ -10,7 +10,7 @@ from ops.mesh import TIMEOUT_S, CallFailed
 from ordermesh.history.v1 import projection_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from ops.mesh import Mesh
 
@@ -47,13 +47,16 @@ async def followed(mesh: Mesh, begun: Collection[Operation], *, wait_s: float, t
     return list(known.values())
 
 
-async def unserved(mesh: Mesh) -> tuple[dict[tuple[str, str], bool], list[Operation], list[str]]:
+async def unserved(
+    mesh: Mesh, shard: str = ""
+) -> tuple[dict[tuple[str, str], bool], list[Operation], list[str]]:
     """Months that their shard serves itself, with the operations that are open, and shards that do not
     answer.
 
     Raises: CallFailed.
     """
-    answer = await mesh.projection.GetProjectionStatus(pb.GetProjectionStatusRequest(), timeout=TIMEOUT_S)
+    request = pb.GetProjectionStatusRequest(shard=shard)
+    answer = await mesh.projection.GetProjectionStatus(request, timeout=TIMEOUT_S)
     serving: dict[tuple[str, str], bool] = {}
     for part in answer.shards:
         for index in part.indices:
@@ -63,17 +66,21 @@ async def unserved(mesh: Mesh) -> tuple[dict[tuple[str, str], bool], list[Operat
     return {place: False for place, serves in serving.items() if not serves}, opened, list(answer.unreachable)
 
 
-async def until_served(mesh: Mesh, *, wait_s: float, tell: Tell) -> Mapping[tuple[str, str], bool]:
-    """Wait until an index serves every month of every shard; what is still unserved when the time is over."""
+async def until_served(mesh: Mesh, *, wait_s: float, tell: Tell, shard: str = "") -> bool:
+    """Wait until an index serves every month of every shard, or of one; False when that is not known to be so
+    when the time is over.
+    """
     end = time.monotonic() + wait_s
     while True:
         try:
-            left, opened, away = await unserved(mesh)
+            left, opened, away = await unserved(mesh, shard)
         except CallFailed:
             left, opened, away = {}, [], ["the mesh"]
         tell(opened)
-        if (not left and not away) or time.monotonic() > end:
-            return left
+        if not left and not away:
+            return True
+        if time.monotonic() > end:
+            return False
         await asyncio.sleep(LOOK_EVERY_S)
 
 

@@ -105,6 +105,10 @@ class Keeper:
         """All operations, the newest first."""
         return await self.store.operations(100)
 
+    async def projection_months(self) -> set[object]:
+        """The months that the catalog knows."""
+        return {index.month for index in (await self.projection.catalog()).indices}
+
     async def states(self) -> dict[int, str]:
         """State of each generation of the month of the world's first order."""
         rows = await self.world.shard.rows(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -30,6 +29,10 @@ WAITS_S = 0.25
 """Between two steps of an operation that waits for somebody else."""
 
 
+FAILURES = (OrdermeshError, EventsUnavailable, QuarantineFull)
+"""What a step may end with that is tried again."""
+
+
 class NotOurs(Exception):
     """The operation was cancelled, or somebody else leads the shard by now."""
 
@@ -41,7 +44,6 @@ class Caretaker:
         self.name = f"care.{parts.care.shard}"
         self._parts = parts
         self._leadership = leadership
-        self._failures = 0
         self._looked_at = -math.inf
 
     async def run(self) -> None:
@@ -51,21 +53,25 @@ class Caretaker:
 
     async def _care(self, term: int) -> None:
         clock = self._parts.clock
+        failures = 0
         while True:
             pause_s = self._parts.pacing.every_s
             try:
                 if await self.step(term):
                     pause_s = 0.0
-                self._failures = 0
-            except (OrdermeshError, EventsUnavailable, QuarantineFull) as failed:
-                pause_s = await self._failed(failed, term)
+                failures = 0
+            except FAILURES as failed:
+                # The shard itself cannot be asked.
+                failures += 1
+                log.warning("care_failed", shard=self._parts.care.shard, because=_why(failed))
+                pause_s = min(AGAIN_S_MAX, pause_s * 2.0 ** min(failures - 1, 8))
             await clock.sleep(pause_s * (0.75 + 0.5 * self._parts.jitter()))
 
     async def step(self, term: int) -> bool:
         """Look now and then for what is needed, and do the next step of the next operation; whether there was
-        one.
+        one. A step that fails is done again later, and lets other operations go on.
 
-        Raises: as `operating.step`.
+        Raises: what the store raises.
         """
         now = self._parts.clock.monotonic()
         if now - self._looked_at >= self._parts.pacing.every_s:
@@ -80,24 +86,45 @@ class Caretaker:
                 raise NotOurs
 
         try:
-            after = await operating.step(self._parts, operation, keep)
+            after = await operating.step(self._parts, operation, term, keep)
             await keep(after)
         except NotOurs:
             return True
+        except FAILURES as failed:
+            await self._defer(operation, term, failed)
+            return True
         if after.state is not State.OPEN:
-            shard = self._parts.care.shard
-            metrics.OPERATIONS.labels(shard, after.kind.value, after.state.value).inc()
-            log.info(
-                "operation_ended",
-                shard=shard,
-                kind=after.kind.value,
-                month=after.month.isoformat() if after.month else None,
-                state=after.state.value,
-                because=after.note,
-            )
+            self._tell(after)
         elif after == operation or (after.phase is operation.phase and after.note):
             await self._parts.clock.sleep(WAITS_S)
         return True
+
+    def _tell(self, ended: Operation) -> None:
+        shard = self._parts.care.shard
+        metrics.OPERATIONS.labels(shard, ended.kind.value, ended.state.value).inc()
+        log.info(
+            "operation_ended",
+            shard=shard,
+            kind=ended.kind.value,
+            month=ended.month.isoformat() if ended.month else None,
+            state=ended.state.value,
+            because=ended.note,
+        )
+
+    async def _defer(self, operation: Operation, term: int, failed: Exception) -> None:
+        """Note why an operation does not go on, and let it wait."""
+        parts = self._parts
+        metrics.OPERATION_FAILURES.labels(parts.care.shard, type(failed).__name__).inc()
+        log.warning(
+            "operation_failed", shard=parts.care.shard, kind=operation.kind.value, because=_why(failed)
+        )
+        await parts.care.defer(
+            operation.operation_id,
+            term,
+            f"again after {_why(failed)}",
+            first=timedelta(seconds=parts.pacing.every_s),
+            most=timedelta(seconds=AGAIN_S_MAX),
+        )
 
     async def _look(self) -> None:
         """Open what is needed."""
@@ -114,20 +141,9 @@ class Caretaker:
             await self._open(Kind.VERIFY, needs.unverified[-1], "it is due")
 
     async def _open(self, kind: Kind, month: date | None, reason: str) -> None:
-        await self._parts.care.open(uuid4(), kind, month, repairs=False, actor=ACTOR, reason=reason)
+        repairs = kind is Kind.VERIFY
+        await self._parts.care.open(uuid4(), kind, month, repairs=repairs, actor=ACTOR, reason=reason)
 
-    async def _failed(self, failed: Exception, term: int) -> float:
-        """Note why the next operation does not go on; how long to wait."""
-        self._failures += 1
-        parts = self._parts
-        because = f"{type(failed).__name__}: {getattr(failed, 'facts', None) or failed}"
-        metrics.OPERATION_FAILURES.labels(parts.care.shard, type(failed).__name__).inc()
-        log.warning("care_failed", shard=parts.care.shard, because=because)
-        try:
-            async with asyncio.timeout(parts.pacing.every_s):
-                operation = await parts.care.next()
-                if operation is not None:
-                    await parts.care.keep(replace(operation, note=f"again after {because}"), term)
-        except (OrdermeshError, TimeoutError):
-            log.info("care_not_noted", shard=parts.care.shard)
-        return min(AGAIN_S_MAX, parts.pacing.every_s * 2.0 ** min(self._failures - 1, 8))
+
+def _why(failed: Exception) -> str:
+    return f"{type(failed).__name__}: {getattr(failed, 'facts', None) or failed}"

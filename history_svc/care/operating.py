@@ -34,16 +34,16 @@ AFTER_SERVE = faults.declare("care.after_serve", "a new index serves and its ope
 AFTER_RESET = faults.declare("care.after_reset", "a shard's projection begins anew and its operation is open")
 
 
-async def step(parts: Parts, operation: Operation, keep: Keep) -> Operation:
+async def step(parts: Parts, operation: Operation, term: int, keep: Keep) -> Operation:
     """Do what is next, and say where the operation stands then; the caller keeps that.
 
-    keep: keeps how far a long step is.
+    term: in which we lead the shard. keep: keeps how far a long step is.
     Raises: ReadModelUnavailable, EventsUnavailable, QuarantineFull, and what the store raises; then the step
     is done again.
     """
     match operation.kind:
         case Kind.RESET:
-            months = await parts.care.reset()
+            months = await parts.care.reset(operation.operation_id, term)
             await faults.point(AFTER_RESET)
             return _ended(operation, f"{months} months are built again")
         case Kind.RETRY:
@@ -146,7 +146,9 @@ async def _verify(parts: Parts, operation: Operation, keep: Keep) -> Operation:
     month = _month(operation)
     index = (await parts.projection.catalog()).serving().get(month)
     if index is None:
-        return _ended(operation, "the month is not served from an index")
+        if await parts.care.count(*operation.bounds):
+            return _ended(operation, "the month is not served from an index", State.FAILED)
+        return _ended(operation, "the shard has no orders of the month")
     operation = replace(
         operation, phase=Phase.COMPARE, generation=index.generation, index_name=index.identity.name
     )
@@ -221,13 +223,15 @@ async def _index(parts: Parts, name: str) -> Index | None:
 
 
 async def _is_there(parts: Parts, operation: Operation) -> bool:
-    """Whether the index that the operation works on is still the one that it had made."""
+    """Whether the index that the operation works on is still the one that it had made, and the newest."""
     name = _name(operation)
-    index = await _index(parts, name)
-    there = (await parts.read_model.identities([name])).get(name)
-    if index is None or there != index.identity:
+    catalog = await parts.projection.catalog()
+    generations = {index.generation: index for index in catalog.indices if index.month == operation.month}
+    index = generations.get(operation.generation or 0)
+    if index is None or index.generation != max(generations):
         return False
-    return there.index_uuid == operation.index_uuid
+    there = (await parts.read_model.identities([name])).get(name)
+    return there == index.identity and there.index_uuid == operation.index_uuid
 
 
 def _ended(operation: Operation, note: str, state: State = State.SUCCEEDED) -> Operation:

@@ -16,22 +16,30 @@ SELECT * FROM projection_operations WHERE operation_id = $1 AND NOT EXISTS (SELE
 -- name: next_operation
 -- What is carried on next; of the months the newest first, as most pages show it.
 SELECT * FROM projection_operations
- WHERE state = 'OPEN'
+ WHERE state = 'OPEN' AND not_before <= clock()
  ORDER BY array_position(ARRAY['RESET', 'RETRY', 'REBUILD', 'VERIFY'], kind), month DESC, created_at
  LIMIT 1;
 
 -- name: keep_operation
--- Where an operation stands, or how it ended; in the newest term only, and only while it is open. Returns whether it was kept.
+-- Where an operation stands, or how it ended; in the newest term only, and only while it is open and nobody asked for more than
+-- was done. Returns whether it was kept.
 WITH kept AS (
     UPDATE projection_operations
        SET state = $3, phase = $4, generation = $5, index_name = $6, index_uuid = $7, catalog_version = $8, copied_to = $9,
            orders = $10, orders_expected = $11, missing = $12, stale = $13, ahead = $14, extra = $15, refused = $16,
-           repaired = $17, passes = $18, note = $19, updated_at = clock(),
+           repaired = $17, passes = $18, note = $19, failures = 0, updated_at = clock(),
            ended_at = CASE WHEN $3 <> 'OPEN' THEN clock() END
-     WHERE operation_id = $1 AND state = 'OPEN' AND EXISTS (SELECT FROM relay_lease WHERE term = $2)
+     WHERE operation_id = $1 AND state = 'OPEN' AND repairs = $20 AND EXISTS (SELECT FROM relay_lease WHERE term = $2)
     RETURNING 1
 )
 SELECT EXISTS (SELECT FROM kept);
+
+-- name: defer_operation
+-- A step failed: the next try is later, ever more so, up to $5; others go on meanwhile.
+UPDATE projection_operations
+   SET failures = failures + 1, note = $3, updated_at = clock(),
+       not_before = clock() + least($5::interval, $4::interval * 2 ^ least(failures, 10))
+ WHERE operation_id = $1 AND state = 'OPEN' AND EXISTS (SELECT FROM relay_lease WHERE term = $2);
 
 -- name: cancel_operation
 -- End an operation that is open; returns it however it is. What it wrote into an index that does not serve is harmless.
@@ -69,7 +77,7 @@ SELECT serve_index($1, $2, $3);
 
 -- name: reset_projection
 -- Begin the shard's part anew; how many months have to be built.
-SELECT reset_projection();
+SELECT reset_projection($1, $2);
 
 -- name: read_knowledge
 -- Whether whoever moves a watermark knows the catalog at this version.
@@ -189,12 +197,8 @@ SELECT NOT EXISTS (SELECT FROM projection_operations
                       AND (state = 'OPEN' OR (state <> 'SUCCEEDED' AND ended_at > clock() - $2::interval)));
 
 -- name: plant_index
--- A shard that has nothing of a month begins with the generation that the others serve. A month that is known stays as it is.
-INSERT INTO projection_index (month, generation, index_name, cluster_uuid, index_uuid, state, catalog_version, created_at)
-SELECT $1::date, $2, $3, $4, $5, 'SERVING', c.version + 1, clock()
-  FROM projection_catalog c
- WHERE NOT EXISTS (SELECT FROM projection_index WHERE month = $1)
-ON CONFLICT DO NOTHING;
+-- A shard that has nothing of a month begins with the generation that the others serve.
+SELECT plant_index($1, $2, $3, $4, $5);
 
 -- name: retire_indices
 -- Generations of a month below the one that all shards serve are neither written nor read any more.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 QUERIES = pg.queries("history_svc.care")
 SCAN_S = 60.0
 """Of statements that look at a whole day or month."""
-EXPECTED_MAX = 10_000_000
+EXPECTED_MAX = 1_000_000
 """A month's orders are counted so far, for the progress only."""
 _ID_TIME_SHIFT = 80
 _FIRST = UUID(int=0)
@@ -130,8 +130,16 @@ class CareStore:
             *(getattr(found, each.name) for each in fields(Findings)),
             operation.passes,
             operation.note[:REASON_CHARS_MAX],
+            operation.repairs,
         )
         return kept
+
+    async def defer(
+        self, operation_id: UUID, term: int, note: str, *, first: timedelta, most: timedelta
+    ) -> None:
+        """Let an operation whose step failed wait, twice as long each time."""
+        note = note[:REASON_CHARS_MAX]
+        await self._db.execute(QUERIES.defer_operation, operation_id, term, note, first, most)
 
     async def cancel(self, operation_id: UUID, note: str) -> Operation | None:
         """End an open operation; how it is then, None when there is none."""
@@ -195,9 +203,11 @@ class CareStore:
         served: bool = await self._db.fetchval(QUERIES.serve_index, month, generation, index_uuid)
         return served
 
-    async def reset(self) -> int:
-        """Begin anew; how many months have to be built."""
-        planned: int = await self._db.fetchval(QUERIES.reset_projection, timeout_s=SCAN_S)
+    async def reset(self, operation_id: UUID, term: int) -> int | None:
+        """Begin anew; how many months have to be built. None when the operation is not ours to carry out."""
+        planned: int | None = await self._db.fetchval(
+            QUERIES.reset_projection, operation_id, term, timeout_s=SCAN_S
+        )
         return planned
 
     async def may_rebuild(self, month: date, *, again_after: timedelta) -> bool:

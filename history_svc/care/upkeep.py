@@ -84,7 +84,7 @@ class Upkeep:
             index.identity
             for catalog in catalogs
             for index in catalog.indices
-            if index.month == month and index.generation == generation
+            if index.month == month and index.generation == generation and index.state is State.SERVING
         )
         for parts in self._shards.values():
             await parts.care.plant(month, generation, identity)

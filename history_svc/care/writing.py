@@ -5,6 +5,7 @@ Versions keep it harmless beside the projector: whoever has the newer state wins
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
     from history_svc.care.parts import Parts
     from history_svc.care.store import OrderRow
+
+
+WRITE_S_MAX = 60.0
+"""After so long the step is given up, and done again later: whoever cancels it must not wait."""
 
 
 class Put(NamedTuple):
@@ -59,7 +64,11 @@ class OrderWriter:
             for name in indices[row.order_id]:
                 writes.append(Write(name, made, again))
                 owners.append(row)
-        outcomes = await self._bulk.write(writes) if writes else []
+        try:
+            async with asyncio.timeout(WRITE_S_MAX):
+                outcomes = await self._bulk.write(writes) if writes else []
+        except TimeoutError:
+            raise ReadModelUnavailable(because="it does not take documents") from None
         refused |= _refused(owners, outcomes)
         if refused:
             quarantined = await self._parts.care.note_refused(list(refused.values()))

@@ -92,7 +92,7 @@ def status(
     async def work(mesh: Mesh) -> pb.GetProjectionStatusResponse:
         if wait:
             with bars(form) as tell:
-                await projection.until_served(mesh, wait_s=wait.total_seconds(), tell=tell)
+                await projection.until_served(mesh, wait_s=wait.total_seconds(), tell=tell, shard=shard)
         return await mesh.projection.GetProjectionStatus(request, timeout=TIMEOUT_S)
 
     answer = ask(state_dir, work)
@@ -211,12 +211,14 @@ def reset(
         begun = await projection.started(mesh, asked.requests([""]), spoken_by(actor))
         with bars(form) as tell:
             ended = await projection.followed(mesh, begun, wait_s=wait.total_seconds(), tell=tell)
-            left = await projection.until_served(mesh, wait_s=wait.total_seconds(), tell=tell)
-        return ended, bool(left)
+            is_served = await projection.until_served(
+                mesh, wait_s=wait.total_seconds(), tell=tell, shard=shard
+            )
+        return ended, is_served
 
-    ended, is_unserved = ask(state_dir, work)
+    ended, is_served = ask(state_dir, work)
     output.emit(form, ended, _table(ended))
-    if is_unserved or not all(_is_well(each) for each in ended):
+    if not is_served or not all(_is_well(each) for each in ended):
         raise typer.Exit(ExitCode.NO)
 
 
@@ -329,6 +331,8 @@ def _is_well(operation: Operation) -> bool:
         return found.refused_count == 0
     if operation.kind == Operation.VERIFY and not operation.repairs:
         return not (found.missing_count or found.stale_count or found.ahead_count or found.extra_count)
+    if operation.kind == Operation.VERIFY:
+        return found.repaired_count + found.refused_count >= found.missing_count + found.stale_count
     return True
 
 

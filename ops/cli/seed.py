@@ -84,7 +84,7 @@ def _until_served(state_dir: Path, wait: timedelta, form: Format) -> bool:
 
     async def work(mesh: Mesh) -> bool:
         with bars(form) as tell:
-            return not await projection.until_served(mesh, wait_s=wait.total_seconds(), tell=tell)
+            return await projection.until_served(mesh, wait_s=wait.total_seconds(), tell=tell)
 
     return ask(state_dir, work)
 

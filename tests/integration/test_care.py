@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,13 +13,12 @@ import pytest
 from chassis import faults
 from chassis.faults import FaultFired
 from history_svc.care import operating
-from history_svc.care.operation import Findings, Kind, Phase, State
-from history_svc.errors import ReadModelUnavailable
+from history_svc.care.operation import Findings, Kind, Operation, Phase, State
 from history_svc.page import Filter
 from history_svc.reader import ServedBy
 from history_svc.settings import HistorySettings
 from history_svc.store import Shards
-from tests.care import Keeper
+from tests.care import FAST, TERM, Keeper
 from tests.databases import Database
 from tests.faults.points import CARE_POINTS
 from tests.model.history_world import World
@@ -257,12 +257,58 @@ async def test_while_the_read_model_is_away_an_operation_waits_and_says_why(
     await keeper.create(2)
     await keeper.ask(Kind.REBUILD)
     world.read_model.down = True
-    with pytest.raises(ReadModelUnavailable):
-        await keeper.step()
-    assert (await keeper.all())[0].state is State.OPEN
+    await keeper.step()
+    (waiting,) = await keeper.all()
+    assert (waiting.state, "ReadModelUnavailable" in waiting.note) == (State.OPEN, True)
     world.read_model.down = False
     async with keeper.indexing():
         assert {each.state for each in await keeper.work()} == {State.SUCCEEDED}
+
+
+async def test_an_operation_that_fails_lets_the_others_go_on(world: World, keeper: Keeper) -> None:
+    await keeper.create(2)
+    patient = Keeper(world, replace(FAST, every_s=30.0))
+    failing = await keeper.ask(Kind.REBUILD)
+    world.read_model.down = True
+    await patient.step()
+    world.read_model.down = False
+    other = await keeper.ask(Kind.VERIFY)
+    async with keeper.indexing():
+        while await patient.step():
+            pass
+    found = {each.operation_id: each.state for each in await keeper.all()}
+    assert found == {failing.operation_id: State.OPEN, other.operation_id: State.SUCCEEDED}
+
+
+async def test_comparing_a_month_that_no_index_serves_fails(world: World, keeper: Keeper) -> None:
+    await keeper.create(2)
+    await world.shard.db.execute("UPDATE projection_index SET state = 'BUILDING'")
+    asked = await keeper.ask(Kind.VERIFY)
+
+    async def keep(_: Operation) -> None:
+        raise AssertionError("nothing is compared")
+
+    assert (await operating.step(keeper.parts, asked, TERM, keep)).state is State.FAILED
+
+
+async def test_a_repair_that_is_asked_for_while_a_comparison_runs_is_not_lost(
+    world: World, keeper: Keeper
+) -> None:
+    await keeper.create(2)
+    running = await keeper.ask(Kind.VERIFY)
+    asked = await keeper.ask(Kind.VERIFY, repairs=True)
+    assert (asked.operation_id, asked.repairs) == (running.operation_id, True)
+    assert not await keeper.store.keep(replace(running, state=State.SUCCEEDED), TERM)
+    assert await keeper.store.keep(replace(asked, state=State.SUCCEEDED), TERM)
+
+
+async def test_a_reset_in_a_term_that_is_over_changes_nothing(world: World, keeper: Keeper) -> None:
+    await keeper.create(2)
+    asked = await keeper.ask(Kind.RESET)
+    before = await keeper.states()
+    assert await keeper.store.reset(asked.operation_id, TERM + 1) is None
+    assert await keeper.states() == before
+    assert await keeper.store.reset(asked.operation_id, TERM) == len(await keeper.projection_months())
 
 
 async def test_a_shard_that_serves_an_older_generation_than_others_builds_a_newer_one(

@@ -163,6 +163,12 @@ async def test_sessions_carry_the_limits_of_the_design(shard: pg.Database) -> No
     assert {row["name"]: row["value"] for row in rows} == wanted
 
 
+async def test_a_statement_that_is_given_more_time_has_it_from_the_server_too(shard: pg.Database) -> None:
+    asked = "SELECT current_setting('statement_timeout')"
+    assert await shard.fetchval(asked, timeout_s=60) == "1min"
+    assert await shard.fetchval(asked) == "5s"
+
+
 async def test_a_lock_that_is_held_is_contended_after_a_second(shard: pg.Database) -> None:
     async with shard.connection() as holder, holder.transaction():
         await holder.execute("SELECT * FROM bucket_fence WHERE bucket = 0 FOR UPDATE")

@@ -26,6 +26,8 @@ CREATE TABLE projection_operations (
     refused           bigint      NOT NULL DEFAULT 0,
     repaired          bigint      NOT NULL DEFAULT 0,
     passes            int         NOT NULL DEFAULT 0,
+    failures          int         NOT NULL DEFAULT 0,
+    not_before        timestamptz NOT NULL DEFAULT '-infinity',
     note              text        NOT NULL DEFAULT '' CHECK (char_length(note) <= 512),
     actor             text        NOT NULL CHECK (char_length(actor) BETWEEN 1 AND 64),
     reason            text        NOT NULL CHECK (char_length(reason) BETWEEN 1 AND 512),
@@ -37,6 +39,7 @@ CREATE TABLE projection_operations (
 );
 COMMENT ON TABLE projection_operations IS
     'What is done to this shard''s part of the projection, with where it stands, so that whoever leads the shard carries it on.';
+COMMENT ON COLUMN projection_operations.not_before IS 'A step that failed waits until then, and lets the others go on.';
 COMMENT ON COLUMN projection_operations.copied_to IS 'Every order of the month up to this id is written into the index.';
 COMMENT ON COLUMN projection_operations.catalog_version IS 'From this version on, whoever moves a watermark has written to the index too.';
 CREATE UNIQUE INDEX projection_operations_open ON projection_operations (kind, month) NULLS NOT DISTINCT WHERE state = 'OPEN';
@@ -78,9 +81,23 @@ BEGIN
     RETURN FOUND;
 END $$;
 
+-- A shard that knows nothing of a month begins it with the generation that the others serve. A month that is known stays as it is.
+CREATE FUNCTION ordermesh.plant_index(p_month date, p_generation int, p_name text, p_cluster_uuid text, p_index_uuid text)
+    RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM ordermesh.projection_catalog FOR UPDATE;
+    IF NOT EXISTS (SELECT FROM ordermesh.projection_index WHERE month = p_month) THEN
+        INSERT INTO ordermesh.projection_index
+               (month, generation, index_name, cluster_uuid, index_uuid, state, catalog_version, created_at)
+        SELECT p_month, p_generation, p_name, p_cluster_uuid, p_index_uuid, 'SERVING', c.version, ordermesh.clock()
+          FROM ordermesh.projection_catalog c;
+    END IF;
+END $$;
+
 -- Begins the projection anew: watermarks stand where the log is now, and every month that has orders is read from here until it
--- is built again, in an index that holds nothing yet. Returns how many months that are.
-CREATE FUNCTION ordermesh.reset_projection() RETURNS int
+-- is built again, in an index that holds nothing yet. Only for the operation that asks for it, while that is open, in the newest
+-- term. Returns how many months that are, NULL when nothing was done.
+CREATE FUNCTION ordermesh.reset_projection(p_operation_id uuid, p_term bigint) RETURNS int
     LANGUAGE plpgsql AS $$
 DECLARE
     m date;
@@ -88,6 +105,10 @@ DECLARE
     has_orders boolean;
 BEGIN
     PERFORM FROM ordermesh.projection_catalog FOR UPDATE;
+    IF NOT EXISTS (SELECT FROM ordermesh.projection_operations o, ordermesh.relay_lease l
+                    WHERE o.operation_id = p_operation_id AND o.state = 'OPEN' AND l.term = p_term) THEN
+        RETURN NULL;
+    END IF;
     INSERT INTO ordermesh.watermarks AS w (stream_partition, log_epoch, xid, seq, catalog_version, updated_at, source_at)
     SELECT p, i.log_epoch, pg_snapshot_xmin(pg_current_snapshot()), 0, 0, clock_timestamp(), '-infinity'
       FROM ordermesh.shard_identity i, generate_series(i.partition_base, i.partition_base + i.partition_count - 1) AS p
