@@ -52,6 +52,12 @@ EXPECTED = {
         "ImportKeys": "----m",
     },
     "history.v1.HistoryService": {"ListOrders": "usro", "SearchOrders": "---o", "ExplainPage": "---o"},
+    "history.v1.ProjectionService": {
+        "GetProjectionStatus": "---o",
+        "StartOperation": "---o",
+        "ListOperations": "---o",
+        "CancelOperation": "---o",
+    },
     "recovery.v1.RecoveryService": {
         "ListHangingOrders": "---o",
         "ProbeOrder": "---o",
@@ -81,6 +87,7 @@ PEERS = {
     "shard_proxy": "s",
     "order_svc": "s",
     "history_svc": "",
+    "projector": "",
     "recovery_svc": "r",
     "upstream": "",
     "ops": "so",
