@@ -65,11 +65,7 @@ SELECT c.version, (SELECT coalesce(json_agg(json_build_array(month, generation, 
 
 -- name: add_index
 -- Note a month's first index, which has every document of the month from the beginning. A month that is known stays as it is.
-INSERT INTO projection_index (month, generation, index_name, cluster_uuid, index_uuid, state, catalog_version, created_at)
-SELECT $1::date, 1, $2, $3, $4, 'SERVING', c.version + 1, clock_timestamp()
-  FROM projection_catalog c
- WHERE NOT EXISTS (SELECT FROM projection_index WHERE month = $1)
-ON CONFLICT DO NOTHING;
+SELECT plant_index($1, 1, $2, $3, $4);
 
 -- name: doubt_index
 -- An index is not the one that was made: nobody reads it until its month was built again. Before another is made in its place.

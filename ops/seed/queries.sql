@@ -22,21 +22,6 @@ SELECT pg_advisory_xact_lock(72, 0);
 -- The partitions of the month of an instant.
 SELECT ordermesh.ensure_month($1);
 
--- name: hold_catalog
--- Whoever changes the catalog holds its head first.
-SELECT FROM projection_catalog FOR UPDATE;
-
--- name: stop_serving
--- No index of the month has everything; what is written goes on being written.
-UPDATE projection_index SET state = 'BUILDING' WHERE month = $1 AND state = 'SERVING';
-
--- name: generation_to_plan
--- The generation that the month has to be built in; NULL when it is planned already and nobody began.
-SELECT CASE WHEN newest.state = 'BUILDING' AND newest.index_uuid = '' THEN NULL ELSE COALESCE(newest.generation, 0) + 1 END
-  FROM (SELECT) one
-  LEFT JOIN LATERAL (SELECT * FROM projection_index WHERE month = $1 ORDER BY generation DESC LIMIT 1) newest ON true;
-
 -- name: plan_index
--- Make the month known to readers as one that is not to be read from the read model.
-INSERT INTO projection_index (month, generation, index_name, cluster_uuid, index_uuid, state, catalog_version, created_at)
-SELECT $1, $2, $3, '', '', 'BUILDING', version, ordermesh.clock() FROM projection_catalog;
+-- No index of the month has everything any more: readers take it from here until it is built, in an index that nobody began.
+SELECT FROM plan_index($1, true, true);

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from chassis import pg
-from history_svc.document import index_name, month_start, next_month
+from history_svc.document import month_start, next_month
 from ops.errors import OpsError
 from ops.seed.plan import Origin, PlanRefused
 from ops.seed.rows import COLUMNS
@@ -85,18 +85,9 @@ class SeedShard:
                 written = SeedMonth(self._session)
                 yield written
                 if written.count:
-                    await self._unserve(month)
+                    await self._session.execute(queries.plan_index, month)
             for table in ("orders", "order_journal") if written.count else ():
                 await self._session.execute(f"ANALYZE {table}_{month:%Y_%m}")
-
-    async def _unserve(self, month: date) -> None:
-        """Say that no index of the month has everything, and plan one that will."""
-        # In a statement of its own: the next ones then see what whoever held it wrote.
-        await self._session.execute(queries.hold_catalog)
-        await self._session.execute(queries.stop_serving, month)
-        generation = await self._session.fetchval(queries.generation_to_plan, month)
-        if generation is not None:
-            await self._session.execute(queries.plan_index, month, generation, index_name(month, generation))
 
 
 class SeedMonth:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from chassis import faults
 from chassis.faults import FaultFired
-from history_svc.care import operating
+from chassis.testing import eventually
+from history_svc.care import operating, writing
 from history_svc.care.operation import Findings, Kind, Operation, Phase, State
+from history_svc.errors import ReadModelUnavailable
 from history_svc.page import Filter
 from history_svc.reader import ServedBy
+from history_svc.readmodel.port import IndexIdentity
 from history_svc.settings import HistorySettings
 from history_svc.store import Shards
 from tests.care import FAST, TERM, Keeper
@@ -325,6 +329,54 @@ async def test_a_shard_that_serves_an_older_generation_than_others_builds_a_newe
         done = await keeper.work()
     assert [each.reason for each in done] == ["others serve a newer one", "a test asks for it"]
     assert (await keeper.states())[3] == "SERVING"
+
+
+async def test_a_month_that_is_planned_meanwhile_is_not_planted(world: World, keeper: Keeper) -> None:
+    """Whoever plants waits for whoever holds the catalog, and then sees what that one wrote."""
+    long_ago = date(2020, 1, 1)
+    seeding = await asyncpg.connect(
+        world.shard.dsn, server_settings={"search_path": "ordermesh, public", "timezone": "UTC"}
+    )
+
+    async def waits() -> bool:
+        return bool(await world.shard.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    try:
+        async with seeding.transaction():
+            await seeding.execute("SELECT FROM plan_index($1, true, true)", long_ago)
+            planting = asyncio.create_task(
+                keeper.store.plant(long_ago, 2, IndexIdentity("orders-v2-2020.01", "memory", "1"))
+            )
+            await eventually(waits, within_s=0.9, every_s=0.01)
+        await planting
+    finally:
+        await seeding.close()
+    rows = await world.shard.rows("SELECT generation, state FROM projection_index WHERE month = $1", long_ago)
+    assert [tuple(row) for row in rows] == [(1, "BUILDING")]
+
+
+async def test_a_month_that_is_known_is_noted_once_and_moves_the_catalog_once(
+    world: World, keeper: Keeper
+) -> None:
+    long_ago = date(2020, 1, 1)
+    identity = IndexIdentity("orders-v1-2020.01", "memory", "1")
+    before = (await keeper.projection.catalog()).version
+    for _ in range(3):
+        await keeper.projection.add_index(long_ago, identity)
+    catalog = await keeper.projection.catalog()
+    assert (catalog.version, catalog.serving()[long_ago].identity) == (before + 1, identity)
+
+
+async def test_a_read_model_that_takes_no_documents_holds_nobody_for_ever(
+    world: World, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keeper.create(2)
+    monkeypatch.setattr(writing, "WRITE_S_MAX", 0.2)
+    rows = await keeper.store.orders_of(list(world.orders))
+    world.read_model.later = 1_000_000
+    names = list(world.read_model.stored)
+    with pytest.raises(ReadModelUnavailable):
+        await writing.OrderWriter(keeper.parts).put(rows, dict.fromkeys(world.orders, names), again=True)
 
 
 async def test_nothing_is_retired_while_one_shard_still_reads_it(world: World, keeper: Keeper) -> None:
