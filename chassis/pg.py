@@ -265,7 +265,9 @@ async def _given(connection: Any, timeout_s: float) -> AsyncIterator[None]:
         yield
         return
     async with connection.transaction():
-        await connection.execute(f"SET LOCAL statement_timeout = {int(timeout_s * 1000)}")
+        await connection.execute(
+            "SELECT set_config('statement_timeout', $1, true)", str(int(timeout_s * 1000))
+        )
         yield
 
 

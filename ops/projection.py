@@ -21,14 +21,16 @@ NEWEST_MAX = 100
 Operation = pb.Operation
 
 
-async def started(mesh: Mesh, requests: Sequence[pb.StartOperationRequest], who: object) -> list[Operation]:
+async def started(
+    mesh: Mesh, requests: Sequence[pb.StartOperationRequest], who: tuple[tuple[str, str], ...]
+) -> list[Operation]:
     """The operations of some requests. who: the metadata that says which person asks.
 
     Raises: CallFailed.
     """
     found: list[Operation] = []
     for request in requests:
-        answer = await mesh.projection.StartOperation(request, timeout=TIMEOUT_S, metadata=who)  # type: ignore[arg-type]
+        answer = await mesh.projection.StartOperation(request, timeout=TIMEOUT_S, metadata=who)
         found += answer.operations
     return found
 
@@ -47,23 +49,20 @@ async def followed(mesh: Mesh, begun: Collection[Operation], *, wait_s: float, t
     return list(known.values())
 
 
-async def unserved(
-    mesh: Mesh, shard: str = ""
-) -> tuple[dict[tuple[str, str], bool], list[Operation], list[str]]:
-    """Months that their shard serves itself, with the operations that are open, and shards that do not
-    answer.
+async def unserved(mesh: Mesh, shard: str = "") -> tuple[set[tuple[str, str]], list[Operation], list[str]]:
+    """Months that their shard serves itself, as (shard, month), with the operations that are open, and shards
+    that do not answer.
 
     Raises: CallFailed.
     """
     request = pb.GetProjectionStatusRequest(shard=shard)
     answer = await mesh.projection.GetProjectionStatus(request, timeout=TIMEOUT_S)
-    serving: dict[tuple[str, str], bool] = {}
+    known, serving = set(), set()
     for part in answer.shards:
-        for index in part.indices:
-            place = (part.shard, index.month)
-            serving[place] = serving.get(place, False) or index.state == "SERVING"
+        known |= {(part.shard, index.month) for index in part.indices}
+        serving |= {(part.shard, index.month) for index in part.indices if index.state == "SERVING"}
     opened = [operation for part in answer.shards for operation in part.operations]
-    return {place: False for place, serves in serving.items() if not serves}, opened, list(answer.unreachable)
+    return known - serving, opened, list(answer.unreachable)
 
 
 async def until_served(mesh: Mesh, *, wait_s: float, tell: Tell, shard: str = "") -> bool:
@@ -75,7 +74,7 @@ async def until_served(mesh: Mesh, *, wait_s: float, tell: Tell, shard: str = ""
         try:
             left, opened, away = await unserved(mesh, shard)
         except CallFailed:
-            left, opened, away = {}, [], ["the mesh"]
+            left, opened, away = set(), [], ["the mesh"]
         tell(opened)
         if not left and not away:
             return True

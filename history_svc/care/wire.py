@@ -45,7 +45,7 @@ def start(request: pb.StartOperationRequest) -> Start:
 
     Raises: InvalidField with every wrong field.
     """
-    request_id, kind, month = _uuid(request.request_id), _kind(request.kind), month_of(request.month)
+    request_id, kind, month = _uuid(request.request_id), _kind(request.kind), parsed_month(request.month)
     wrong = [*_reason(request.reason)]
     if request_id is None:
         wrong.append(Violation("request_id", "must be a UUID"))
@@ -88,7 +88,7 @@ def cancel(request: pb.CancelOperationRequest) -> tuple[str, UUID, str]:
     return request.shard, operation_id, request.reason
 
 
-def month_of(text: str) -> date | None:
+def parsed_month(text: str) -> date | None:
     """The first day of a month written as `2026-09`; None for anything else."""
     found = _MONTH.fullmatch(text)
     if found is None or found[1] == "0000":

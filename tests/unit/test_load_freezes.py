@@ -43,7 +43,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 @pytest.fixture
 async def child() -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import signal; signal.pause()")
     yield process
     if process.returncode is None:
         process.kill()
