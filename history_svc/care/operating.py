@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from history_svc.care.parts import Parts
-    from history_svc.catalog import Index
 
     Keep = Callable[[Operation], Awaitable[None]]
 
@@ -44,6 +43,8 @@ async def step(parts: Parts, operation: Operation, term: int, keep: Keep) -> Ope
     match operation.kind:
         case Kind.RESET:
             months = await parts.care.reset(operation.operation_id, term)
+            if months is None:
+                return operation  # It is somebody else's by now, who keeps what became of it.
             await faults.point(AFTER_RESET)
             return _ended(operation, f"{months} months are built again")
         case Kind.RETRY:
@@ -74,9 +75,9 @@ async def _plan(parts: Parts, operation: Operation) -> Operation:
     month = _month(operation)
     generation, name = await parts.care.plan(month, hides=False, fresh=False)
     identity = await parts.read_model.create(name)
-    planned = await _index(parts, name)
-    if planned is not None and planned.identity.index_uuid and planned.identity != identity:
-        await parts.projection.doubt_index(planned.identity)
+    for index in (await parts.projection.catalog()).indices:
+        if index.identity.name == name and index.identity.index_uuid and index.identity != identity:
+            await parts.projection.doubt_index(index.identity)
     await parts.projection.name_index(identity)
     await faults.point(AFTER_MAKE)
     catalog = await parts.projection.catalog()
@@ -215,11 +216,6 @@ async def _retry(parts: Parts, operation: Operation) -> Operation:
         expected=max(operation.expected, operation.orders + len(waiting)),
         findings=operation.findings + Findings(refused=put.refused, repaired=len(put.written)),
     )
-
-
-async def _index(parts: Parts, name: str) -> Index | None:
-    catalog = await parts.projection.catalog()
-    return next((index for index in catalog.indices if index.identity.name == name), None)
 
 
 async def _is_there(parts: Parts, operation: Operation) -> bool:

@@ -63,16 +63,20 @@ class Comparison:
         return found
 
     async def _day(self, partition: int, day: date) -> Findings:
-        """Compare one day order by order."""
+        """Compare one day order by order: as far at once as a page of either side goes."""
         found, after = Findings(), ""
         while True:
             before = await self._parts.care.versions(partition, day, after, ENTRIES_MAX)
-            last = before[-1].order_id if len(before) == ENTRIES_MAX else None
             await self._settled()
-            index = await self._entries(partition, day, after, last)
-            wrong = await self._wrong(_by_order(before), _by_order(index))
+            index = await self._parts.read_model.entries(
+                self._index, partition, day, after=after, limit=ENTRIES_MAX
+            )
+            last = min(
+                (page[-1].order_id for page in (before, index) if len(page) == ENTRIES_MAX), default=""
+            )
+            wrong = await self._wrong(_up_to(last, before), _up_to(last, index))
             found += await self._judge(partition, day, wrong)
-            if last is None:
+            if not last:
                 return found
             after = last
 
@@ -109,18 +113,6 @@ class Comparison:
         await self._parts.read_model.refresh([self._index])
         return found + Findings(refused=put.refused, repaired=len(put.written))
 
-    async def _entries(self, partition: int, day: date, after: str, last: str | None) -> list[Entry]:
-        """What the index has of a run of orders: after one of them, up to the last one."""
-        found: list[Entry] = []
-        while True:
-            page = await self._parts.read_model.entries(
-                self._index, partition, day, after=after, limit=ENTRIES_MAX
-            )
-            found += [entry for entry in page if last is None or entry.order_id <= last]
-            if len(page) < ENTRIES_MAX or (last is not None and page[-1].order_id > last):
-                return found
-            after = page[-1].order_id
-
     async def _settled(self) -> None:
         """Wait until the watermark has passed everything that was read from the shard so far."""
         clock, care = self._parts.clock, self._parts.care
@@ -132,5 +124,6 @@ class Comparison:
             await clock.sleep(LOOK_EVERY_S)
 
 
-def _by_order(entries: Sequence[Entry]) -> dict[str, int]:
-    return {entry.order_id: entry.version for entry in entries}
+def _up_to(last: str, entries: Sequence[Entry]) -> dict[str, int]:
+    """Versions by order id, up to one of them; all when that is empty."""
+    return {entry.order_id: entry.version for entry in entries if not last or entry.order_id <= last}

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from chassis import faults
 from chassis.faults import FaultFired
 from chassis.testing import eventually
-from history_svc.care import operating, writing
+from history_svc.care import operating, verifying, writing
 from history_svc.care.operation import Findings, Kind, Operation, Phase, State
 from history_svc.errors import ReadModelUnavailable
 from history_svc.page import Filter
@@ -176,6 +177,25 @@ async def test_comparing_finds_what_is_missing_and_what_is_stale_and_repairs_it(
     assert (found.findings, found.state) == (Findings(), State.SUCCEEDED)
     await world.pass_time(OLD)
     assert len((await world.checked_page("alice", EVERYTHING, 100)).page.rows) == 4
+
+
+async def test_a_day_of_many_orders_is_compared_page_by_page_on_both_sides(
+    world: World, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "ENTRIES_MAX", 3)
+    await keeper.create(10)
+    (name,) = [name for name, stored in world.read_model.stored.items() if stored]
+    ids = sorted(map(str, world.orders))
+    forged = [str(UUID(int=UUID(ids[5]).int + 1 + number)) for number in range(4)]
+    for shown in (world.read_model.stored[name], world.read_model.visible[name]):
+        for order_id in forged:
+            shown[order_id] = {**shown[ids[5]], "order_id": order_id}
+        for order_id in (ids[0], ids[1], ids[9]):
+            del shown[order_id]
+    asked = await keeper.ask(Kind.VERIFY)
+    async with keeper.indexing():
+        found = {each.operation_id: each for each in await keeper.work()}[asked.operation_id]
+    assert found.findings == Findings(missing=3, extra=4)
 
 
 async def test_an_index_that_knows_more_than_the_shard_is_not_read_until_it_is_built_again(
