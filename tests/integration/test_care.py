@@ -275,6 +275,26 @@ async def test_when_changes_are_gone_everything_is_built_again_by_itself(
     assert len((await world.checked_page("alice", EVERYTHING, 100)).page.rows) == 4
 
 
+async def test_after_a_restore_that_lost_commits_the_shards_part_begins_anew(
+    world: World, keeper: Keeper
+) -> None:
+    """A restored shard repeats transaction ids and versions, so it gets another log epoch."""
+    await keeper.create(3)
+    await world.shard.db.execute("UPDATE shard_identity SET log_epoch = log_epoch + 1")
+    await world.pass_time(OLD)
+    assert await served_by(world) is ServedBy.SQL_FALLBACK
+    async with keeper.indexing():
+        await world.create("alice")
+        done = await keeper.work()
+    assert {(each.kind, each.state) for each in done} == {
+        (Kind.RESET, State.SUCCEEDED),
+        (Kind.REBUILD, State.SUCCEEDED),
+    }
+    await world.pass_time(OLD)
+    assert await served_by(world) is ServedBy.READ_MODEL
+    assert len((await world.checked_page("alice", EVERYTHING, 100)).page.rows) == 4
+
+
 async def test_while_the_read_model_is_away_an_operation_waits_and_says_why(
     world: World, keeper: Keeper
 ) -> None:

@@ -20,7 +20,7 @@ from chassis.faults import FaultFired
 from chassis.ids import OrderIds, id_time, user_bucket
 from history_svc.channel.log import ShardLog
 from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
-from history_svc.errors import ReadModelUnavailable
+from history_svc.errors import EventsUnavailable, ReadModelUnavailable
 from history_svc.events import Record
 from history_svc.page import NEWEST, OLDEST, Filter, Key, Row, Window
 from history_svc.placement import Held
@@ -47,6 +47,10 @@ INDEX_STEPS_MAX = 20
 QUARANTINE_MAX = 2
 SPANS_MAX = 2
 """Searches of one page: nobody here has orders in more than nine months."""
+
+
+GOES_ON_FROM = (OrdermeshError, EventsUnavailable, QuarantineFull, CatalogChanged)
+"""What an indexer begins anew after."""
 
 
 class Violation(AssertionError):
@@ -235,7 +239,7 @@ class World:
                 await self.indexing.prove()
                 if self.source is not None and self.source.is_whole:
                     break
-        except (Died, FaultFired, BaseExceptionGroup, OrdermeshError, QuarantineFull, CatalogChanged):
+        except (Died, FaultFired, BaseExceptionGroup, *GOES_ON_FROM):
             # The process is gone with all that it knew; the next one starts at what is stored.
             await self.end_indexing()
         finally:
