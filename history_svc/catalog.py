@@ -77,8 +77,8 @@ def catalog_of(version: int, rows: Iterable[Sequence[Any]]) -> Catalog:
 def months_in(catalogs: Iterable[Catalog], window: Window, until: datetime) -> dict[date, tuple[Index, ...]]:
     """What has to be searched for a window below `until`, newest month first.
 
-    Shards may be at different generations of a month while it is rebuilt; then all of them are searched, and
-    the greatest version of an order wins.
+    Shards may be at different generations of a month while it is rebuilt. It has more than one index then, and
+    only a search that promises no completeness may use them together.
     """
     found: dict[date, dict[str, Index]] = {}
     newest = month_of(min(until, window.before.created_at))

@@ -170,6 +170,9 @@ class Reader:
         # Without a filter a changed row stands in its hit's place; with one it may hide the hit.
         hits_max = wish.size + 1 if wish.window.filter.is_plain else hits_wanted(wish.size, parts)
         months = months_in(catalogs, older, since)
+        if any(len(indices) > 1 for indices in months.values()):
+            # What one shard has left, or found wrong, may still stand in the index that another one reads.
+            raise ReadModelUnavailable(because="shards serve different generations of a month")
         found = await descend(self._searcher, months, older, known, wish.size, hits_max=hits_max, end=end)
         return _merged_page(found.page, parts, away, asked=found.searches > 0)
 

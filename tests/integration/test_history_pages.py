@@ -21,13 +21,14 @@ from history_svc.reader import Reader, Served, ServedBy, Wish
 from history_svc.search import Searcher
 from history_svc.settings import HistorySettings
 from history_svc.store import Shards
+from order_svc.domain import open_order
 from order_svc.events import Verdict
 from order_svc.order import Order
 from tests.databases import Database
 from tests.projections import TWO_DAYS, Projection
 from tests.readmodels import MemoryReadModel
 from tests.shards import Shard, opened
-from tests.unit.orders import told
+from tests.unit.orders import rules, told
 
 ALICE = user_bucket("alice")
 HERE = {"s1": (Held(ALICE, 1),)}
@@ -252,6 +253,46 @@ async def test_what_cannot_be_relied_on_is_not_and_nothing_is_missing(history, h
     history.read_model.visible = {name: {} for name in history.read_model.visible}
     served = await history.page()
     assert (served.served_by, ids(served.page.rows)) == (ServedBy.SQL_FALLBACK, newest_first(old))
+
+
+async def test_while_a_users_shards_serve_different_generations_neither_index_is_believed(
+    history, shard_database
+):
+    """What v1 had proven wrong, and left, stands in the index that s1 still reads, or the other way round."""
+    database = await shard_database()
+    async with opened(database) as dedicated, reading(history.shard.dsn, v1=database.dsn) as shards:
+        both = {**HERE, "v1": (Held(4096, 1),)}
+        wished = await dedicated.wish(user_id="alice", bucket=4096)
+        made = await dedicated.store.create(open_order(wished, rules()), epoch=1, fingerprint=b"f")
+        await dedicated.let_pass(timedelta(days=3))
+        mine = await history.old(2)
+        projections = [history.projection, Projection(dedicated, history.read_model)]
+        for projection in projections:
+            await projection.catch_up()
+
+        async def page() -> Served:
+            at = await history.shard.value("SELECT ordermesh.clock()")
+            searcher = Searcher(history.read_model, READ_S, now=lambda: 0.0)
+            return await Reader(shards, searcher, TWO_DAYS).read(both, wish(20), now=at, timeout_s=READ_S)
+
+        everything = {mine[0].order_id: 1, mine[1].order_id: 1, made.order.order_id: 1}
+        served = await page()
+        assert served.served_by is ServedBy.READ_MODEL
+        assert {row.key.order_id: row.version for row in served.page.rows} == everything
+
+        (name,) = history.read_model.stored
+        newer = await history.read_model.create(name.replace("-v1-", "-v2-"))
+        stored, visible = history.read_model.stored, history.read_model.visible
+        stored[newer.name], visible[newer.name] = dict(stored[name]), dict(visible[name])
+        foreign = {**visible[name][str(mine[0].order_id)], "version": 9}
+        stored[name][str(mine[0].order_id)] = visible[name][str(mine[0].order_id)] = foreign
+        await history.shard.db.execute(
+            "UPDATE projection_index SET generation = 2, index_name = $1, cluster_uuid = $2, index_uuid = $3",
+            *newer,
+        )
+        served = await page()
+        assert served.served_by is ServedBy.SQL_FALLBACK
+        assert {row.key.order_id: row.version for row in served.page.rows} == everything
 
 
 async def test_a_shard_that_is_away_may_be_left_out_only_when_that_is_asked_for(history):
