@@ -77,7 +77,7 @@ def catalog_of(version: int, rows: Iterable[Sequence[Any]]) -> Catalog:
 def months_in(catalogs: Iterable[Catalog], window: Window, until: datetime) -> dict[date, tuple[Index, ...]]:
     """What has to be searched for a window below `until`, newest month first.
 
-    Shards may be at different generations of a month while it is rebuilt. It has more than one index then, and
+    Shards may be at different generations of a month while it is rebuilt. It has several indices then, and
     only a search that promises no completeness may use them together.
     """
     found: dict[date, dict[str, Index]] = {}

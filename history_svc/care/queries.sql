@@ -41,8 +41,23 @@ UPDATE projection_operations
        not_before = clock() + least($5::interval, $4::interval * 2 ^ least(failures, 10))
  WHERE operation_id = $1 AND state = 'OPEN' AND EXISTS (SELECT FROM relay_lease WHERE term = $2);
 
+-- name: list_given_up
+-- Months with a generation that nobody builds any more, beside an older one that serves.
+SELECT DISTINCT b.month
+  FROM projection_index b
+  JOIN projection_index s ON s.month = b.month AND s.state = 'SERVING' AND s.generation < b.generation
+ WHERE b.state = 'BUILDING'
+   AND NOT EXISTS (SELECT FROM projection_operations o WHERE o.kind = 'REBUILD' AND o.month = b.month AND o.state = 'OPEN');
+
+-- name: give_up_building
+-- A month's generations that nobody builds any more are not written either.
+UPDATE projection_index b SET state = 'RETIRED', retired_at = clock()
+ WHERE b.month = $1 AND b.state = 'BUILDING'
+   AND EXISTS (SELECT FROM projection_index s WHERE s.month = b.month AND s.state = 'SERVING' AND s.generation < b.generation)
+   AND NOT EXISTS (SELECT FROM projection_operations o WHERE o.kind = 'REBUILD' AND o.month = b.month AND o.state = 'OPEN');
+
 -- name: cancel_operation
--- End an operation that is open; returns it however it is. What it wrote into an index that does not serve is harmless.
+-- End an operation that is open; returns it however it is.
 WITH cancelled AS (
     UPDATE projection_operations SET state = 'CANCELLED', note = $2, updated_at = clock(), ended_at = clock()
      WHERE operation_id = $1 AND state = 'OPEN'
@@ -149,18 +164,22 @@ SELECT order_id::text AS order_id FROM quarantine WHERE order_id = ANY ($1::uuid
 SELECT order_id, created_at, version FROM quarantine WHERE order_id > $1 ORDER BY order_id LIMIT $2;
 
 -- name: note_refused
--- Have lists take orders from this shard. Returns how many are in quarantine then.
-WITH refused AS (
+-- Have lists take orders from this shard, all of them or, when more than $7 would be in quarantine, none. Returns how many
+-- would be.
+WITH refused AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::int[], $5::bigint[], $6::text[])
                AS r (order_id, created_at, user_id, stream_partition, version, reason)
+), room AS MATERIALIZED (
+    SELECT (SELECT count(*) FROM refused)
+         + (SELECT count(*) FROM quarantine q WHERE NOT EXISTS (SELECT FROM refused r WHERE r.order_id = q.order_id)) AS orders
 ), noted AS (
     INSERT INTO quarantine AS q (order_id, created_at, user_id, stream_partition, version, reason, seen_at)
-    SELECT order_id, created_at, user_id, stream_partition, version, reason, clock_timestamp() FROM refused
+    SELECT r.order_id, r.created_at, r.user_id, r.stream_partition, r.version, r.reason, clock_timestamp()
+      FROM refused r, room WHERE room.orders <= $7
     ON CONFLICT (order_id) DO UPDATE SET version = excluded.version, reason = excluded.reason, seen_at = excluded.seen_at
      WHERE q.version <= excluded.version
-    RETURNING xmax = 0 AS is_new
 )
-SELECT (SELECT count(*) FROM quarantine) + (SELECT count(*) FROM noted WHERE is_new) AS quarantined;
+SELECT orders FROM room;
 
 -- name: free_written
 -- Orders whose document is searchable in this version leave quarantine.

@@ -142,9 +142,17 @@ class CareStore:
         await self._db.execute(QUERIES.defer_operation, operation_id, term, note, first, most)
 
     async def cancel(self, operation_id: UUID, note: str) -> Operation | None:
-        """End an open operation; how it is then, None when there is none."""
+        """End an open operation; how it is then, None when there is none. Idempotent."""
         row = await self._db.fetchrow(QUERIES.cancel_operation, operation_id, note[:REASON_CHARS_MAX])
         return _operation(row) if row is not None else None
+
+    async def given_up(self) -> list[date]:
+        """Months with a generation that nobody builds any more, beside an older one that serves."""
+        return [row["month"] for row in await self._db.fetch(QUERIES.list_given_up)]
+
+    async def give_up(self, month: date) -> None:
+        """Have nobody write such a generation of a month any more. Idempotent."""
+        await self._db.execute(QUERIES.give_up_building, month)
 
     async def operations(self, limit: int) -> list[Operation]:
         """The newest ones, those that are open first."""
@@ -295,8 +303,10 @@ class CareStore:
         rows = await self._db.fetch(QUERIES.list_quarantine, after or _FIRST, limit)
         return [Quarantined(*row.values()) for row in rows]
 
-    async def note_refused(self, refused: Sequence[tuple[OrderRow, str]]) -> int:
-        """Have lists take orders from the shard; how many are in quarantine then."""
+    async def note_refused(self, refused: Sequence[tuple[OrderRow, str]], *, most: int) -> int:
+        """Have lists take orders from the shard; how many are in quarantine then. If that would be over
+        `most`, nothing was noted.
+        """
         noted: int = await self._db.fetchval(
             QUERIES.note_refused,
             [row.order_id for row, _ in refused],
@@ -305,6 +315,7 @@ class CareStore:
             [row.stream_partition for row, _ in refused],
             [row.version for row, _ in refused],
             [reason[:REASON_CHARS_MAX] for _, reason in refused],
+            most,
         )
         return noted
 

@@ -74,6 +74,8 @@ class Upkeep:
             if _is_below(catalogs, month, generation):
                 await self._retire(month, generation, catalogs)
             await self._catch_up(month, dict(zip(self._shards, catalogs, strict=True)))
+        for parts in stores:
+            await self._give_up(parts)
         await self._drop()
         for parts in stores:
             await parts.care.forget_operations()
@@ -111,6 +113,12 @@ class Upkeep:
                     actor=ACTOR,
                     reason="others serve a newer one",
                 )
+
+    async def _give_up(self, parts: Parts) -> None:
+        """Have nobody write a generation any more whose operation is over and that does not serve."""
+        for month in await parts.care.given_up():
+            await parts.care.give_up(month)
+            log.info("rebuild_given_up", shard=parts.care.shard, month=month.isoformat())
 
     async def _drop(self) -> None:
         """Drop what every shard that knows it has retired for long enough."""

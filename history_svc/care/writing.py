@@ -71,8 +71,9 @@ class OrderWriter:
             raise ReadModelUnavailable(because="it does not take documents") from None
         refused |= _refused(owners, outcomes)
         if refused:
-            quarantined = await self._parts.care.note_refused(list(refused.values()))
-            if quarantined > self._parts.quarantine_max:
+            most = self._parts.quarantine_max
+            quarantined = await self._parts.care.note_refused(list(refused.values()), most=most)
+            if quarantined > most:
                 raise QuarantineFull(f"{quarantined} orders are refused")
         lost = {write.index for write, each in zip(writes, outcomes, strict=True) if _is_lost(each)}
         if lost:

@@ -19,6 +19,7 @@ from history_svc.care import operating, verifying, writing
 from history_svc.care.operation import Findings, Kind, Operation, Phase, State
 from history_svc.errors import ReadModelUnavailable
 from history_svc.page import Filter
+from history_svc.projector.indexer import QuarantineFull
 from history_svc.reader import ServedBy
 from history_svc.readmodel.port import IndexIdentity
 from history_svc.settings import HistorySettings
@@ -26,7 +27,7 @@ from history_svc.store import Shards
 from tests.care import FAST, TERM, Keeper
 from tests.databases import Database
 from tests.faults.points import CARE_POINTS
-from tests.model.history_world import World
+from tests.model.history_world import QUARANTINE_MAX, World
 from tests.shards import opened
 from tests.unit.orders import relabelled
 
@@ -440,6 +441,38 @@ async def test_a_cancelled_operation_is_not_carried_on(world: World, keeper: Kee
     assert [(each.state, each.note) for each in done if each.operation_id == asked.operation_id] == [
         (State.CANCELLED, "changed my mind")
     ]
+
+
+async def test_a_generation_that_nobody_builds_any_more_is_not_written_either(
+    world: World, keeper: Keeper
+) -> None:
+    """A new mapping that refuses everything must not hold the watermarks of the old one for ever."""
+    await keeper.create(2)
+    asked = await keeper.ask(Kind.REBUILD)
+    await keeper.step()
+    await keeper.upkeep.step()
+    assert await keeper.states() == {1: "SERVING", 2: "BUILDING"}
+    await keeper.store.cancel(asked.operation_id, "its mapping is wrong")
+    await keeper.upkeep.step()
+    assert await keeper.states() in ({1: "SERVING", 2: "RETIRED"}, {1: "SERVING"})
+    version = (await keeper.projection.catalog()).version
+    await keeper.upkeep.step()
+    await keeper.upkeep.step()
+    assert (await keeper.projection.catalog()).version <= version + 1, "what is done moves the catalog once"
+    await keeper.create(1)
+    await keeper.index()
+    await world.pass_time(OLD)
+    assert await served_by(world) is ServedBy.READ_MODEL
+
+
+async def test_a_copy_that_is_refused_altogether_fills_no_quarantine(world: World, keeper: Keeper) -> None:
+    await keeper.create(QUARANTINE_MAX + 2)
+    world.read_model.refuses |= {str(order_id) for order_id in world.orders}
+    rows = await keeper.store.orders_of(list(world.orders))
+    names = list(world.read_model.stored)
+    with pytest.raises(QuarantineFull):
+        await writing.OrderWriter(keeper.parts).put(rows, dict.fromkeys(world.orders, names), again=True)
+    assert await world.shard.rows("SELECT FROM quarantine") == []
 
 
 async def test_a_stale_term_keeps_nothing(world: World, keeper: Keeper) -> None:
