@@ -1,0 +1,5 @@
+"""Rows of an archived month as Parquet, and back. The only place that knows pyarrow; it does no I/O.
+
+Everything here blocks and uses the processor, most of it without the interpreter's lock: call it in a thread.
+Importing it takes about 70 MB and 0.15 s, so only a process that archives or reads archives does.
+"""
