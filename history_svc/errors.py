@@ -25,6 +25,10 @@ class ReadModelUnavailable(OrdermeshError):
     retry_after_s = 1.0
 
 
+class IndexNotOurs(ReadModelUnavailable):
+    """A month's index is not the one that was made for it; its orders cannot be searched now."""
+
+
 class UnknownShard(OrdermeshError):
     """There is no shard of this name."""
 

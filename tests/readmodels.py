@@ -16,7 +16,7 @@ from datetime import date
 from typing import Any
 
 from history_svc.document import columns, from_us
-from history_svc.errors import ReadModelUnavailable, TooMuchAtOnce
+from history_svc.errors import IndexNotOurs, ReadModelUnavailable, TooMuchAtOnce
 from history_svc.page import Key, Row, Window
 from history_svc.readmodel.fields import why_refused
 from history_svc.readmodel.port import DaySum, Entry, IndexIdentity, Outcome, Verdict, Write
@@ -85,11 +85,18 @@ class MemoryReadModel:
         await self.at("refreshed")
 
     async def search(
-        self, names: Sequence[str], window: Window, *, routing: Sequence[str], limit: int, timeout_s: float
+        self,
+        indices: Sequence[IndexIdentity],
+        window: Window,
+        *,
+        routing: Sequence[str],
+        limit: int,
+        timeout_s: float,
     ) -> list[Row]:
         await self._asked("search")
-        self._check(names)
-        rows = [_row(found) for name in names for found in self._alive(name)]
+        if any(index.name not in self.stored or self._identity(index.name) != index for index in indices):
+            raise IndexNotOurs
+        rows = [_row(found) for index in indices for found in self._alive(index.name)]
         shown = [row for row in rows if _is_in(row, window)]
         return sorted(shown, key=lambda row: row.key, reverse=True)[:limit]
 

@@ -7,6 +7,7 @@ did not answer, a search that ran out of time.
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,10 +16,11 @@ import orjson
 
 from chassis.es import REASON_CHARS_MAX, EsRefused, EsUnavailable, names_in_path
 from history_svc.document import columns, from_us, to_us
-from history_svc.errors import ReadModelUnavailable, TooMuchAtOnce
+from history_svc.errors import IndexNotOurs, ReadModelUnavailable, TooMuchAtOnce
 from history_svc.page import Key, Row
 from history_svc.readmodel.fields import FIELDS, NOT_SHOWN, Field, Holds
 from history_svc.readmodel.port import DaySum, Entry, IndexIdentity, Outcome, Verdict
+from history_svc.readmodel.witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,6 +63,7 @@ class ElasticReadModel:
         self, elastic: Elastic, layout: Layout, *, refresh_timeout_s: float = REFRESH_TIMEOUT_S
     ) -> None:
         self._elastic = elastic
+        self._witness = Witness(elastic)
         self._layout = layout
         self._refresh_timeout_s = refresh_timeout_s
 
@@ -149,9 +152,53 @@ class ElasticReadModel:
         return shards
 
     async def search(
-        self, names: Sequence[str], window: Window, *, routing: Sequence[str], limit: int, timeout_s: float
+        self,
+        indices: Sequence[IndexIdentity],
+        window: Window,
+        *,
+        routing: Sequence[str],
+        limit: int,
+        timeout_s: float,
     ) -> list[Row]:
         """The newest orders of a window, newest first, at most `limit`; complete down to the last one."""
+        if not indices:
+            return []
+        end = time.monotonic() + timeout_s
+        try:
+            rows = await self.found([index.name for index in indices], window, routing, limit, timeout_s)
+        except IndexNotOurs:
+            raise
+        except ReadModelUnavailable as failed:
+            if isinstance(failed.__cause__, EsRefused):
+                # By an index of another make, perhaps; then there is nothing wrong with the others.
+                await self._prove(indices, max(0.001, end - time.monotonic()))
+            raise
+        await self._prove(indices, max(0.001, end - time.monotonic()))
+        return rows
+
+    async def _prove(self, indices: Sequence[IndexIdentity], timeout_s: float) -> None:
+        """Hold a search to the indices that it was meant for, once it has answered.
+
+        A UUID never comes back, also not from a snapshot: an index that still has it had it all the time. The
+        master says so, and it knows of another index before any shard of that can be searched, since it is
+        the master that starts the shards. (One that was cut off could name a lost index for the seconds until
+        it notices, if somebody made it again on the other side of the cut meanwhile.)
+
+        Raises: IndexNotOurs, ReadModelUnavailable.
+        """
+        with _typed_errors():
+            found = await self._witness.uuids([index.name for index in indices], timeout_s=timeout_s)
+        for index in indices:
+            if found.get(index.name) != index.index_uuid:
+                raise IndexNotOurs(index=index.name)
+
+    async def found(
+        self, names: Sequence[str], window: Window, routing: Sequence[str], limit: int, timeout_s: float
+    ) -> list[Row]:
+        """What is found in indices of these names, whichever they are; as `search`, with nothing proven.
+
+        Raises: IndexNotOurs when one is not there; ReadModelUnavailable.
+        """
         params = {}
         if routing:
             params["routing"] = ",".join(routing)
@@ -224,8 +271,6 @@ class ElasticReadModel:
         self, names: Sequence[str], asked: dict[str, Any], params: dict[str, str], timeout_s: float
     ) -> dict[str, Any]:
         """An answer that left nothing out."""
-        if not names:
-            return {"hits": {"hits": []}}
         asked = {"track_total_hits": False, "timeout": f"{max(1, int(timeout_s * 1000))}ms", **asked}
         with _typed_errors():
             found = await self._elastic.call(
@@ -352,4 +397,5 @@ def _typed_errors() -> Iterator[None]:
     except EsUnavailable as away:
         raise ReadModelUnavailable(because=away) from away
     except EsRefused as refused:
-        raise ReadModelUnavailable(because=refused.kind) from refused
+        kind = IndexNotOurs if refused.kind == "index_not_found_exception" else ReadModelUnavailable
+        raise kind(because=refused.kind) from refused

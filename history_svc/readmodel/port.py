@@ -121,13 +121,21 @@ class ReadModel(Protocol):
         ...
 
     async def search(
-        self, names: Sequence[str], window: Window, *, routing: Sequence[str], limit: int, timeout_s: float
+        self,
+        indices: Sequence[IndexIdentity],
+        window: Window,
+        *,
+        routing: Sequence[str],
+        limit: int,
+        timeout_s: float,
     ) -> list[Row]:
         """The newest orders of a window, newest first, at most `limit`; complete down to the last one.
 
-        names:   indices to look in; all of them have to be there.
+        indices: where to look. It is in these very indices that the rows were found: one that was lost is not
+                 taken for the one that was made in its place, whenever that happened.
         routing: where the user's documents are; empty for all users.
-        Raises: ReadModelUnavailable rather than to leave anything out.
+        Raises: IndexNotOurs when an index is not there, or is another one; ReadModelUnavailable rather than
+        to leave anything out.
         """
         ...
 

@@ -48,28 +48,31 @@ SELECT g.number, g.is_missing
  WHERE (g.index_name, g.order_id) NOT IN (SELECT index_name, order_id FROM stored);
 
 -- name: search_documents
--- The newest documents of a window, newest first, and how many of the indices are missing. One row at least.
+-- The newest documents of a window, newest first, and how many of the indices ($1 names, $2 $3 identities) are not there or
+-- are other ones than these. One row at least. The plan holds locks on the partitions it reads, and the snapshot comes
+-- after it: while the statement runs, none of them can be dropped or replaced, so it is these that were read.
 WITH page AS (
     SELECT order_id, created_us, version, shown::text AS shown
       FROM documents
      WHERE index_name = ANY ($1::text[])
-       AND ($2::text IS NULL OR user_id = $2)
-       AND created_us >= $3
-       AND created_us <= $4
-       AND (created_us, order_id) < ($4, $5::uuid)
-       AND ($6::text IS NULL OR status = $6)
-       AND ($7::text IS NULL OR kind = $7)
-       AND ($8::text IS NULL OR currency_code = $8)
-       AND ($9::bigint IS NULL OR amount_minor >= $9)
-       AND ($10::bigint IS NULL OR amount_minor <= $10)
-       AND terms @> $11::text[]
+       AND ($4::text IS NULL OR user_id = $4)
+       AND created_us >= $5
+       AND created_us <= $6
+       AND (created_us, order_id) < ($6, $7::uuid)
+       AND ($8::text IS NULL OR status = $8)
+       AND ($9::text IS NULL OR kind = $9)
+       AND ($10::text IS NULL OR currency_code = $10)
+       AND ($11::bigint IS NULL OR amount_minor >= $11)
+       AND ($12::bigint IS NULL OR amount_minor <= $12)
+       AND terms @> $13::text[]
        AND NOT deleted
      ORDER BY created_us DESC, order_id DESC
-     LIMIT $12
+     LIMIT $14
 )
-SELECT m.missing, p.*
-  FROM (SELECT count(*) AS missing FROM unnest($1::text[]) AS asked (name)
-         WHERE asked.name NOT IN (SELECT name FROM indices)) m
+SELECT s.strange, p.*
+  FROM (SELECT count(*) AS strange FROM unnest($1::text[], $2::text[], $3::text[]) AS meant (name, cluster_uuid, index_uuid)
+         WHERE (meant.name, meant.cluster_uuid, meant.index_uuid) NOT IN
+               (SELECT name, cluster_uuid, index_uuid FROM indices)) s
   LEFT JOIN page p ON true
  ORDER BY p.created_us DESC, p.order_id DESC;
 

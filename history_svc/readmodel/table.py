@@ -16,7 +16,7 @@ import orjson
 from chassis import pg
 from chassis.errors import Contended, DeadlineExceeded, InternalError, Overloaded, ShardUnavailable
 from history_svc.document import columns, from_us, to_us
-from history_svc.errors import ReadModelUnavailable, TooMuchAtOnce
+from history_svc.errors import IndexNotOurs, ReadModelUnavailable, TooMuchAtOnce
 from history_svc.page import Key, Row
 from history_svc.readmodel.fields import NOT_SHOWN, why_refused
 from history_svc.readmodel.port import DaySum, Entry, IndexIdentity, Outcome, Verdict
@@ -117,14 +117,20 @@ class TableReadModel:
         await self._check(names)
 
     async def search(
-        self, names: Sequence[str], window: Window, *, routing: Sequence[str], limit: int, timeout_s: float
+        self,
+        indices: Sequence[IndexIdentity],
+        window: Window,
+        *,
+        routing: Sequence[str],
+        limit: int,
+        timeout_s: float,
     ) -> list[Row]:
         """The newest orders of a window, newest first, at most `limit`; complete down to the last one."""
         shown = window.filter
         with _typed_errors():
             rows = await self._database.fetch(
                 QUERIES.search_documents,
-                list(names),
+                *([index[part] for index in indices] for part in range(3)),
                 window.user_id,
                 to_us(window.not_before),
                 to_us(window.before.created_at),
@@ -138,8 +144,8 @@ class TableReadModel:
                 limit,
                 timeout_s=timeout_s,
             )
-        if rows[0]["missing"]:
-            raise ReadModelUnavailable(missing=rows[0]["missing"])
+        if rows[0]["strange"]:
+            raise IndexNotOurs(strange=rows[0]["strange"])
         return [_row(row) for row in rows if row["order_id"] is not None]
 
     async def sums(self, name: str, partitions: Sequence[int]) -> list[DaySum]:

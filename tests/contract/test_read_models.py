@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from chassis import es, pg
 from history_svc.document import Document, columns, from_us, h32, index_name, month_of
-from history_svc.errors import ReadModelUnavailable, TooMuchAtOnce
-from history_svc.page import NEWEST, Filter, Key, Row
+from history_svc.errors import IndexNotOurs, ReadModelUnavailable, TooMuchAtOnce
+from history_svc.page import NEWEST, Filter, Key, Row, Window
 from history_svc.readmodel.elastic import ElasticReadModel, Layout
-from history_svc.readmodel.port import DaySum, Entry, Outcome, ReadModel, Verdict, Write
+from history_svc.readmodel.port import DaySum, Entry, IndexIdentity, Outcome, ReadModel, Verdict, Write
 from history_svc.readmodel.table import SESSION, TableReadModel
 from history_svc.text import words
 from ops.elasticsearch import ElasticsearchServer
@@ -67,7 +67,22 @@ class Bench:
     async def rows(self, *names: str, limit: int = 1000, **window: Any) -> list[Row]:
         asked = a_window(**window)
         routing = [] if asked.user_id is None else [asked.user_id]
-        return await self.model.search(names, asked, routing=routing, limit=limit, timeout_s=TIMEOUT_S)
+        return await self.found(await self.identified(*names), asked, routing=routing, limit=limit)
+
+    async def identified(self, *names: str) -> list[IndexIdentity]:
+        """Which indices these are; one that is not there is nobody's."""
+        there = await self.model.identities(names)
+        return [there.get(name, IndexIdentity(name, "", "")) for name in names]
+
+    async def found(
+        self,
+        indices: Sequence[IndexIdentity],
+        window: Window,
+        *,
+        routing: Sequence[str] = (),
+        limit: int = 1000,
+    ) -> list[Row]:
+        return await self.model.search(indices, window, routing=routing, limit=limit, timeout_s=TIMEOUT_S)
 
     async def versions(self, name: str) -> dict[str, int]:
         """Version of every order that a search finds."""
@@ -259,7 +274,7 @@ async def test_all_routes_that_a_user_ever_had_are_searched(bench: Bench) -> Non
     routes = ["alice", *(f"alice#{number}" for number in range(6))]
     await bench.fill(name, [a_document(read_routing=route) for route in routes])
 
-    shown = await bench.model.search([name], a_window(), routing=routes, limit=100, timeout_s=TIMEOUT_S)
+    shown = await bench.found(await bench.identified(name), a_window(), routing=routes)
     assert len(shown) == len(routes)
 
 
@@ -350,6 +365,8 @@ async def test_nothing_is_answered_about_an_index_that_is_not_there(bench: Bench
     for ask in asked:
         with pytest.raises(ReadModelUnavailable):
             await ask()
+    with pytest.raises(IndexNotOurs):
+        await bench.rows(there, missing)
     assert await bench.rows() == []
     await model.refresh([])
 
@@ -369,6 +386,44 @@ async def test_an_index_is_made_once_and_comes_back_as_another_one_after_it_was_
     assert second.cluster_uuid == first.cluster_uuid
     assert second.index_uuid != first.index_uuid
     assert await bench.rows(name) == []
+
+
+async def test_a_search_is_of_the_very_indices_that_were_meant(bench: Bench) -> None:
+    lost, kept = await bench.index(), await bench.index()
+    for name in (lost, kept):
+        await bench.fill(name, [a_document()])
+    meant = await bench.identified(lost, kept)
+    assert len(await bench.found(meant, a_window())) == 2
+
+    await bench.model.drop(lost)
+    for _ in ("while it is not there", "when another one is in its place"):
+        with pytest.raises(IndexNotOurs):
+            await bench.found(meant, a_window())
+        assert len(await bench.found(meant[1:], a_window())) == 1
+        await bench.model.create(lost)
+
+
+async def test_a_search_beside_which_an_index_is_lost_and_made_again_finds_all_or_refuses(
+    bench: Bench,
+) -> None:
+    name = await bench.index()
+
+    async def make_again() -> None:
+        await bench.model.drop(name)
+        await bench.model.create(name)
+
+    async def search(meant: Sequence[IndexIdentity]) -> int:
+        try:
+            return len(await bench.found(meant, a_window()))
+        except ReadModelUnavailable:
+            return -1
+
+    for _ in range(5):
+        await bench.fill(name, [a_document(), a_document()])
+        meant = await bench.identified(name)
+        found = await asyncio.gather(*(search(meant) for _ in range(3)), make_again(), search(meant))
+        assert {each for each in found if each is not None} <= {2, -1}
+        assert await search(meant) == -1
 
 
 async def test_sums_and_entries_are_those_of_all_documents(bench: Bench) -> None:
@@ -445,9 +500,10 @@ async def test_an_unreachable_server_is_said_in_time(kind: str, how: str) -> Non
             case _:
                 model = MemoryReadModel(down=True)
         write = Write(index_name(month_of(SEPTEMBER), 1), a_document())
+        nobodys = IndexIdentity(write.index, "", "")
         asked: list[Callable[[], Awaitable[Any]]] = [
             lambda: model.write([write], timeout_s=0.3),
-            lambda: model.search([write.index], a_window(), routing=[], limit=1, timeout_s=0.3),
+            lambda: model.search([nobodys], a_window(), routing=[], limit=1, timeout_s=0.3),
             model.ping,
         ]
         for ask in asked:

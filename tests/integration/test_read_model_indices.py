@@ -19,10 +19,10 @@ from aiohttp.test_utils import TestServer
 
 from chassis import es, pg
 from history_svc.document import index_name, month_of, next_month, to_us
-from history_svc.errors import ReadModelUnavailable, TooMuchAtOnce
-from history_svc.page import NEWEST, OLDEST
+from history_svc.errors import IndexNotOurs, ReadModelUnavailable, TooMuchAtOnce
+from history_svc.page import NEWEST, OLDEST, Row
 from history_svc.readmodel.elastic import ElasticReadModel, Layout
-from history_svc.readmodel.port import Verdict, Write
+from history_svc.readmodel.port import IndexIdentity, Verdict, Write
 from history_svc.readmodel.table import QUERIES, SESSION, TableReadModel
 from ops.elasticsearch import ElasticsearchServer
 from tests.conftest import DatabaseFactory
@@ -61,13 +61,21 @@ async def cluster(elasticsearch: ElasticsearchServer) -> AsyncIterator[Cluster]:
         yield found
 
 
+async def found(model: ElasticReadModel, *names: str) -> list[Row]:
+    """What is found in indices of these names, whichever they are."""
+    identities = await model.identities(names)
+    return await model.search(
+        [identities[name] for name in names], a_window(), routing=[], limit=5, timeout_s=5
+    )
+
+
 async def test_a_shard_that_is_away_is_never_taken_for_refreshed_or_searched(cluster: Cluster) -> None:
     there, away = await cluster.index(), await cluster.index(NOWHERE)
 
     with pytest.raises(ReadModelUnavailable):
         await ElasticReadModel(cluster.elastic, Layout(), refresh_timeout_s=1.0).refresh([there, away])
     with pytest.raises(ReadModelUnavailable):
-        await cluster.model.search([there, away], a_window(), routing=[], limit=1, timeout_s=5)
+        await found(cluster.model, there, away)
     with pytest.raises(ReadModelUnavailable):
         await cluster.model.sums(away, [3])
     await cluster.model.refresh([there])
@@ -80,7 +88,7 @@ async def test_a_copy_that_is_not_there_yet_hinders_nobody(cluster: Cluster) -> 
     await cluster.model.write([Write(name, a_document())], timeout_s=10)
 
     await cluster.model.refresh([name])
-    assert len(await cluster.model.search([name], a_window(), routing=[], limit=5, timeout_s=5)) == 1
+    assert len(await found(cluster.model, name)) == 1
     await cluster.model.drop(name)
 
 
@@ -190,9 +198,26 @@ ERROR = {"error": {"type": "some_exception", "reason": "some reason"}}
     ids=str,
 )
 async def test_a_search_that_leaves_anything_out_is_no_answer(answer: tuple[int, Any]) -> None:
-    async with answering(_search=[answer]) as model:
+    ours = (200, {"a": {"settings": {"index.uuid": "u"}}})
+    async with answering(_search=[answer], **{"index.uuid": [ours]}) as model:
         with pytest.raises(ReadModelUnavailable):
-            await model.search(["a"], a_window(), routing=[], limit=1, timeout_s=5)
+            await model.search([IndexIdentity("a", "c", "u")], a_window(), routing=[], limit=1, timeout_s=5)
+
+
+async def test_an_index_of_another_make_is_not_ours_also_when_it_cannot_be_searched(cluster: Cluster) -> None:
+    name = await cluster.index()
+    ours = (await cluster.model.identities([name]))[name]
+    await cluster.model.drop(name)
+    unsorted = {"mappings": {"properties": {"created_us": {"type": "long", "doc_values": False}}}}
+    settings: dict[str, Any] = {"settings": {"index.sort.field": [], "index.sort.order": []}}
+    await cluster.elastic.call("PUT", f"/{name}", body={**unsorted, **settings})
+
+    with pytest.raises(ReadModelUnavailable) as refused:
+        await found(cluster.model, name)
+    assert not isinstance(refused.value, IndexNotOurs), "it refuses to sort"
+    with pytest.raises(IndexNotOurs):
+        await cluster.model.search([ours], a_window(), routing=[], limit=1, timeout_s=5)
+    await cluster.model.drop(name)
 
 
 async def test_a_bulk_that_is_refused_as_a_whole_is_split_or_tried_again() -> None:
@@ -268,7 +293,8 @@ async def explained(dsn: str, names: list[str], user: str | None) -> list[dict[s
         asked: list[Any] = [*[None] * 5, [], 20]
         window = [to_us(OLDEST), to_us(NEWEST.created_at), NEWEST.order_id]
         sql = f"EXPLAIN (ANALYZE, FORMAT JSON) {QUERIES.search_documents}"
-        plan = await connection.fetchval(sql, names, user, *window, *asked)
+        identities = [[""] * len(names)] * 2
+        plan = await connection.fetchval(sql, names, *identities, user, *window, *asked)
     finally:
         await connection.close()
     return [node for node in nodes(json.loads(plan)[0]["Plan"]) if node["Actual Loops"]]
