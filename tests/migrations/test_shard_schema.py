@@ -36,7 +36,8 @@ CATALOG = {
     "triggers": """
         SELECT t.tgrelid::regclass::text, t.tgname, t.tgenabled, pg_get_triggerdef(t.oid)
           FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-         WHERE c.relnamespace = 'ordermesh'::regnamespace""",
+         -- Those of Postgres itself carry an oid in their name and follow from the foreign keys above.
+         WHERE c.relnamespace = 'ordermesh'::regnamespace AND NOT t.tgisinternal""",
     "migrations": "SELECT name FROM ordermesh.schema_migrations",
 }
 

@@ -1,0 +1,414 @@
+-- The way of a month out of this database: asked for, frozen, copied, proven, served from its copy, and only then given up.
+
+SET search_path = ordermesh, public;
+
+CREATE TABLE archive_lease (
+    only_row    boolean     PRIMARY KEY DEFAULT true CHECK (only_row),
+    fence       bigint      NOT NULL CHECK (fence >= 0),
+    holder      text        NOT NULL,
+    lease_until timestamptz NOT NULL,
+    is_halted   boolean     NOT NULL DEFAULT false,
+    actor       text        NOT NULL DEFAULT '' CHECK (char_length(actor) <= 64),
+    reason      text        NOT NULL DEFAULT '' CHECK (char_length(reason) <= 512),
+    changed_at  timestamptz NOT NULL DEFAULT '-infinity'
+);
+COMMENT ON TABLE archive_lease IS
+    'Who archives this shard, by a fence that grows with each holder; is_halted stops every change of a table at once.';
+INSERT INTO archive_lease (fence, holder, lease_until) VALUES (0, '', '-infinity');
+
+CREATE TABLE archive_months (
+    month            date        PRIMARY KEY CHECK (extract(day FROM month) = 1),
+    archive_id       uuid        NOT NULL UNIQUE,
+    state            text        NOT NULL CHECK (state IN ('WANTED', 'FROZEN', 'PLANNED', 'EXPORTED', 'VERIFIED', 'COMMITTED',
+                                                           'DETACHING', 'GRACE', 'DROPPED', 'THAWED', 'RESTORING', 'RESTORED')),
+    reach            text        NOT NULL CHECK (reach IN ('VERIFIED', 'COMMITTED', 'GRACE', 'DROPPED', 'THAWED', 'RESTORED')),
+    quarantined      text        NOT NULL DEFAULT '' CHECK (char_length(quarantined) <= 512),
+    begins_at        timestamptz NOT NULL,
+    ends_at          timestamptz NOT NULL,
+    orders_oid       oid,
+    journal_oid      oid,
+    order_count      bigint,
+    journal_count    bigint,
+    orders_hash      numeric,
+    journal_hash     numeric,
+    manifest_key     text        NOT NULL DEFAULT '',
+    manifest_version text        NOT NULL DEFAULT '',
+    manifest_sha256  text        NOT NULL DEFAULT '',
+    frozen_at        timestamptz,
+    committed_at     timestamptz,
+    detach_from      timestamptz,
+    detached_at      timestamptz,
+    drop_from        timestamptz,
+    dropped_at       timestamptz,
+    restored_at      timestamptz,
+    failures         int         NOT NULL DEFAULT 0,
+    not_before       timestamptz NOT NULL DEFAULT '-infinity',
+    note             text        NOT NULL DEFAULT '' CHECK (char_length(note) <= 512),
+    actor            text        NOT NULL CHECK (char_length(actor) BETWEEN 1 AND 64),
+    reason           text        NOT NULL CHECK (char_length(reason) BETWEEN 1 AND 512),
+    created_at       timestamptz NOT NULL,
+    updated_at       timestamptz NOT NULL,
+    CONSTRAINT a_frozen_month_has_tables CHECK (state IN ('WANTED', 'THAWED', 'RESTORING', 'RESTORED', 'DROPPED')
+                                                OR (orders_oid IS NOT NULL AND journal_oid IS NOT NULL)),
+    CONSTRAINT a_proven_month_has_numbers CHECK (state NOT IN ('VERIFIED', 'COMMITTED', 'DETACHING', 'GRACE', 'DROPPED')
+                                                 OR (orders_hash IS NOT NULL AND journal_hash IS NOT NULL)),
+    CONSTRAINT a_served_month_is_committed CHECK (state NOT IN ('COMMITTED', 'DETACHING', 'GRACE', 'DROPPED')
+                                                  OR (committed_at IS NOT NULL AND manifest_key <> ''))
+);
+COMMENT ON TABLE archive_months IS 'Months that leave this database, or left it, or came back; one without a row was never asked for.';
+COMMENT ON COLUMN archive_months.archive_id IS 'Names this copy of the month in S3; a month that was restored and leaves again gets another.';
+COMMENT ON COLUMN archive_months.reach IS 'The state in which it is to be; whoever archives takes it there step by step.';
+COMMENT ON COLUMN archive_months.quarantined IS 'Why a person has to look; nothing is done to the month until somebody says so.';
+COMMENT ON COLUMN archive_months.orders_hash IS 'Of every row when it was proven; the table is only dropped while it has the same.';
+
+CREATE TABLE archive_parts (
+    archive_id       uuid        NOT NULL REFERENCES archive_months (archive_id) ON UPDATE CASCADE ON DELETE CASCADE,
+    part             int         NOT NULL CHECK (part >= 0),
+    after_user       text        COLLATE "C" NOT NULL,
+    after_created_at timestamptz NOT NULL,
+    after_order      uuid        NOT NULL,
+    until_user       text        COLLATE "C" NOT NULL,
+    until_created_at timestamptz NOT NULL,
+    until_order      uuid        NOT NULL,
+    order_count      bigint      NOT NULL,
+    journal_count    bigint      NOT NULL,
+    PRIMARY KEY (archive_id, part)
+);
+COMMENT ON TABLE archive_parts IS 'The orders of a month in the order of (user_id, created_at, order_id), cut into pieces: after one key, up to another.';
+
+CREATE TABLE archive_segments (
+    archive_id    uuid        NOT NULL,
+    part          int         NOT NULL,
+    of_table      text        NOT NULL CHECK (of_table IN ('orders', 'order_journal')),
+    key           text        NOT NULL UNIQUE,
+    version_id    text        NOT NULL,
+    etag          text        NOT NULL,
+    size_bytes    bigint      NOT NULL,
+    sha256        text        NOT NULL,
+    row_count     bigint      NOT NULL,
+    stream_sha256 text        NOT NULL,
+    sums          jsonb       NOT NULL,
+    footer_bytes  int         NOT NULL,
+    group_first   text[]      COLLATE "C" NOT NULL,
+    group_last    text[]      COLLATE "C" NOT NULL,
+    group_offset  bigint[]    NOT NULL,
+    group_bytes   int[]       NOT NULL,
+    group_rows    int[]       NOT NULL,
+    exported_at   timestamptz NOT NULL,
+    verified_at   timestamptz,
+    seen_at       timestamptz,
+    PRIMARY KEY (archive_id, part, of_table),
+    FOREIGN KEY (archive_id, part) REFERENCES archive_parts ON UPDATE CASCADE ON DELETE CASCADE
+);
+COMMENT ON TABLE archive_segments IS 'The object in S3 that holds one part of one table, with what proves it and where in it each user is.';
+COMMENT ON COLUMN archive_segments.seen_at IS 'When it was last seen in S3 as it was written; verified_at: when every byte was last read and compared.';
+
+-- Below this instant no list is answered from here: those months are served from their copies. '-infinity' when there is none.
+CREATE FUNCTION ordermesh.archive_floor() RETURNS timestamptz
+    LANGUAGE sql STABLE
+    RETURN COALESCE((SELECT max(m.ends_at) FROM ordermesh.archive_months m
+                      WHERE m.committed_at IS NOT NULL AND m.state <> 'RESTORED'), '-infinity');
+
+-- Refuses every change of a month that is being archived. SQLSTATE SH002; the detail says which month it is.
+CREATE FUNCTION ordermesh.refuse_frozen() RETURNS trigger
+    LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE 'this month is archived' USING ERRCODE = 'SH002', DETAIL = json_build_object('month', TG_ARGV[0])::text;
+END $$;
+
+-- The partition of a table that begins at an instant, by its bounds; NULL when there is none.
+CREATE FUNCTION ordermesh.leaf_of(p_parent text, p_begins timestamptz) RETURNS oid
+    LANGUAGE sql STABLE SET timezone = 'UTC'
+    RETURN (SELECT c.oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+             WHERE i.inhparent = to_regclass('ordermesh.' || p_parent) AND NOT i.inhdetachpending
+               AND (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz = p_begins);
+
+-- Why a month cannot be frozen now; empty when it can. p_until: a month that ends later is too young.
+CREATE FUNCTION ordermesh.month_blockers(p_month date, p_until timestamptz) RETURNS text[]
+    LANGUAGE sql STABLE SET timezone = 'UTC'
+    RETURN (WITH m AS (SELECT p_month::timestamptz AS begins, (p_month + interval '1 month')::timestamptz AS ends)
+            SELECT array_remove(ARRAY[
+                CASE WHEN m.ends > p_until THEN 'TOO_YOUNG' END,
+                CASE WHEN ordermesh.leaf_of('orders', m.begins) IS NULL
+                       OR ordermesh.leaf_of('order_journal', m.begins) IS NULL THEN 'NO_TABLE' END,
+                CASE WHEN EXISTS (SELECT FROM ordermesh.order_timers t WHERE t.created_at >= m.begins AND t.created_at < m.ends)
+                     THEN 'UNSETTLED_ORDERS' END,
+                CASE WHEN EXISTS (SELECT FROM ordermesh.dead_letters d
+                                   WHERE d.closed_at IS NULL AND d.created_at >= m.begins AND d.created_at < m.ends)
+                     THEN 'OPEN_DEAD_LETTERS' END,
+                CASE WHEN EXISTS (SELECT FROM ordermesh.quarantine q WHERE q.created_at >= m.begins AND q.created_at < m.ends)
+                     THEN 'NOT_SEARCHABLE' END,
+                CASE WHEN EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                                   WHERE i.inhparent = 'ordermesh.orders'::regclass
+                                     AND (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz
+                                         < m.begins
+                                     AND NOT EXISTS (SELECT FROM ordermesh.archive_months a
+                                                      WHERE a.orders_oid = c.oid AND a.committed_at IS NOT NULL))
+                     THEN 'OLDER_MONTH_FIRST' END], NULL)
+              FROM m);
+
+-- Stops every change of a month for good, in one step with saying so. Returns why not, or an empty list. Waits for those who
+-- write to the month's own tables, and for nobody else.
+CREATE FUNCTION ordermesh.freeze_month(p_month date, p_fence bigint, p_until timestamptz) RETURNS text[]
+    LANGUAGE plpgsql SET timezone = 'UTC' SET lock_timeout = '2s' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    leaf oid;
+    blockers text[];
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    IF (SELECT is_halted FROM ordermesh.archive_lease) THEN RETURN ARRAY['HALTED']; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'WANTED' FOR UPDATE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    m.orders_oid := ordermesh.leaf_of('orders', m.begins_at);
+    m.journal_oid := ordermesh.leaf_of('order_journal', m.begins_at);
+    IF m.orders_oid IS NULL OR m.journal_oid IS NULL THEN RETURN ARRAY['NO_TABLE']; END IF;
+    FOREACH leaf IN ARRAY ARRAY[m.orders_oid, m.journal_oid] LOOP
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', leaf::regclass);
+    END LOOP;
+    -- Asked again below the locks: nobody changes an order of the month any more.
+    blockers := ordermesh.month_blockers(p_month, p_until);
+    IF cardinality(blockers) > 0 THEN RETURN blockers; END IF;
+    FOREACH leaf IN ARRAY ARRAY[m.orders_oid, m.journal_oid] LOOP
+        EXECUTE format('CREATE OR REPLACE TRIGGER frozen BEFORE INSERT OR UPDATE OR DELETE ON %s '
+                       'FOR EACH ROW EXECUTE FUNCTION ordermesh.refuse_frozen(%L)', leaf::regclass, to_char(p_month, 'YYYY-MM'));
+        EXECUTE format('CREATE OR REPLACE TRIGGER frozen_truncate BEFORE TRUNCATE ON %s '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION ordermesh.refuse_frozen(%L)', leaf::regclass, to_char(p_month, 'YYYY-MM'));
+        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER frozen', leaf::regclass);
+        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER frozen_truncate', leaf::regclass);
+    END LOOP;
+    UPDATE ordermesh.archive_months
+       SET state = 'FROZEN', orders_oid = m.orders_oid, journal_oid = m.journal_oid, frozen_at = clock_timestamp(),
+           updated_at = clock_timestamp(), failures = 0, not_before = '-infinity', note = ''
+     WHERE month = p_month;
+    RETURN ARRAY[]::text[];
+END $$;
+
+-- Lets changes of a month that nobody serves from its copy happen again. Returns whether this was done.
+CREATE FUNCTION ordermesh.thaw_month(p_month date, p_fence bigint) RETURNS boolean
+    LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    leaf oid;
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months
+     WHERE month = p_month AND committed_at IS NULL AND state IN ('WANTED', 'FROZEN', 'PLANNED', 'EXPORTED', 'VERIFIED') FOR UPDATE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    FOREACH leaf IN ARRAY array_remove(ARRAY[m.orders_oid, m.journal_oid], NULL) LOOP
+        EXECUTE format('DROP TRIGGER IF EXISTS frozen ON %s', leaf::regclass);
+        EXECUTE format('DROP TRIGGER IF EXISTS frozen_truncate ON %s', leaf::regclass);
+    END LOOP;
+    DELETE FROM ordermesh.archive_parts WHERE archive_id = m.archive_id;
+    UPDATE ordermesh.archive_months
+       SET state = 'THAWED', frozen_at = NULL, orders_oid = NULL, journal_oid = NULL, order_count = NULL, journal_count = NULL,
+           orders_hash = NULL, journal_hash = NULL, manifest_key = '', manifest_version = '', manifest_sha256 = '',
+           updated_at = clock_timestamp()
+     WHERE month = p_month;
+    RETURN true;
+END $$;
+
+-- Whether everything that happened before a month was frozen can be searched.
+CREATE FUNCTION ordermesh.is_searchable(p_at timestamptz) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (SELECT count(*) FILTER (WHERE w.source_at >= p_at) = max(i.partition_count)
+              FROM ordermesh.shard_identity i
+              LEFT JOIN ordermesh.watermarks w ON w.stream_partition >= i.partition_base
+                                              AND w.stream_partition < i.partition_base + i.partition_count);
+
+-- Cuts a frozen month into parts of about so many bytes of rows. Returns how many; NULL when it was not to be done.
+CREATE FUNCTION ordermesh.plan_month(p_month date, p_fence bigint, p_part_bytes bigint) RETURNS int
+    LANGUAGE plpgsql SET timezone = 'UTC' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    planned int;
+BEGIN
+    SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'FROZEN';
+    IF NOT FOUND THEN RETURN NULL; END IF;
+    DELETE FROM ordermesh.archive_parts WHERE archive_id = m.archive_id;
+    EXECUTE format($plan$
+        INSERT INTO ordermesh.archive_parts (archive_id, part, after_user, after_created_at, after_order,
+                                             until_user, until_created_at, until_order, order_count, journal_count)
+        WITH journal AS (
+            SELECT order_id, created_at, count(*) AS entries, sum(pg_column_size(j.*)) AS bytes FROM %s j GROUP BY 1, 2),
+        weighed AS (
+            SELECT o.user_id, o.created_at, o.order_id, row_number() OVER w AS orders,
+                   sum(coalesce(j.entries, 0)) OVER w AS entries,
+                   sum(pg_column_size(o.*) + coalesce(j.bytes, 0)) OVER w::bigint / $2 AS nth
+              FROM %s o LEFT JOIN journal j USING (order_id, created_at)
+            WINDOW w AS (ORDER BY o.user_id, o.created_at, o.order_id ROWS UNBOUNDED PRECEDING)),
+        cut AS (
+            SELECT *, lead(nth) OVER w IS DISTINCT FROM nth AS is_last FROM weighed
+            WINDOW w AS (ORDER BY user_id, created_at, order_id))
+        SELECT $1, row_number() OVER w - 1,
+               lag(user_id, 1, '') OVER w, lag(created_at, 1, '-infinity') OVER w,
+               lag(order_id, 1, '00000000-0000-0000-0000-000000000000') OVER w,
+               user_id, created_at, order_id, orders - lag(orders, 1, 0::bigint) OVER w, entries - lag(entries, 1, 0::numeric) OVER w
+          FROM cut WHERE is_last
+        WINDOW w AS (ORDER BY user_id, created_at, order_id)$plan$, m.journal_oid::regclass, m.orders_oid::regclass)
+      USING m.archive_id, p_part_bytes;
+    GET DIAGNOSTICS planned = ROW_COUNT;
+    -- Last, so that the lease can be renewed meanwhile; without it nothing of this has happened.
+    IF NOT ordermesh.move_month(p_month, p_fence, 'FROZEN', 'PLANNED') THEN
+        RAISE 'another archiver has this shard' USING ERRCODE = 'SH003';
+    END IF;
+    RETURN planned;
+END $$;
+
+-- Takes a month from one state to the next, for the holder of the lease only. Returns whether this was done.
+CREATE FUNCTION ordermesh.move_month(p_month date, p_fence bigint, p_from text, p_to text) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    UPDATE ordermesh.archive_months
+       SET state = p_to, failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+     WHERE month = p_month AND state = p_from AND quarantined = '';
+    RETURN FOUND;
+END $$;
+
+-- What Postgres itself says of one part: how many rows, and the amounts by currency and status.
+CREATE FUNCTION ordermesh.part_facts(p_archive_id uuid, p_part int, OUT order_count bigint, OUT journal_count bigint, OUT sums jsonb)
+    LANGUAGE plpgsql STABLE SET timezone = 'UTC' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    p ordermesh.archive_parts;
+BEGIN
+    SELECT * INTO STRICT m FROM ordermesh.archive_months WHERE archive_id = p_archive_id;
+    SELECT * INTO STRICT p FROM ordermesh.archive_parts WHERE archive_id = p_archive_id AND part = p_part;
+    EXECUTE format($facts$
+        SELECT coalesce(sum(n), 0), coalesce(jsonb_agg(jsonb_build_array(currency_code, status, n, amount::text)
+                                                       ORDER BY currency_code COLLATE "C", status COLLATE "C"), '[]')
+          FROM (SELECT currency_code, status, count(*) AS n, sum(amount_minor) AS amount FROM %s
+                 WHERE (user_id, created_at, order_id) > ($1, $2, $3) AND (user_id, created_at, order_id) <= ($4, $5, $6)
+                 GROUP BY 1, 2) AS g$facts$, m.orders_oid::regclass)
+       INTO order_count, sums
+      USING p.after_user, p.after_created_at, p.after_order, p.until_user, p.until_created_at, p.until_order;
+    EXECUTE format($facts$
+        SELECT count(*) FROM %s WHERE (user_id, created_at, order_id) > ($1, $2, $3)
+                                  AND (user_id, created_at, order_id) <= ($4, $5, $6)$facts$, m.journal_oid::regclass)
+       INTO journal_count
+      USING p.after_user, p.after_created_at, p.after_order, p.until_user, p.until_created_at, p.until_order;
+END $$;
+
+-- How many rows a table of orders, or of their journal, has, and a number that changes with any of them. By a fixed list of columns, since
+-- a column that is added later changes no row.
+CREATE FUNCTION ordermesh.hash_of(p_table oid, p_of text, OUT row_count bigint, OUT hash numeric)
+    LANGUAGE plpgsql STABLE SET timezone = 'UTC' SET datestyle = 'ISO' AS $$
+BEGIN
+    EXECUTE format('SELECT count(*), coalesce(sum(hashtextextended(ROW(%s)::text, 0)::numeric), 0) FROM %s',
+        CASE p_of
+            WHEN 'orders' THEN
+                'order_id, created_at, user_id, bucket, route_epoch, read_routing, version, status, stage, kind, legs, leg, attempt, '
+                'amount_minor, currency_code, currency_exp, description, labels, upstream_ref, failure_reason, basis, request_id, '
+                'updated_at, settled_at, erased_at, traceparent, schema_version'
+            WHEN 'order_journal' THEN
+                'order_id, created_at, user_id, bucket, route_epoch, version, event_id, kind, from_status, to_status, from_stage, '
+                'to_stage, leg, attempt, actor, proof, evidence, traceparent, at'
+        END, p_table::regclass)
+       INTO row_count, hash;
+END $$;
+
+-- Says that every row of a month is in a segment that was read back, and notes by what the table is recognised until it is dropped.
+-- Returns why not, or an empty list.
+CREATE FUNCTION ordermesh.prove_month(p_month date, p_fence bigint) RETURNS text[]
+    LANGUAGE plpgsql AS $$
+DECLARE
+    m ordermesh.archive_months;
+    orders record;
+    journal record;
+    copied record;
+BEGIN
+    SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'EXPORTED';
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    SELECT * INTO orders FROM ordermesh.hash_of(m.orders_oid, 'orders');
+    SELECT * INTO journal FROM ordermesh.hash_of(m.journal_oid, 'order_journal');
+    SELECT coalesce(sum(s.row_count) FILTER (WHERE s.of_table = 'orders'), 0) AS orders,
+           coalesce(sum(s.row_count) FILTER (WHERE s.of_table = 'order_journal'), 0) AS journal,
+           count(*) FILTER (WHERE s.verified_at IS NULL) AS unread,
+           count(*) - 2 * count(DISTINCT p.part) AS lacking
+      INTO copied
+      FROM ordermesh.archive_parts p LEFT JOIN ordermesh.archive_segments s USING (archive_id, part)
+     WHERE p.archive_id = m.archive_id;
+    IF copied.unread > 0 OR copied.lacking <> 0 THEN RETURN ARRAY['NOT_READ_BACK']; END IF;
+    IF copied.orders <> orders.row_count OR copied.journal <> journal.row_count THEN
+        RETURN ARRAY[format('ROWS: orders %s of %s, journal %s of %s',
+                            copied.orders, orders.row_count, copied.journal, journal.row_count)];
+    END IF;
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    UPDATE ordermesh.archive_months
+       SET state = 'VERIFIED', order_count = orders.row_count, journal_count = journal.row_count,
+           orders_hash = orders.hash, journal_hash = journal.hash,
+           failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+     WHERE month = p_month AND state = 'EXPORTED' AND quarantined = '';
+    RETURN CASE WHEN FOUND THEN ARRAY[]::text[] ELSE ARRAY['FENCED'] END;
+END $$;
+
+-- The one moment at which readers turn to the copy. Returns whether this was done.
+CREATE FUNCTION ordermesh.commit_month(p_month date, p_fence bigint, p_key text, p_version text, p_sha256 text, p_settle interval)
+    RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    UPDATE ordermesh.archive_months
+       SET state = 'COMMITTED', committed_at = clock_timestamp(), detach_from = clock_timestamp() + p_settle,
+           manifest_key = p_key, manifest_version = p_version, manifest_sha256 = p_sha256,
+           failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+     WHERE month = p_month AND state = 'VERIFIED' AND quarantined = '' AND reach IN ('COMMITTED', 'GRACE', 'DROPPED');
+    RETURN FOUND;
+END $$;
+
+-- Notes that the tables of a month stand alone. Returns whether that is so and was noted.
+CREATE FUNCTION ordermesh.part_with_month(p_month date, p_fence bigint, p_grace interval) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    UPDATE ordermesh.archive_months m
+       SET state = 'GRACE', detached_at = clock_timestamp(), drop_from = clock_timestamp() + p_grace,
+           failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+     WHERE m.month = p_month AND m.state = 'DETACHING' AND m.quarantined = ''
+       AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid IN (m.orders_oid, m.journal_oid));
+    RETURN FOUND;
+END $$;
+
+-- Gives the tables of a month up, when they stand alone, their time has come, all that is in them is proven to be in S3 and was seen
+-- there lately, and they are still what was proven. Returns why not, or an empty list.
+CREATE FUNCTION ordermesh.drop_month(p_month date, p_fence bigint) RETURNS text[]
+    LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    orders record;
+    journal record;
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    IF (SELECT is_halted FROM ordermesh.archive_lease) THEN RETURN ARRAY['HALTED']; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'GRACE' AND quarantined = '' FOR UPDATE;
+    IF NOT FOUND OR m.reach <> 'DROPPED' THEN RETURN ARRAY['FENCED']; END IF;
+    IF clock_timestamp() < m.drop_from THEN RETURN ARRAY['TOO_EARLY']; END IF;
+    IF EXISTS (SELECT FROM pg_inherits WHERE inhrelid IN (m.orders_oid, m.journal_oid)) THEN RETURN ARRAY['ATTACHED']; END IF;
+    IF EXISTS (SELECT FROM ordermesh.archive_parts p LEFT JOIN ordermesh.archive_segments s USING (archive_id, part)
+                WHERE p.archive_id = m.archive_id
+                  AND (s.verified_at IS NULL OR s.seen_at IS NULL OR s.seen_at < clock_timestamp() - interval '24 hours')) THEN
+        RETURN ARRAY['NOT_SEEN_IN_S3'];
+    END IF;
+    EXECUTE format('LOCK TABLE %s, %s IN ACCESS EXCLUSIVE MODE', m.orders_oid::regclass, m.journal_oid::regclass);
+    SELECT * INTO orders FROM ordermesh.hash_of(m.orders_oid, 'orders');
+    SELECT * INTO journal FROM ordermesh.hash_of(m.journal_oid, 'order_journal');
+    IF (orders.row_count, orders.hash, journal.row_count, journal.hash)
+       IS DISTINCT FROM (m.order_count, m.orders_hash, m.journal_count, m.journal_hash) THEN
+        RETURN ARRAY['DRIFTED'];
+    END IF;
+    EXECUTE format('DROP TABLE %s, %s', m.orders_oid::regclass, m.journal_oid::regclass);
+    UPDATE ordermesh.archive_months
+       SET state = 'DROPPED', dropped_at = clock_timestamp(), orders_oid = NULL, journal_oid = NULL,
+           failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+     WHERE month = p_month;
+    RETURN ARRAY[]::text[];
+END $$;
+
+INSERT INTO schema_migrations (name) VALUES ('0009_archive');
