@@ -1,6 +1,19 @@
 """What archive_svc counts."""
 
+from __future__ import annotations
+
+from collections import Counter as Counted
+from typing import TYPE_CHECKING
+
 from prometheus_client import Counter, Gauge
+
+from archive_svc.lifecycle import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from archive_svc.catalog import Control
+    from archive_svc.lifecycle import Month
 
 AHEAD = Gauge(
     "ordermesh_partitions_ahead",
@@ -13,3 +26,34 @@ MADE = Counter(
 FAILURES = Counter(
     "ordermesh_partition_failures_total", "Partitions that could not be made, by why.", ["shard", "reason"]
 )
+ROWS = Counter("ordermesh_archive_rows_total", "Rows written into segments.", ["shard", "table"])
+STORED_BYTES = Counter(
+    "ordermesh_archive_stored_bytes_total", "Bytes of segments stored.", ["shard", "table"]
+)
+READ_BACK_BYTES = Counter(
+    "ordermesh_archive_read_back_bytes_total", "Bytes of segments read back and compared.", ["shard"]
+)
+DAMAGES = Counter(
+    "ordermesh_archive_damages_total",
+    "Segments that did not read back as they were written, by the step of the proof that failed.",
+    ["shard", "step"],
+)
+STEP_FAILURES = Counter(
+    "ordermesh_archive_step_failures_total", "Steps that failed and are done again.", ["shard", "step"]
+)
+MONTHS = Gauge(
+    "ordermesh_archive_months", "Months that were asked for, by where they stand.", ["shard", "state"]
+)
+QUARANTINED = Gauge(
+    "ordermesh_archive_months_quarantined", "Months that wait for a person. Alarm above 0.", ["shard"]
+)
+HALTED = Gauge("ordermesh_archive_halted", "1 while the kill switch keeps tables as they are.", ["shard"])
+
+
+def tell(shard: str, months: Sequence[Month], control: Control) -> None:
+    """Show where the months of a shard stand."""
+    counts = Counted(month.state for month in months)
+    for state in State:
+        MONTHS.labels(shard, state.value).set(counts[state])
+    QUARANTINED.labels(shard).set(sum(bool(month.quarantined) for month in months))
+    HALTED.labels(shard).set(control.is_halted)

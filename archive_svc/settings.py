@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Literal
+
 from pydantic import Field, SecretStr
 
+from archive_svc.archiver import Pacing
 from archive_svc.domain import Ahead
+from archive_svc.lifecycle import State
+from chassis.s3.settings import MIB, S3Settings
 from chassis.settings import ProcessSettings
 
 
@@ -24,6 +30,51 @@ class ArchiveSettings(ProcessSettings):
     )
     months_ahead: int = Field(3, ge=2, le=24, description="Months that exist after the current one.")
     days_ahead: int = Field(7, ge=2, le=60, description="Days of the outbox that exist after today.")
+    s3: S3Settings | None = Field(
+        None, description="Where months are archived, as JSON; without it none is."
+    )
+    archive_reach: Literal["", "VERIFIED", "COMMITTED", "GRACE", "DROPPED"] = Field(
+        "",
+        description="How far months go by themselves when they are old enough; empty when each is asked for.",
+    )
+    archive_months_min: int = Field(
+        24, ge=1, le=600, description="Calendar months that a month has to be past before it is archived."
+    )
+    archive_days_min: int = Field(7, ge=0, le=31, description="Days beyond these months.")
+    settle_s: float | None = Field(
+        None, ge=0, le=2_592_000, description="From commit to detach; a day, or nothing with profile `local`."
+    )
+    grace_s: float | None = Field(
+        None, ge=0, le=31_536_000, description="From detach to drop; 14 days, or nothing with profile `local`."
+    )
+    archive_look_s: float = Field(
+        10.0, ge=0.05, le=600, description="How often is looked for months to archive; 0.5 with profile `local`."
+    )
+    archive_lease_s: float = Field(
+        60.0, ge=3, le=600, description="How long a process that died keeps a shard from being archived."
+    )
+    part_bytes: int = Field(
+        128 * MIB, ge=65_536, le=512 * MIB, description="Rows of a part, in bytes of the tables."
+    )
+    archive_bytes_per_s: float = Field(
+        32 * MIB, gt=0, description="Rows, and segments read back, in bytes per second and shard."
+    )
+
+    def pacing(self) -> Pacing:
+        """When months go, and how long their tables stay."""
+        is_local = self.profile == "local"
+        settle_s = (0.0 if is_local else 86_400.0) if self.settle_s is None else self.settle_s
+        grace_s = (0.0 if is_local else 14 * 86_400.0) if self.grace_s is None else self.grace_s
+        return Pacing(
+            months_min=self.archive_months_min,
+            days_min=self.archive_days_min,
+            settle=timedelta(seconds=settle_s),
+            grace=timedelta(seconds=grace_s),
+            reach=State(self.archive_reach) if self.archive_reach else None,
+            lease=timedelta(seconds=self.archive_lease_s),
+            look_s=min(0.5, self.archive_look_s) if is_local else self.archive_look_s,
+            part_bytes=self.part_bytes,
+        )
 
     def ahead(self) -> Ahead:
         """How far partitions reach."""

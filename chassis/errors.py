@@ -207,6 +207,12 @@ class ShardUnavailable(OrdermeshError):
     retry_after_s = 0.5
 
 
+class OrderArchived(OrdermeshError):
+    """The order's month is archived; it is in statements, and changes no more."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.ORDER_ARCHIVED
+
+
 class StaleRoute(OrdermeshError):
     """The bucket is owned by another shard or epoch; resolve the route again and send the call there."""
 

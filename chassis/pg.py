@@ -25,6 +25,7 @@ from chassis.errors import (
     Contended,
     DeadlineExceeded,
     InternalError,
+    OrderArchived,
     OrdermeshError,
     ShardUnavailable,
     StaleRoute,
@@ -32,13 +33,14 @@ from chassis.errors import (
 from chassis.limits import Limiter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 log = structlog.get_logger("pg")
 
 STATEMENT_TIMEOUT_S = 5.0
 CLOSE_S = 5.0
 STALE_ROUTE_STATE = "SH001"
+ARCHIVED_STATE = "SH002"
 _CONTENDED_STATES = frozenset({"55P03", "40001", "40P01"})
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 _SERVER_SETTINGS = {
@@ -187,6 +189,25 @@ class Session:
         with _typed_errors():
             return cast("str", await self._connection.execute(sql, *args, timeout=timeout_s))
 
+    async def copy_out(
+        self,
+        query: str,
+        *args: object,
+        sink: Callable[[bytes], Awaitable[None]],
+        options: Mapping[str, Any],
+        timeout_s: float,
+    ) -> int:
+        """Give a query's rows to `sink` as COPY writes them, in chunks of whole rows; how many there were.
+
+        Nothing more is read from the server while `sink` runs. options: of COPY, as asyncpg names them.
+        If cancelled here, or when `sink` raises: the session is of no more use.
+        """
+        with _typed_errors():
+            tag = await self._connection.copy_from_query(
+                query, *args, output=sink, timeout=timeout_s, **options
+            )
+        return int(tag.split()[-1])
+
     async def ping(self, timeout_s: float) -> None:
         """Ask whether the session still lives."""
         await self.fetchval("SELECT 1", timeout_s=timeout_s)
@@ -323,6 +344,8 @@ def typed_error(refused: asyncpg.PostgresError) -> OrdermeshError:
     state = getattr(refused, "sqlstate", None) or ""
     if state == STALE_ROUTE_STATE:
         return StaleRoute(**_detail(getattr(refused, "detail", None)))
+    if state == ARCHIVED_STATE:
+        return OrderArchived(**_detail(getattr(refused, "detail", None)))
     if state in _CONTENDED_STATES:
         return Contended(sqlstate=state)
     if state == "57014":
@@ -343,6 +366,6 @@ def _detail(detail: str | None) -> dict[str, object]:
         return {}
     return {
         key: facts[key]
-        for key in ("bucket", "epoch", "owner", "state", "left_epoch")
+        for key in ("bucket", "epoch", "owner", "state", "left_epoch", "month")
         if facts.get(key) is not None
     }

@@ -10,11 +10,11 @@ CREATE TABLE archive_lease (
     is_halted   boolean     NOT NULL DEFAULT false,
     actor       text        NOT NULL DEFAULT '' CHECK (char_length(actor) <= 64),
     reason      text        NOT NULL DEFAULT '' CHECK (char_length(reason) <= 512),
-    changed_at  timestamptz NOT NULL DEFAULT '-infinity'
+    changed_at  timestamptz NOT NULL DEFAULT 'epoch'
 );
 COMMENT ON TABLE archive_lease IS
     'Who archives this shard, by a fence that grows with each holder; is_halted stops every change of a table at once.';
-INSERT INTO archive_lease (fence, holder, lease_until) VALUES (0, '', '-infinity');
+INSERT INTO archive_lease (fence, holder, lease_until) VALUES (0, '', 'epoch');
 
 CREATE TABLE archive_months (
     month            date        PRIMARY KEY CHECK (extract(day FROM month) = 1),
@@ -42,7 +42,8 @@ CREATE TABLE archive_months (
     dropped_at       timestamptz,
     restored_at      timestamptz,
     failures         int         NOT NULL DEFAULT 0,
-    not_before       timestamptz NOT NULL DEFAULT '-infinity',
+    damages          int         NOT NULL DEFAULT 0,
+    not_before       timestamptz NOT NULL DEFAULT 'epoch',
     note             text        NOT NULL DEFAULT '' CHECK (char_length(note) <= 512),
     actor            text        NOT NULL CHECK (char_length(actor) BETWEEN 1 AND 64),
     reason           text        NOT NULL CHECK (char_length(reason) BETWEEN 1 AND 512),
@@ -59,6 +60,7 @@ COMMENT ON TABLE archive_months IS 'Months that leave this database, or left it,
 COMMENT ON COLUMN archive_months.archive_id IS 'Names this copy of the month in S3; a month that was restored and leaves again gets another.';
 COMMENT ON COLUMN archive_months.reach IS 'The state in which it is to be; whoever archives takes it there step by step.';
 COMMENT ON COLUMN archive_months.quarantined IS 'Why a person has to look; nothing is done to the month until somebody says so.';
+COMMENT ON COLUMN archive_months.damages IS 'Segments that did not read back as they were written, since somebody asked for the month.';
 COMMENT ON COLUMN archive_months.orders_hash IS 'Of every row when it was proven; the table is only dropped while it has the same.';
 
 CREATE TABLE archive_parts (
@@ -86,21 +88,14 @@ CREATE TABLE archive_segments (
     size_bytes    bigint      NOT NULL,
     sha256        text        NOT NULL,
     row_count     bigint      NOT NULL,
-    stream_sha256 text        NOT NULL,
-    sums          jsonb       NOT NULL,
-    footer_bytes  int         NOT NULL,
-    group_first   text[]      COLLATE "C" NOT NULL,
-    group_last    text[]      COLLATE "C" NOT NULL,
-    group_offset  bigint[]    NOT NULL,
-    group_bytes   int[]       NOT NULL,
-    group_rows    int[]       NOT NULL,
+    facts         jsonb       NOT NULL,
     exported_at   timestamptz NOT NULL,
     verified_at   timestamptz,
     seen_at       timestamptz,
     PRIMARY KEY (archive_id, part, of_table),
     FOREIGN KEY (archive_id, part) REFERENCES archive_parts ON UPDATE CASCADE ON DELETE CASCADE
 );
-COMMENT ON TABLE archive_segments IS 'The object in S3 that holds one part of one table, with what proves it and where in it each user is.';
+COMMENT ON TABLE archive_segments IS 'The object in S3 that holds one part of one table; facts: what proves it, and where in it each user is.';
 COMMENT ON COLUMN archive_segments.seen_at IS 'When it was last seen in S3 as it was written; verified_at: when every byte was last read and compared.';
 
 -- Below this instant no list is answered from here: those months are served from their copies. '-infinity' when there is none.
@@ -180,7 +175,7 @@ BEGIN
     END LOOP;
     UPDATE ordermesh.archive_months
        SET state = 'FROZEN', orders_oid = m.orders_oid, journal_oid = m.journal_oid, frozen_at = clock_timestamp(),
-           updated_at = clock_timestamp(), failures = 0, not_before = '-infinity', note = ''
+           updated_at = clock_timestamp(), failures = 0, not_before = 'epoch', note = ''
      WHERE month = p_month;
     RETURN ARRAY[]::text[];
 END $$;
@@ -243,16 +238,16 @@ BEGIN
             SELECT *, lead(nth) OVER w IS DISTINCT FROM nth AS is_last FROM weighed
             WINDOW w AS (ORDER BY user_id, created_at, order_id))
         SELECT $1, row_number() OVER w - 1,
-               lag(user_id, 1, '') OVER w, lag(created_at, 1, '-infinity') OVER w,
+               lag(user_id, 1, '') OVER w, lag(created_at, 1, $3) OVER w,
                lag(order_id, 1, '00000000-0000-0000-0000-000000000000') OVER w,
                user_id, created_at, order_id, orders - lag(orders, 1, 0::bigint) OVER w, entries - lag(entries, 1, 0::numeric) OVER w
           FROM cut WHERE is_last
         WINDOW w AS (ORDER BY user_id, created_at, order_id)$plan$, m.journal_oid::regclass, m.orders_oid::regclass)
-      USING m.archive_id, p_part_bytes;
+      USING m.archive_id, p_part_bytes, m.begins_at;
     GET DIAGNOSTICS planned = ROW_COUNT;
     -- Last, so that the lease can be renewed meanwhile; without it nothing of this has happened.
     IF NOT ordermesh.move_month(p_month, p_fence, 'FROZEN', 'PLANNED') THEN
-        RAISE 'another archiver has this shard' USING ERRCODE = 'SH003';
+        RAISE 'another archiver has this shard' USING ERRCODE = '40001';
     END IF;
     RETURN planned;
 END $$;
@@ -264,7 +259,7 @@ BEGIN
     PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
     IF NOT FOUND THEN RETURN false; END IF;
     UPDATE ordermesh.archive_months
-       SET state = p_to, failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+       SET state = p_to, failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
      WHERE month = p_month AND state = p_from AND quarantined = '';
     RETURN FOUND;
 END $$;
@@ -342,7 +337,7 @@ BEGIN
     UPDATE ordermesh.archive_months
        SET state = 'VERIFIED', order_count = orders.row_count, journal_count = journal.row_count,
            orders_hash = orders.hash, journal_hash = journal.hash,
-           failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+           failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
      WHERE month = p_month AND state = 'EXPORTED' AND quarantined = '';
     RETURN CASE WHEN FOUND THEN ARRAY[]::text[] ELSE ARRAY['FENCED'] END;
 END $$;
@@ -356,7 +351,7 @@ BEGIN
     UPDATE ordermesh.archive_months
        SET state = 'COMMITTED', committed_at = clock_timestamp(), detach_from = clock_timestamp() + p_settle,
            manifest_key = p_key, manifest_version = p_version, manifest_sha256 = p_sha256,
-           failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+           failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
      WHERE month = p_month AND state = 'VERIFIED' AND quarantined = '' AND reach IN ('COMMITTED', 'GRACE', 'DROPPED');
     RETURN FOUND;
 END $$;
@@ -369,7 +364,7 @@ BEGIN
     IF NOT FOUND THEN RETURN false; END IF;
     UPDATE ordermesh.archive_months m
        SET state = 'GRACE', detached_at = clock_timestamp(), drop_from = clock_timestamp() + p_grace,
-           failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+           failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
      WHERE m.month = p_month AND m.state = 'DETACHING' AND m.quarantined = ''
        AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid IN (m.orders_oid, m.journal_oid));
     RETURN FOUND;
@@ -406,7 +401,7 @@ BEGIN
     EXECUTE format('DROP TABLE %s, %s', m.orders_oid::regclass, m.journal_oid::regclass);
     UPDATE ordermesh.archive_months
        SET state = 'DROPPED', dropped_at = clock_timestamp(), orders_oid = NULL, journal_oid = NULL,
-           failures = 0, not_before = '-infinity', note = '', updated_at = clock_timestamp()
+           failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
      WHERE month = p_month;
     RETURN ARRAY[]::text[];
 END $$;

@@ -1,0 +1,281 @@
+"""Takes the months that somebody wants out of a shard, one step at a time, the oldest first.
+
+One process at a time does so, under a lease whose fence every change names. A step that fails waits ever
+longer and lets others go on; what does not agree with Postgres is quarantined and waits for a person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import structlog
+
+from archive_svc import metrics, points
+from archive_svc.errors import LeaseLost
+from archive_svc.lifecycle import (
+    DAMAGES_MAX,
+    Month,
+    State,
+    Step,
+    manifest_key,
+    next_due,
+    pause_after,
+    ripe_until,
+)
+from archive_svc.manifest import manifest_of
+from archive_svc.segment import RowsRefused, SegmentDamaged
+from archive_svc.verify import Mismatch
+from chassis import faults
+from chassis.errors import OrdermeshError
+from chassis.s3 import S3Error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from archive_svc.catalog import Catalog
+    from archive_svc.detach import Detacher
+    from archive_svc.export import Exporter
+    from archive_svc.verify import Verifier
+    from chassis.clock import Clock
+    from chassis.s3 import ObjectStore
+
+log = structlog.get_logger("archiver")
+ACTOR = "archive_svc"
+WAITS = timedelta(seconds=2)
+"""Between two looks at something that comes by itself."""
+BLOCKED = timedelta(minutes=1)
+"""Between two looks at something that somebody has to do."""
+MANIFEST_TYPE = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How old a month has to be, and how long its tables stay when nobody reads them any more.
+
+    reach:        how far months go by themselves when they are old enough; None when somebody has to ask.
+    lease:        how long a process that died keeps the shard.
+    look_s:       pause after a look that found nothing to do.
+    part_bytes:   of rows in a part; a segment is a fraction of it.
+    """
+
+    months_min: int
+    days_min: int
+    settle: timedelta
+    grace: timedelta
+    reach: State | None
+    lease: timedelta
+    look_s: float
+    part_bytes: int
+
+
+class Archiver:
+    """A loop that archives one shard. jitter: gives 0 to 1."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: ObjectStore,
+        exporter: Exporter,
+        verifier: Verifier,
+        detacher: Detacher,
+        pacing: Pacing,
+        clock: Clock,
+        jitter: Callable[[], float],
+        *,
+        holder: str,
+    ) -> None:
+        self.name = f"archiver.{catalog.shard}"
+        self._catalog = catalog
+        self._store = store
+        self._exporter = exporter
+        self._verifier = verifier
+        self._detacher = detacher
+        self._pacing = pacing
+        self._clock = clock
+        self._jitter = jitter
+        self._holder = holder
+        self._steps = {
+            Step.FREEZE: self._freeze,
+            Step.PLAN: self._plan,
+            Step.EXPORT: self._export,
+            Step.VERIFY: self._verify,
+            Step.COMMIT: self._commit,
+            Step.LEAVE: self._leave,
+            Step.DETACH: self._detach,
+            Step.DROP: self._drop,
+            Step.THAW: self._thaw,
+        }
+
+    async def run(self) -> None:
+        """Archive until cancelled; a shard that does not answer is asked again."""
+        while True:
+            try:
+                fence = await self._catalog.take_lease(self._holder, self._pacing.lease)
+                if fence is not None:
+                    await self._while_held(fence)
+            except LeaseLost:
+                log.warning("lease_lost", shard=self._catalog.shard)
+            except OrdermeshError as failed:
+                log.warning("archiver_failed", shard=self._catalog.shard, reason=failed.reason)
+            await self._clock.sleep(self._pacing.look_s * (0.5 + 0.5 * self._jitter()))
+
+    async def _while_held(self, fence: int) -> None:
+        """Work under one fence, until it is lost or the shard does not answer. Raises: what ended it."""
+        renewing = asyncio.create_task(self._renew(fence), name=f"{self.name}.renew")
+        working = asyncio.create_task(self._work(fence), name=f"{self.name}.work")
+        try:
+            done, _ = await asyncio.wait((renewing, working), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (working, renewing):
+                task.cancel()
+            await asyncio.gather(working, renewing, return_exceptions=True)
+            await self._give_back(fence)
+
+    async def _renew(self, fence: int) -> None:
+        while True:
+            await self._clock.sleep(self._pacing.lease.total_seconds() / 3)
+            await self._catalog.renew_lease(fence, self._pacing.lease)
+
+    async def _work(self, fence: int) -> None:
+        while True:
+            if not await self.once(fence):
+                await self._clock.sleep(self._pacing.look_s * (0.5 + 0.5 * self._jitter()))
+
+    async def _give_back(self, fence: int) -> None:
+        try:
+            await self._catalog.give_lease_back(fence)
+        except OrdermeshError as failed:
+            log.info("lease_not_given_back", shard=self._catalog.shard, reason=failed.reason)
+
+    async def once(self, fence: int) -> bool:
+        """Do the next step of the next month; whether there was one.
+
+        Raises: LeaseLost; what chassis.pg raises when the shard does not answer.
+        """
+        control = await self._catalog.control()
+        months = await self._catalog.months()
+        metrics.tell(self._catalog.shard, months, control)
+        if self._pacing.reach is not None and await self._want(months, control.at, self._pacing.reach):
+            return True
+        due = next_due(months, control.at, is_halted=control.is_halted)
+        if due is None:
+            return False
+        month, step = due
+        try:
+            await self._steps[step](month, fence)
+        except LeaseLost:
+            raise
+        except (Mismatch, SegmentDamaged, RowsRefused) as wrong:
+            await self._quarantine(month, fence, f"{step.value}: {wrong}")
+        except (OrdermeshError, S3Error) as failed:
+            await self._failed(month, fence, step, failed)
+        return True
+
+    async def _want(self, months: list[Month], at: datetime, reach: State) -> bool:
+        """Ask for the oldest month that is old enough and that nobody asked for yet."""
+        known = {month.month for month in months}
+        for candidate in await self._catalog.candidates(self._ripe(at)):
+            if candidate.month not in known and not candidate.blockers:
+                await self._catalog.want(candidate.month, uuid4(), reach, ACTOR, "it is old enough")
+                return True
+        return False
+
+    def _ripe(self, at: datetime) -> datetime:
+        return ripe_until(at, self._pacing.months_min, self._pacing.days_min)
+
+    async def _freeze(self, month: Month, fence: int) -> None:
+        at = (await self._catalog.control()).at
+        blockers = await self._catalog.freeze(month, fence, self._ripe(at))
+        if blockers:
+            await self._wait(month, fence, BLOCKED, ", ".join(blockers))
+            return
+        self._tell(month, State.FROZEN)
+        await faults.point(points.AFTER_FREEZE)
+
+    async def _thaw(self, month: Month, fence: int) -> None:
+        await self._catalog.thaw(month, fence)
+        self._tell(month, State.THAWED)
+
+    async def _plan(self, month: Month, fence: int) -> None:
+        if month.frozen_at is None or not await self._catalog.is_searchable(month.frozen_at):
+            await self._wait(month, fence, WAITS, "NOT_SEARCHABLE")
+            return
+        parts = await self._catalog.plan(month, fence, self._pacing.part_bytes)
+        self._tell(month, State.PLANNED, parts=parts)
+        await faults.point(points.AFTER_PLAN)
+
+    async def _export(self, month: Month, fence: int) -> None:
+        await self._exporter.export(month, fence)
+        await self._catalog.move(month, fence, State.EXPORTED)
+        self._tell(month, State.EXPORTED)
+        await faults.point(points.AFTER_EXPORT)
+
+    async def _verify(self, month: Month, fence: int) -> None:
+        if not await self._verifier.verify(month, fence):
+            if month.damages + 1 >= DAMAGES_MAX:
+                await self._quarantine(month, fence, f"{DAMAGES_MAX} segments did not read back as written")
+            return
+        blockers = await self._catalog.prove(month, fence)
+        if blockers:
+            raise Mismatch(", ".join(blockers))
+        self._tell(month, State.VERIFIED)
+        await faults.point(points.AFTER_PROOF)
+
+    async def _commit(self, month: Month, fence: int) -> None:
+        shard = self._catalog.shard
+        parts = await self._catalog.parts(month.archive_id)
+        segments = await self._catalog.segments(month.archive_id)
+        body = manifest_of(shard, month, parts, segments)
+        key = manifest_key(shard, month.month, month.archive_id)
+        manifest = await self._store.create(key, body, content_type=MANIFEST_TYPE)
+        await faults.point(points.AFTER_MANIFEST)
+        await faults.point(points.BEFORE_COMMIT)
+        await self._catalog.commit(month, fence, manifest, manifest.sha256, self._pacing.settle)
+        self._tell(month, State.COMMITTED)
+        await faults.point(points.AFTER_COMMIT)
+
+    async def _leave(self, month: Month, fence: int) -> None:
+        await self._catalog.move(month, fence, State.DETACHING)
+        self._tell(month, State.DETACHING)
+
+    async def _detach(self, month: Month, fence: int) -> None:
+        await self._detacher.detach(month, fence, self._pacing.grace)
+        self._tell(month, State.GRACE)
+        await faults.point(points.AFTER_GRACE)
+
+    async def _drop(self, month: Month, fence: int) -> None:
+        blockers = await self._detacher.drop(month, fence)
+        if "DRIFTED" in blockers:
+            raise Mismatch("the tables are not what was proven any more")
+        if blockers:
+            await self._wait(month, fence, BLOCKED, ", ".join(blockers))
+            return
+        self._tell(month, State.DROPPED)
+        await faults.point(points.AFTER_DROP)
+
+    async def _wait(self, month: Month, fence: int, wait: timedelta, why: str) -> None:
+        """Let a month wait for something that is nobody's failure."""
+        log.info("month_waits", shard=self._catalog.shard, month=month.name, because=why)
+        await self._catalog.defer(month, fence, wait, why, is_failure=False)
+
+    async def _failed(self, month: Month, fence: int, step: Step, failed: Exception) -> None:
+        metrics.STEP_FAILURES.labels(self._catalog.shard, step.value).inc()
+        why = f"{step.value}: {type(failed).__name__}: {failed}"
+        log.warning("step_failed", shard=self._catalog.shard, month=month.name, step=step.value, because=why)
+        await self._catalog.defer(
+            month, fence, pause_after(month.failures, self._jitter()), why, is_failure=True
+        )
+
+    async def _quarantine(self, month: Month, fence: int, why: str) -> None:
+        log.error("month_quarantined", shard=self._catalog.shard, month=month.name, because=why)
+        await self._catalog.quarantine(month, fence, why)
+
+    def _tell(self, month: Month, state: State, **more: int) -> None:
+        log.info("month_moved", shard=self._catalog.shard, month=month.name, state=state.value, **more)

@@ -1,0 +1,305 @@
+"""The archive's catalog on one shard: what may be believed about its months, and who may change it.
+
+Every change names the fence under which it is made and does nothing under an older one: then it raises
+LeaseLost, and whoever made it stops at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from archive_svc.errors import LeaseLost
+from archive_svc.lifecycle import Month, State
+from archive_svc.segment import Facts, Key
+from chassis import pg
+from chassis.s3 import Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import date, datetime, timedelta
+    from uuid import UUID
+
+QUERIES = pg.queries("archive_svc", "catalog.sql")
+PLAN_S_MAX = 1800.0
+"""Cutting or proving a month reads all of it."""
+FACTS_S_MAX = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Who archives the shard, by which fence; whether tables may be changed. at: the shard's clock."""
+
+    fence: int
+    holder: str
+    lease_until: datetime
+    is_halted: bool
+    actor: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A month that the shard has tables of. rows: of orders, as last estimated. bytes: with indexes."""
+
+    month: date
+    rows: int
+    size_bytes: int
+    blockers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a month: the orders after one key, up to and with another.
+
+    orders_table, journal_table: where the rows are, as SQL writes it.
+    """
+
+    number: int
+    after: Key
+    until: Key
+    order_count: int
+    journal_count: int
+    orders_table: str
+    journal_table: str
+
+
+@dataclass(frozen=True, slots=True)
+class CataloguedSegment:
+    """One segment: which object it is, and what proves it."""
+
+    part: int
+    table: str
+    stored: Stored
+    facts: Facts
+    verified_at: datetime | None
+    seen_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartFacts:
+    """What Postgres says of a part. sums: (currency, status, orders, amount in minor units)."""
+
+    order_count: int
+    journal_count: int
+    sums: tuple[tuple[str, str, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hanging:
+    """A table that still hangs on its parent. is_pending: a detach of it was begun and cut off."""
+
+    table: str
+    parent: str
+    is_pending: bool
+
+
+class Catalog:
+    """The catalog of one shard. Every method raises what chassis.pg raises."""
+
+    def __init__(self, shard: str, database: pg.Database) -> None:
+        self.shard = shard
+        self._database = database
+
+    async def take_lease(self, holder: str, lease: timedelta) -> int | None:
+        """The fence under which this holder archives the shard now; None while somebody else does."""
+        fence: int | None = await self._database.fetchval(QUERIES.take_lease, holder, lease)
+        return fence
+
+    async def renew_lease(self, fence: int, lease: timedelta) -> None:
+        """Keep the shard. Raises: LeaseLost."""
+        await self._must(await self._database.fetchval(QUERIES.renew_lease, fence, lease))
+
+    async def give_lease_back(self, fence: int) -> None:
+        """Let the next one begin at once."""
+        await self._database.execute(QUERIES.give_lease_back, fence)
+
+    async def control(self) -> Control:
+        """Who has the shard, and the kill switch."""
+        row = await self._database.fetchrow(QUERIES.control)
+        assert row is not None, "the migration wrote it"
+        return Control(**row)
+
+    async def halt(self, is_halted: bool, actor: str, reason: str) -> None:
+        """Set the kill switch: from then on no step changes a table. Idempotent."""
+        await self._database.execute(QUERIES.halt, is_halted, actor, reason)
+
+    async def months(self) -> list[Month]:
+        """Every month that was ever asked for, the oldest first."""
+        return [_month(row) for row in await self._database.fetch(QUERIES.months)]
+
+    async def candidates(self, ripe_until: datetime) -> list[Candidate]:
+        """The months that are in the database, the oldest first, and what keeps each from being frozen."""
+        rows = await self._database.fetch(QUERIES.candidates, ripe_until)
+        return [Candidate(r["month"], r["rows"], r["bytes"], tuple(r["blockers"])) for r in rows]
+
+    async def want(self, month: date, archive_id: UUID, reach: State, actor: str, reason: str) -> Month:
+        """Ask for a month to be taken that far; one that goes already is only told how far. Idempotent."""
+        row = await self._database.fetchrow(QUERIES.want, month, archive_id, reach, actor, reason)
+        assert row is not None
+        return _month(row)
+
+    async def freeze(self, month: Month, fence: int, ripe_until: datetime) -> tuple[str, ...]:
+        """Stop changes of a month; why not, or nothing. Raises: LeaseLost; Contended while it is written."""
+        return self._blockers(await self._database.fetchval(QUERIES.freeze, month.month, fence, ripe_until))
+
+    async def thaw(self, month: Month, fence: int) -> None:
+        """Let changes of a month happen again. Raises: LeaseLost, also when its copy is read by now."""
+        await self._must(await self._database.fetchval(QUERIES.thaw, month.month, fence))
+
+    async def is_searchable(self, at: datetime) -> bool:
+        """Whether the read model has everything that happened before an instant."""
+        return bool(await self._database.fetchval(QUERIES.is_searchable, at))
+
+    async def plan(self, month: Month, fence: int, part_bytes: int) -> int:
+        """Cut a frozen month into parts; how many. Raises: LeaseLost."""
+        planned: int | None = await self._database.fetchval(
+            QUERIES.plan, month.month, fence, part_bytes, timeout_s=PLAN_S_MAX
+        )
+        if planned is None:
+            raise LeaseLost(shard=self.shard)
+        return planned
+
+    async def move(self, month: Month, fence: int, to: State) -> None:
+        """Note that a month is in its next state. Raises: LeaseLost."""
+        await self._must(
+            await self._database.fetchval(QUERIES.move, month.month, fence, month.state, to.value)
+        )
+
+    async def parts(self, archive_id: UUID) -> list[Part]:
+        """In the order of their keys."""
+        return [_part(row) for row in await self._database.fetch(QUERIES.parts, archive_id)]
+
+    async def segments(self, archive_id: UUID) -> list[CataloguedSegment]:
+        """In the order of their keys, orders before journal."""
+        return [_segment(row) for row in await self._database.fetch(QUERIES.segments, archive_id)]
+
+    async def add_segment(
+        self, fence: int, archive_id: UUID, part: int, stored: Stored, facts: Facts
+    ) -> None:
+        """Note which object holds a part of a table. Raises: LeaseLost."""
+        await self._must(
+            await self._database.fetchval(
+                QUERIES.add_segment,
+                fence,
+                archive_id,
+                part,
+                facts.table,
+                stored.key,
+                stored.version_id,
+                stored.etag,
+                stored.size_bytes,
+                facts.sha256,
+                facts.rows,
+                facts.as_json(),
+            )
+        )
+
+    async def forget_segment(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> None:
+        """Have a segment that is damaged made anew, under another key. Raises: LeaseLost."""
+        await self._must(
+            await self._database.fetchval(
+                QUERIES.forget_segment, fence, archive_id, segment.part, segment.table
+            )
+        )
+
+    async def note_verified(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> None:
+        """Note that every byte was read and compared. Raises: LeaseLost."""
+        await self._note(QUERIES.verified, fence, archive_id, segment)
+
+    async def note_seen(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> None:
+        """Note that the object is there as it was written. Raises: LeaseLost."""
+        await self._note(QUERIES.seen, fence, archive_id, segment)
+
+    async def _note(self, sql: str, fence: int, archive_id: UUID, segment: CataloguedSegment) -> None:
+        await self._must(
+            await self._database.fetchval(
+                sql, fence, archive_id, segment.part, segment.table, segment.facts.sha256
+            )
+        )
+
+    async def part_facts(self, archive_id: UUID, part: int) -> PartFacts:
+        """What Postgres itself says of a part's rows."""
+        row = await self._database.fetchrow(QUERIES.part_facts, archive_id, part, timeout_s=FACTS_S_MAX)
+        assert row is not None
+        sums = tuple((currency, status, n, int(amount)) for currency, status, n, amount in row["sums"])
+        return PartFacts(row["order_count"], row["journal_count"], sums)
+
+    async def prove(self, month: Month, fence: int) -> tuple[str, ...]:
+        """Note that every row is in a segment that was read back; why not, or nothing. Raises: LeaseLost."""
+        return self._blockers(
+            await self._database.fetchval(QUERIES.prove, month.month, fence, timeout_s=PLAN_S_MAX)
+        )
+
+    async def commit(
+        self, month: Month, fence: int, manifest: Stored, sha256: str, settle: timedelta
+    ) -> None:
+        """Turn readers to the copy. Raises: LeaseLost."""
+        await self._must(
+            await self._database.fetchval(
+                QUERIES.commit, month.month, fence, manifest.key, manifest.version_id, sha256, settle
+            )
+        )
+
+    async def hanging(self, month: Month) -> list[Hanging]:
+        """The tables of a month that hang on their parents."""
+        rows = await self._database.fetch(QUERIES.attached, month.orders_oid, month.journal_oid)
+        return [Hanging(row["leaf"], row["parent"], row["is_pending"]) for row in rows]
+
+    async def part_with(self, month: Month, fence: int, grace: timedelta) -> None:
+        """Note that the tables of a month stand alone. Raises: LeaseLost, also when they do not."""
+        await self._must(await self._database.fetchval(QUERIES.part_with, month.month, fence, grace))
+
+    async def drop(self, month: Month, fence: int) -> tuple[str, ...]:
+        """Give the tables of a month up; why not, or nothing. Raises: LeaseLost."""
+        return self._blockers(
+            await self._database.fetchval(QUERIES.drop, month.month, fence, timeout_s=PLAN_S_MAX)
+        )
+
+    async def quarantine(self, month: Month, fence: int, why: str) -> None:
+        """Let nothing be done to a month until a person says so. Raises: LeaseLost."""
+        await self._must(await self._database.fetchval(QUERIES.quarantine, month.month, fence, why))
+
+    async def defer(self, month: Month, fence: int, wait: timedelta, note: str, *, is_failure: bool) -> None:
+        """Let a month wait, and say why. Raises: LeaseLost."""
+        await self._must(
+            await self._database.fetchval(QUERIES.defer, month.month, fence, wait, note, is_failure)
+        )
+
+    def _blockers(self, found: Sequence[str]) -> tuple[str, ...]:
+        if list(found) == ["FENCED"]:
+            raise LeaseLost(shard=self.shard)
+        return tuple(found)
+
+    async def _must(self, done: object) -> None:
+        if not done:
+            raise LeaseLost(shard=self.shard)
+
+
+def _month(row: Any) -> Month:
+    names = (
+        *("month", "archive_id", "quarantined", "begins_at", "ends_at", "orders_oid", "journal_oid"),
+        *("frozen_at", "detach_from", "drop_from", "failures", "damages", "not_before"),
+    )
+    return Month(state=State(row["state"]), reach=State(row["reach"]), **{name: row[name] for name in names})
+
+
+def _part(row: Any) -> Part:
+    return Part(
+        number=row["part"],
+        after=Key(row["after_user"], row["after_created_at"], row["after_order"]),
+        until=Key(row["until_user"], row["until_created_at"], row["until_order"]),
+        order_count=row["order_count"],
+        journal_count=row["journal_count"],
+        orders_table=row["orders_table"],
+        journal_table=row["journal_table"],
+    )
+
+
+def _segment(row: Any) -> CataloguedSegment:
+    facts = Facts.from_json(row["facts"])
+    stored = Stored(
+        row["key"], row["size_bytes"], row["etag"], version_id=row["version_id"], sha256=row["sha256"]
+    )
+    return CataloguedSegment(row["part"], row["of_table"], stored, facts, row["verified_at"], row["seen_at"])

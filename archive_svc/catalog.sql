@@ -1,0 +1,150 @@
+-- The archive's catalog on one shard. Every change names the fence of the lease under which it is made.
+
+-- name: take_lease
+-- $1: holder; $2: how long. The fence, for who had it or found it free; no row otherwise.
+UPDATE ordermesh.archive_lease
+   SET fence = fence + CASE WHEN holder = $1 AND lease_until > clock_timestamp() THEN 0 ELSE 1 END,
+       holder = $1, lease_until = clock_timestamp() + $2
+ WHERE lease_until <= clock_timestamp() OR holder = $1
+RETURNING fence;
+
+-- name: renew_lease
+-- $1: fence; $2: how long. Whether it is still held.
+UPDATE ordermesh.archive_lease SET lease_until = clock_timestamp() + $2 WHERE fence = $1 RETURNING true;
+
+-- name: give_lease_back
+UPDATE ordermesh.archive_lease SET lease_until = 'epoch', holder = '' WHERE fence = $1;
+
+-- name: control
+SELECT l.fence, l.holder, l.lease_until, l.is_halted, l.actor, l.reason, clock_timestamp() AS at FROM ordermesh.archive_lease l;
+
+-- name: halt
+-- $1: whether; $2: who; $3: why.
+UPDATE ordermesh.archive_lease SET is_halted = $1, actor = $2, reason = $3, changed_at = clock_timestamp();
+
+-- name: months
+SELECT * FROM ordermesh.archive_months ORDER BY month;
+
+-- name: candidates
+-- The months that the shard has tables of, with what it takes up and why it cannot leave now. $1: those that end later are too young.
+SELECT m.month, m.rows, m.bytes, ordermesh.month_blockers(m.month, $1) AS blockers
+  FROM (SELECT (date_trunc('month', (regexp_match(pg_get_expr(c.relpartbound, c.oid),
+                                                  'FROM \(''([^'']+)''\)'))[1]::timestamptz AT TIME ZONE 'UTC'))::date AS month,
+               sum(CASE WHEN i.inhparent = 'ordermesh.orders'::regclass THEN greatest(c.reltuples, 0) ELSE 0 END)::bigint AS rows,
+               sum(pg_total_relation_size(c.oid))::bigint AS bytes
+          FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+         WHERE i.inhparent IN ('ordermesh.orders'::regclass, 'ordermesh.order_journal'::regclass) AND NOT i.inhdetachpending
+         GROUP BY 1) AS m
+ ORDER BY 1;
+
+-- name: want
+-- $1: month; $2: archive_id; $3: reach; $4: actor; $5: reason. A month that goes already only gets another reach; the row.
+INSERT INTO ordermesh.archive_months AS m (month, archive_id, state, reach, begins_at, ends_at, actor, reason, created_at, updated_at)
+VALUES ($1, $2, 'WANTED', $3, $1::date::timestamp AT TIME ZONE 'UTC', ($1::date + interval '1 month')::timestamp AT TIME ZONE 'UTC',
+        $4, $5, clock_timestamp(), clock_timestamp())
+ON CONFLICT (month) DO UPDATE
+   SET reach = excluded.reach, actor = excluded.actor, reason = excluded.reason, updated_at = excluded.updated_at,
+       quarantined = '', failures = 0, damages = 0, not_before = 'epoch',
+       archive_id = CASE WHEN m.state IN ('THAWED', 'RESTORED') THEN excluded.archive_id ELSE m.archive_id END,
+       state = CASE WHEN m.state IN ('THAWED', 'RESTORED') THEN 'WANTED' ELSE m.state END
+RETURNING *;
+
+-- name: freeze
+SELECT ordermesh.freeze_month($1, $2, $3);
+
+-- name: thaw
+SELECT ordermesh.thaw_month($1, $2);
+
+-- name: is_searchable
+SELECT ordermesh.is_searchable($1);
+
+-- name: plan
+SELECT ordermesh.plan_month($1, $2, $3);
+
+-- name: move
+SELECT ordermesh.move_month($1, $2, $3, $4);
+
+-- name: parts
+SELECT p.*, m.orders_oid::regclass::text AS orders_table, m.journal_oid::regclass::text AS journal_table
+  FROM ordermesh.archive_parts p JOIN ordermesh.archive_months m USING (archive_id)
+ WHERE p.archive_id = $1 ORDER BY p.part;
+
+-- name: segments
+SELECT * FROM ordermesh.archive_segments WHERE archive_id = $1 ORDER BY part, of_table DESC;
+
+-- name: add_segment
+-- $1: fence; $2: archive_id; $3: part; $4: table; $5: key; $6: version; $7: etag; $8: size; $9: sha256; $10: rows; $11: facts.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+INSERT INTO ordermesh.archive_segments
+       (archive_id, part, of_table, key, version_id, etag, size_bytes, sha256, row_count, facts, exported_at)
+SELECT m.archive_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, clock_timestamp()
+  FROM held, ordermesh.archive_months m WHERE m.archive_id = $2 AND m.state = 'PLANNED' AND m.quarantined = ''
+RETURNING true;
+
+-- name: forget_segment
+-- A segment that is not what was written is exported again, under another key. $1: fence; $2: archive_id; $3: part; $4: table.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
+back AS (UPDATE ordermesh.archive_months m SET state = 'PLANNED', damages = damages + 1, updated_at = clock_timestamp()
+           FROM held WHERE m.archive_id = $2 AND m.state IN ('EXPORTED', 'PLANNED') AND m.quarantined = '' RETURNING m.archive_id)
+DELETE FROM ordermesh.archive_segments s USING back
+ WHERE s.archive_id = back.archive_id AND s.part = $3 AND s.of_table = $4 RETURNING true;
+
+-- name: verified
+-- Every byte was read and compared. $1: fence; $2: archive_id; $3: part; $4: table; $5: sha256.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+UPDATE ordermesh.archive_segments s SET verified_at = clock_timestamp(), seen_at = clock_timestamp()
+  FROM held WHERE s.archive_id = $2 AND s.part = $3 AND s.of_table = $4 AND s.sha256 = $5 RETURNING true;
+
+-- name: seen
+-- The object is there as it was written. As `verified`.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+UPDATE ordermesh.archive_segments s SET seen_at = clock_timestamp()
+  FROM held WHERE s.archive_id = $2 AND s.part = $3 AND s.of_table = $4 AND s.sha256 = $5 RETURNING true;
+
+-- name: part_facts
+SELECT * FROM ordermesh.part_facts($1, $2);
+
+-- name: prove
+SELECT ordermesh.prove_month($1, $2);
+
+-- name: commit
+SELECT ordermesh.commit_month($1, $2, $3, $4, $5, $6);
+
+-- name: attached
+-- Which tables of a month hang on a parent: the table, its parent, and whether a detach of it was cut off.
+SELECT i.inhrelid::regclass::text AS leaf, i.inhparent::regclass::text AS parent, i.inhdetachpending AS is_pending
+  FROM pg_inherits i WHERE i.inhrelid IN ($1::oid, $2::oid) ORDER BY 1;
+
+-- name: part_with
+SELECT ordermesh.part_with_month($1, $2, $3);
+
+-- name: drop
+SELECT ordermesh.drop_month($1, $2);
+
+-- name: quarantine
+-- Nothing is done to the month until somebody says so. $1: month; $2: fence; $3: why.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $2 FOR SHARE)
+UPDATE ordermesh.archive_months SET quarantined = left($3, 512), note = left($3, 512), updated_at = clock_timestamp()
+  FROM held WHERE month = $1 RETURNING true;
+
+-- name: defer
+-- $1: month; $2: fence; $3: wait; $4: note; $5: whether it counts as a failure.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $2 FOR SHARE)
+UPDATE ordermesh.archive_months
+   SET not_before = clock_timestamp() + $3, note = left($4, 512), failures = failures + $5::int, updated_at = clock_timestamp()
+  FROM held WHERE month = $1 RETURNING true;
+
+-- name: lock_tables
+-- For whoever attaches or detaches tables of the shard, as long as his session lives.
+SELECT pg_try_advisory_lock(73, 0);
+
+-- name: end_lock_holder
+-- Ends the session that holds it; only for who has a newer fence.
+SELECT pg_terminate_backend(pid) FROM pg_locks
+ WHERE locktype = 'advisory' AND classid = 73 AND objid = 0 AND granted AND pid <> pg_backend_pid()
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
+
+-- name: may_detach
+-- Whether this month is to be detached now, under this fence.
+SELECT EXISTS (SELECT FROM ordermesh.archive_lease l, ordermesh.archive_months m
+                WHERE l.fence = $2 AND NOT l.is_halted AND m.month = $1 AND m.state = 'DETACHING' AND m.quarantined = '');

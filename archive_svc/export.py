@@ -1,0 +1,160 @@
+"""Copies a frozen month into S3, part by part: COPY to Arrow to Parquet to one conditional PUT each.
+
+In memory are one block of rows and one segment. What is catalogued is not copied again; what was stored and
+not catalogued is found by nobody and stays behind under a key of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import structlog
+
+from archive_svc import metrics, points
+from archive_svc.columns import COPY_OPTIONS, JOURNAL, ORDERS
+from archive_svc.lifecycle import data_key
+from archive_svc.manifest import about
+from chassis import faults
+from chassis.s3.store import PUT_BYTES_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from archive_svc.catalog import Catalog, Part
+    from archive_svc.codec.writer import SegmentWriter
+    from archive_svc.columns import Shape
+    from archive_svc.lifecycle import Month
+    from archive_svc.segment import Segment
+    from archive_svc.throttle import Throttle
+    from chassis.pg import Session
+    from chassis.s3 import ObjectStore, Stored
+
+log = structlog.get_logger("export")
+BLOCK_BYTES = 4 * 1024 * 1024
+COPY_S_MAX = 1800.0
+PARQUET = "application/vnd.apache.parquet"
+
+_RANGE = (
+    '(o.user_id, o.created_at, o.order_id) > ($1::text COLLATE "C", $2::timestamptz, $3::uuid) '
+    'AND (o.user_id, o.created_at, o.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)'
+)
+
+
+def rows_of(shape: Shape, part: Part) -> str:
+    """The statement that gives a part's rows of a table, in the order of its key. $1 to $6: after, until."""
+    orders = f"{part.orders_table} AS o"
+    if shape is ORDERS:
+        return f"SELECT {shape.select_list('o')} FROM {orders} WHERE {_RANGE} ORDER BY {shape.order_by('o')}"
+    # Through the orders, whose index has the order of the key; the journal has none by user.
+    return (
+        f"SELECT {shape.select_list('j')} FROM {orders} "
+        f"JOIN {part.journal_table} AS j USING (order_id, created_at) "
+        f"WHERE {_RANGE} ORDER BY {ORDERS.order_by('o')}, j.version"
+    )
+
+
+class Exporter:
+    """Exports the months of one shard.
+
+    sessions: opens a session for COPY, whose statements may take long.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: ObjectStore,
+        sessions: Callable[[], AbstractAsyncContextManager[Session]],
+        throttle: Throttle,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._sessions = sessions
+        self._throttle = throttle
+
+    async def export(self, month: Month, fence: int) -> None:
+        """Store whatever is not catalogued yet. Idempotent; begins where an earlier one ended.
+
+        Raises: LeaseLost; S3Error; what chassis.pg raises.
+        """
+        segments = await self._catalog.segments(month.archive_id)
+        there = {(segment.part, segment.table) for segment in segments}
+        for part in await self._catalog.parts(month.archive_id):
+            for shape in (ORDERS, JOURNAL):
+                if (part.number, shape.table) not in there:
+                    await self._export(month, fence, part, shape)
+
+    async def _export(self, month: Month, fence: int, part: Part, shape: Shape) -> None:
+        segment = await self._encoded(month, part, shape)
+        await faults.point(points.AFTER_ENCODE)
+        shard = self._catalog.shard
+        key = data_key(shard, month.month, shape.table, part.number, uuid4().hex)
+        stored = await store_whole(self._store, key, segment.body)
+        await self._catalog.add_segment(fence, month.archive_id, part.number, stored, segment.facts)
+        metrics.ROWS.labels(shard, shape.table).inc(segment.facts.rows)
+        metrics.STORED_BYTES.labels(shard, shape.table).inc(segment.facts.size_bytes)
+        log.info(
+            "segment_stored",
+            shard=shard,
+            month=month.name,
+            part=part.number,
+            table=shape.table,
+            rows=segment.facts.rows,
+            size_bytes=segment.facts.size_bytes,
+        )
+        await faults.point(points.AFTER_SEGMENT)
+
+    async def _encoded(self, month: Month, part: Part, shape: Shape) -> Segment:
+        # Imported here: pyarrow takes 70 MB, which a process that archives nothing does not need.
+        from archive_svc.codec.writer import SegmentWriter
+
+        writer = SegmentWriter(shape, about(self._catalog.shard, month.archive_id, month.name, part.number))
+        blocks = _Blocks(writer, self._throttle)
+        after, until = part.after, part.until
+        async with self._sessions() as session:
+            await session.copy_out(
+                rows_of(shape, part),
+                *(after.user_id, after.created_at, after.order_id),
+                *(until.user_id, until.created_at, until.order_id),
+                sink=blocks.take,
+                options=COPY_OPTIONS,
+                timeout_s=COPY_S_MAX,
+            )
+        await blocks.flush()
+        await faults.point(points.AFTER_LAST_CHUNK)
+        return await asyncio.to_thread(writer.close)
+
+
+class _Blocks:
+    """Collects COPY's chunks into blocks that are worth a thread."""
+
+    def __init__(self, writer: SegmentWriter, throttle: Throttle) -> None:
+        self._writer = writer
+        self._throttle = throttle
+        self._block = bytearray()
+
+    async def take(self, chunk: bytes) -> None:
+        self._block += chunk
+        if len(self._block) >= BLOCK_BYTES:
+            await self.flush()
+            await faults.point(points.AFTER_FIRST_CHUNK)
+
+    async def flush(self) -> None:
+        block, self._block = bytes(self._block), bytearray()
+        await self._throttle.take(len(block))
+        await asyncio.to_thread(self._writer.add, block)
+
+
+async def store_whole(store: ObjectStore, key: str, body: bytes) -> Stored:
+    """Store an object in one request when it is small enough, else in parts."""
+    if len(body) <= PUT_BYTES_MAX:
+        return await store.create(key, body, content_type=PARQUET)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        step = store.settings.part_bytes
+        for at in range(0, len(body), step):
+            yield body[at : at + step]
+
+    return await store.upload(key, chunks, content_type=PARQUET)

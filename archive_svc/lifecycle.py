@@ -1,0 +1,188 @@
+"""The way of a month out of a shard: which states it passes, and which step is due. Pure.
+
+WANTED, FROZEN, PLANNED, EXPORTED, VERIFIED, COMMITTED, DETACHING, GRACE, DROPPED, in this order. Readers turn
+to the copy at COMMITTED and at no other moment; nothing before it changes what they see, nothing after it can
+lose what they need. Before it a month can be thawed, after it restored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from uuid import UUID
+
+DAMAGES_MAX = 3
+"""Segments of a month that did not read back as written before a person has to look."""
+PAUSE = timedelta(seconds=1)
+PAUSE_MAX = timedelta(minutes=10)
+
+
+class State(StrEnum):
+    """Where a month stands."""
+
+    WANTED = "WANTED"
+    FROZEN = "FROZEN"
+    PLANNED = "PLANNED"
+    EXPORTED = "EXPORTED"
+    VERIFIED = "VERIFIED"
+    COMMITTED = "COMMITTED"
+    DETACHING = "DETACHING"
+    GRACE = "GRACE"
+    DROPPED = "DROPPED"
+    THAWED = "THAWED"
+    RESTORING = "RESTORING"
+    RESTORED = "RESTORED"
+
+
+class Step(StrEnum):
+    """What is done next to a month."""
+
+    FREEZE = "FREEZE"
+    PLAN = "PLAN"
+    EXPORT = "EXPORT"
+    VERIFY = "VERIFY"
+    COMMIT = "COMMIT"
+    LEAVE = "LEAVE"
+    DETACH = "DETACH"
+    DROP = "DROP"
+    THAW = "THAW"
+
+
+WAY = (
+    State.WANTED,
+    State.FROZEN,
+    State.PLANNED,
+    State.EXPORTED,
+    State.VERIFIED,
+    State.COMMITTED,
+    State.DETACHING,
+    State.GRACE,
+    State.DROPPED,
+)
+REACHES = (State.VERIFIED, State.COMMITTED, State.GRACE, State.DROPPED)
+"""How far somebody may ask a month to go."""
+_STEPS = {
+    State.WANTED: Step.FREEZE,
+    State.FROZEN: Step.PLAN,
+    State.PLANNED: Step.EXPORT,
+    State.EXPORTED: Step.VERIFY,
+    State.VERIFIED: Step.COMMIT,
+    State.COMMITTED: Step.LEAVE,
+    State.DETACHING: Step.DETACH,
+    State.GRACE: Step.DROP,
+}
+CHANGES_TABLES = frozenset({Step.FREEZE, Step.LEAVE, Step.DETACH, Step.DROP})
+"""Steps that the kill switch stops. A thaw is not one of them: it gives back."""
+_BEFORE_COMMIT = frozenset(WAY[: WAY.index(State.COMMITTED)])
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """A month of one shard that somebody wants out of it.
+
+    reach:        the state in which it is to be.
+    quarantined:  why a person has to look; empty when nobody has to.
+    orders_oid, journal_oid: its tables while it has some.
+    detach_from, drop_from:  when they may be detached, and dropped; aware.
+    failures:     of the step that is due, in a row; it waits until `not_before`.
+    damages:      segments that did not read back as they were written.
+    """
+
+    month: date
+    archive_id: UUID
+    state: State
+    reach: State
+    quarantined: str
+    begins_at: datetime
+    ends_at: datetime
+    orders_oid: int | None = None
+    journal_oid: int | None = None
+    frozen_at: datetime | None = None
+    detach_from: datetime | None = None
+    drop_from: datetime | None = None
+    failures: int = 0
+    damages: int = 0
+    not_before: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+
+    @property
+    def name(self) -> str:
+        """As people and keys write it: `2023-08`."""
+        return f"{self.month:%Y-%m}"
+
+
+def month_of(at: datetime) -> date:
+    """The first day of the month of an instant, in UTC."""
+    return at.astimezone(UTC).date().replace(day=1)
+
+
+def ripe_until(at: datetime, months_min: int, days_min: int) -> datetime:
+    """A month that ends by then is old enough: so many calendar months and days before `at`."""
+    first = month_of(at - timedelta(days=days_min))
+    years, left = divmod(first.month - 1 - months_min, 12)
+    return datetime(first.year + years, left + 1, 1, tzinfo=UTC)
+
+
+def due_step(month: Month, at: datetime, *, is_halted: bool) -> Step | None:
+    """What to do with a month now; None when it is where it is to be, has to wait, or needs a person."""
+    if month.quarantined or at < month.not_before:
+        return None
+    step = _wanted_step(month)
+    if step is None or (is_halted and step in CHANGES_TABLES):
+        return None
+    if step is Step.LEAVE and (month.detach_from is None or at < month.detach_from):
+        return None
+    if step is Step.DROP and (month.drop_from is None or at < month.drop_from):
+        return None
+    return step
+
+
+def _wanted_step(month: Month) -> Step | None:
+    if month.reach is State.THAWED:
+        return Step.THAW if month.state in _BEFORE_COMMIT else None
+    if month.reach not in WAY or month.state not in WAY:
+        return None
+    return _STEPS[month.state] if WAY.index(month.state) < WAY.index(month.reach) else None
+
+
+def next_due(months: Iterable[Month], at: datetime, *, is_halted: bool) -> tuple[Month, Step] | None:
+    """The oldest month that something is to be done to, and what; one at a time, so that the older go first.
+
+    A month that waits for a time or a person does not hold up younger ones; what may not overtake is said by
+    the database when they are frozen.
+    """
+    for month in sorted(months, key=lambda each: each.month):
+        step = due_step(month, at, is_halted=is_halted)
+        if step is not None:
+            return month, step
+    return None
+
+
+def pause_after(failures: int, jitter: float) -> timedelta:
+    """How long a step waits that failed for the nth time: full jitter below a bound that doubles.
+
+    jitter: 0 to 1.
+    """
+    bound = min(PAUSE_MAX, PAUSE * 2.0 ** min(failures, 16))
+    return bound * (0.5 + 0.5 * jitter)
+
+
+def data_key(shard: str, month: date, of_table: str, part: int, attempt: str) -> str:
+    """Where a segment is stored; with the attempt, so that no latecomer overwrites the one that counts."""
+    return f"{of_table}/v1/shard={shard}/month={month:%Y-%m}/part-{part:05}-{attempt}.parquet"
+
+
+def manifest_key(shard: str, month: date, archive_id: UUID) -> str:
+    """Where a month's manifest is stored, apart from the data, which engines read by prefix."""
+    return f"_manifest/orders/v1/shard={shard}/{month:%Y-%m}/{archive_id}.json"
+
+
+def mismatches(expected: Sequence[tuple[str, object, object]]) -> str:
+    """What differs of (name, in the segment, in Postgres); empty when nothing does."""
+    return "; ".join(
+        f"{name}: {copied} copied, {there} there" for name, copied, there in expected if copied != there
+    )

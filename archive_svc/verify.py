@@ -1,0 +1,118 @@
+"""Reads every segment back and compares it: with the bytes that were stored, the rows that COPY wrote, and
+what Postgres says of the same rows. Only then may a month be given to readers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from archive_svc import metrics, points
+from archive_svc.columns import ORDERS, SHAPES
+from archive_svc.lifecycle import mismatches
+from archive_svc.segment import SegmentDamaged, Step
+from chassis import faults
+from chassis.s3 import ObjectChanged, ObjectDamaged, ObjectNotFound, stream
+
+if TYPE_CHECKING:
+    from archive_svc.catalog import Catalog, CataloguedSegment
+    from archive_svc.lifecycle import Month
+    from archive_svc.throttle import Throttle
+    from chassis.s3 import ObjectStore
+
+log = structlog.get_logger("verify")
+
+
+class Mismatch(Exception):
+    """A copy is whole and is not what Postgres has: a person has to look before anything more is done."""
+
+
+class Verifier:
+    """Proves the segments of one shard."""
+
+    def __init__(self, catalog: Catalog, store: ObjectStore, throttle: Throttle) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._throttle = throttle
+
+    async def verify(self, month: Month, fence: int) -> bool:
+        """Read back what was not yet, and note it; False when segments were damaged and are to be made anew.
+
+        Idempotent; begins where an earlier one ended.
+        Raises: Mismatch; LeaseLost; S3Error; what chassis.pg raises.
+        """
+        is_whole = True
+        for segment in await self._catalog.segments(month.archive_id):
+            if segment.verified_at is not None:
+                continue
+            try:
+                await self.read_back(segment)
+            except SegmentDamaged as damaged:
+                self._tell(month, segment, damaged)
+                await self._catalog.forget_segment(fence, month.archive_id, segment)
+                is_whole = False
+                continue
+            if segment.table == ORDERS.table:
+                await self._compare(month, segment)
+            await self._catalog.note_verified(fence, month.archive_id, segment)
+            await faults.point(points.AFTER_READ_BACK)
+        return is_whole
+
+    async def read_back(self, segment: CataloguedSegment) -> None:
+        """Read a whole segment and prove it. Raises: SegmentDamaged; S3Error."""
+        from archive_svc.codec.proof import prove
+
+        try:
+            body = bytearray()
+            async for piece in stream(self._store, segment.stored):
+                await self._throttle.take(len(piece))
+                body += piece
+        except ObjectDamaged as damaged:
+            raise SegmentDamaged(Step.BYTES, str(damaged)) from damaged
+        except (ObjectNotFound, ObjectChanged) as gone:
+            raise SegmentDamaged(Step.BYTES, "it is not there as it was stored") from gone
+        await asyncio.to_thread(prove, SHAPES[segment.table], bytes(body), segment.facts)
+        metrics.READ_BACK_BYTES.labels(self._catalog.shard).inc(len(body))
+
+    async def look(self, segment: CataloguedSegment) -> None:
+        """See that an object is as it was stored, by size and checksums. Raises: SegmentDamaged; S3Error."""
+        try:
+            seen = await self._store.head(segment.stored.key, version_id=segment.stored.version_id)
+        except (ObjectNotFound, ObjectChanged) as gone:
+            raise SegmentDamaged(Step.BYTES, "it is not there as it was stored") from gone
+        wanted = segment.stored
+        if (seen.size_bytes, seen.etag) != (wanted.size_bytes, wanted.etag) or seen.sha256 not in (
+            "",
+            wanted.sha256,
+        ):
+            raise SegmentDamaged(Step.BYTES, "S3 says another size or checksum")
+
+    async def _compare(self, month: Month, orders: CataloguedSegment) -> None:
+        there = await self._catalog.part_facts(month.archive_id, orders.part)
+        segments = await self._catalog.segments(month.archive_id)
+        journal = next(s for s in segments if s.part == orders.part and s.table != ORDERS.table)
+        copied = tuple((*each.by, each.rows, each.total) for each in orders.facts.sums)
+        differs = mismatches(
+            [
+                ("orders", orders.facts.rows, there.order_count),
+                ("journal entries", journal.facts.rows, there.journal_count),
+                ("sums", copied, there.sums),
+            ]
+        )
+        if differs:
+            raise Mismatch(f"part {orders.part}: {differs}")
+
+    def _tell(self, month: Month, segment: CataloguedSegment, damaged: SegmentDamaged) -> None:
+        metrics.DAMAGES.labels(self._catalog.shard, damaged.step.value).inc()
+        log.error(
+            "segment_damaged",
+            shard=self._catalog.shard,
+            month=month.name,
+            part=segment.part,
+            table=segment.table,
+            key=segment.stored.key,
+            step=damaged.step.value,
+            detail=damaged.detail,
+        )

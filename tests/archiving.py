@@ -1,0 +1,271 @@
+"""A shard with old months, an S3, and an archiver over both that is driven step by step."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from archive_svc.archiver import Archiver, Pacing
+from archive_svc.catalog import Catalog, CataloguedSegment
+from archive_svc.columns import JOURNAL, ORDERS
+from archive_svc.detach import Detacher
+from archive_svc.export import Exporter
+from archive_svc.lifecycle import Month, State
+from archive_svc.throttle import Throttle
+from archive_svc.verify import Verifier
+from chassis import pg
+from chassis.clock import SYSTEM_CLOCK
+from chassis.ids import user_bucket
+from chassis.s3 import ObjectStore
+from tests.buckets import Place
+from tests.databases import Database
+from tests.shards import prepare
+
+AUGUST, SEPTEMBER = date(2023, 8, 1), date(2023, 9, 1)
+TABLES = (ORDERS, JOURNAL)
+PACING = Pacing(
+    months_min=24,
+    days_min=7,
+    settle=timedelta(0),
+    grace=timedelta(0),
+    reach=None,
+    lease=timedelta(seconds=30),
+    look_s=0.05,
+    part_bytes=64 * 1024,
+)
+STEPS_MAX = 100
+TEXTS = (
+    "",
+    "a book",
+    'say "it", twice',
+    "two\nlines\r\n",
+    "\\N",
+    "\\.",
+    "₹ पुस्तक",
+    "كتاب",
+    "=1+1",
+    "a,b;c\td",
+)
+_ORDERS = tuple(name for name in ORDERS.names)
+_JOURNAL = tuple(name for name in JOURNAL.names)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One shard named s1, its bucket, and who archives it."""
+
+    database: Database
+    shard: pg.Database
+    catalog: Catalog
+    store: ObjectStore
+    verifier: Verifier
+    archiver: Archiver
+
+    async def rows(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        return await self.shard.fetch(sql, *args)
+
+    async def value(self, sql: str, *args: object) -> Any:
+        return await self.shard.fetchval(sql, *args)
+
+    async def want(self, month: date, reach: State = State.DROPPED) -> Month:
+        return await self.catalog.want(month, uuid4(), reach, "a test", "it is old enough")
+
+    async def month(self, month: date) -> Month:
+        return next(each for each in await self.catalog.months() if each.month == month)
+
+    async def fence(self) -> int:
+        fence = await self.catalog.take_lease("a test", timedelta(seconds=30))
+        assert fence is not None, "somebody else archives the shard"
+        return fence
+
+    async def work(self, *, until: State | None = None, month: date = AUGUST) -> Month:
+        """Do steps until there are none, or until the month stands there; then the month."""
+        fence = await self.fence()
+        for _ in range(STEPS_MAX):
+            if until is not None and (await self.month(month)).state is until:
+                break
+            if not await self.archiver.once(fence):
+                break
+        else:
+            raise AssertionError(f"still not done after {STEPS_MAX} steps: {await self.month(month)}")
+        return await self.month(month)
+
+    async def segments(self, month: date = AUGUST) -> list[CataloguedSegment]:
+        return await self.catalog.segments((await self.month(month)).archive_id)
+
+    async def exists(self, table: str) -> bool:
+        return bool(await self.value("SELECT to_regclass('ordermesh.' || $1) IS NOT NULL", table))
+
+    async def is_attached(self, table: str) -> bool:
+        return bool(
+            await self.value(
+                "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass($1))", table
+            )
+        )
+
+
+@asynccontextmanager
+async def opened(
+    database: Database, place: Place, *, bucket: str = "", pacing: Pacing = PACING, **changes: Any
+) -> AsyncIterator[Archive]:
+    """A prepared shard of a fresh database, with August and September 2023 and everything searchable."""
+    await prepare(database.dsn)
+    async with AsyncExitStack() as stack:
+        settings = pg.PgSettings(dsn=database.dsn, pool_size=4, queue=100)
+        shard = await stack.enter_async_context(pg.open_database(settings, name="archive"))
+        for month in (AUGUST, SEPTEMBER):
+            await shard.execute(
+                "SELECT ordermesh.ensure_month($1)", datetime(*month.timetuple()[:3], tzinfo=UTC)
+            )
+        await searchable(shard)
+        store = await stack.enter_async_context(place.store(bucket))
+        await store.make_bucket()
+        yield archive_of(database, shard, store, replace(pacing, **changes))
+
+
+def archive_of(database: Database, shard: pg.Database, store: ObjectStore, pacing: Pacing) -> Archive:
+    """Who archives a shard that is there already."""
+    catalog = Catalog("s1", shard)
+    throttle = Throttle(1e9, SYSTEM_CLOCK)
+    verifier = Verifier(catalog, store, throttle)
+    patient = pg.PgSettings(dsn=database.dsn, session={"statement_timeout": "60000", "lock_timeout": "20000"})
+
+    def sessions():
+        return pg.open_session(patient, name="archive")
+
+    archiver = Archiver(
+        catalog,
+        store,
+        Exporter(catalog, store, sessions, throttle),
+        verifier,
+        Detacher(catalog, verifier, sessions),
+        pacing,
+        SYSTEM_CLOCK,
+        lambda: 0.0,
+        holder="a test",
+    )
+    return Archive(database, shard, catalog, store, verifier, archiver)
+
+
+async def searchable(shard: pg.Database) -> None:
+    """Let the read model have everything that happens within a day from now."""
+    await shard.execute(
+        "INSERT INTO ordermesh.watermarks (stream_partition, log_epoch, xid, seq, updated_at, source_at) "
+        "SELECT n, 1, '3', 0, clock_timestamp(), clock_timestamp() + interval '1 day' "
+        "FROM generate_series(0, 7) n "
+        "ON CONFLICT DO NOTHING"
+    )
+
+
+async def fill(
+    database: Database, count: int, month: date = AUGUST, *, seed: int = 1, users: Sequence[str] | None = None
+) -> list[UUID]:
+    """Settled orders of a month with their journals, of all kinds of text; their ids."""
+    dice = random.Random(seed)
+    names = users or [f"user.{number}" for number in range(max(1, count // 20))]
+    orders, entries = [], []
+    for number in range(count):
+        order, journal = _life(dice, dice.choice(names), month, number)
+        orders.append(order)
+        entries += journal
+    connection = await asyncpg.connect(database.dsn, server_settings={"search_path": "ordermesh"})
+    try:
+        for table, names_, rows in (("orders", _ORDERS, orders), ("order_journal", _JOURNAL, entries)):
+            await connection.copy_records_to_table(
+                table, schema_name="ordermesh", columns=names_, records=rows
+            )
+    finally:
+        await connection.close()
+    return [order[0] for order in orders]
+
+
+def _life(
+    dice: random.Random, user: str, month: date, number: int
+) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:
+    start = datetime(*month.timetuple()[:3], tzinfo=UTC)
+    at_ms = int(start.timestamp() * 1000) + dice.randrange(27 * 86_400_000)
+    bucket = user_bucket(user)
+    order_id = UUID(
+        int=at_ms << 80 | 7 << 76 | (number & 0xFFF) << 64 | 2 << 62 | bucket << 46 | dice.getrandbits(46)
+    )
+    created_at = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=at_ms)
+    is_success = dice.random() < 0.8
+    settled_at = created_at + timedelta(seconds=dice.uniform(0.1, 90), microseconds=dice.randrange(1000))
+    currency, exponent = dice.choice((("EUR", 2), ("JPY", 0), ("KWD", 3), ("INR", 2)))
+    status, reference = ("SUCCESS", f"ref-{number}") if is_success else ("FAILED", "")
+    reason = "" if is_success else "DECLINED"
+    order = {
+        "order_id": order_id,
+        "created_at": created_at,
+        "user_id": user,
+        "bucket": bucket,
+        "route_epoch": 1,
+        "read_routing": user,
+        "version": 2,
+        "status": status,
+        "stage": "DONE",
+        "kind": "payment",
+        "legs": ["payments"],
+        "leg": 0,
+        "attempt": 1,
+        "amount_minor": dice.randrange(1, 2**40),
+        "currency_code": currency,
+        "currency_exp": exponent,
+        "description": dice.choice(TEXTS),
+        "labels": json.dumps({"cart": str(number)}),
+        "upstream_ref": reference,
+        "failure_reason": reason,
+        "basis": "UPSTREAM",
+        "request_id": UUID(int=dice.getrandbits(128)),
+        "updated_at": settled_at,
+        "settled_at": settled_at,
+        "erased_at": None,
+        "traceparent": "",
+        "schema_version": 1,
+    }
+    entry = {
+        "order_id": order_id,
+        "created_at": created_at,
+        "user_id": user,
+        "bucket": bucket,
+        "route_epoch": 1,
+        "leg": 0,
+        "attempt": 1,
+        "actor": "order_svc",
+        "evidence": json.dumps({"n": number}),
+        "traceparent": "",
+    }
+    opened_ = {
+        "version": 1,
+        "event_id": UUID(int=dice.getrandbits(128)),
+        "kind": "OPENED",
+        "from_status": None,
+        "to_status": "PENDING",
+        "from_stage": None,
+        "to_stage": "SUBMITTING",
+        "proof": None,
+        "at": created_at,
+    }
+    settled = {
+        "version": 2,
+        "event_id": UUID(int=dice.getrandbits(128)),
+        "kind": "VERDICT",
+        "from_status": "PENDING",
+        "to_status": status,
+        "from_stage": "SUBMITTING",
+        "to_stage": "DONE",
+        "at": settled_at,
+        "proof": "UPSTREAM_SUCCEEDED" if is_success else "UPSTREAM_FAILED",
+    }
+    return (
+        tuple(order[name] for name in _ORDERS),
+        [tuple({**entry, **each}[name] for name in _JOURNAL) for each in (opened_, settled)],
+    )
