@@ -266,7 +266,7 @@ class Archiver:
         await self._catalog.defer(month, fence, wait, why, is_failure=False)
 
     async def _failed(self, month: Month, fence: int, step: Step, failed: Exception) -> None:
-        metrics.STEP_FAILURES.labels(self._catalog.shard, step.value).inc()
+        metrics.FAILED.labels(self._catalog.shard, step.value).inc()
         why = f"{step.value}: {type(failed).__name__}: {failed}"
         log.warning("step_failed", shard=self._catalog.shard, month=month.name, step=step.value, because=why)
         await self._catalog.defer(

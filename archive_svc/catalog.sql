@@ -1,6 +1,7 @@
 -- The archive's catalog on one shard. Every change names the fence of the lease under which it is made.
 
 -- name: take_lease
+-- Take the shard, or keep it.
 -- $1: holder; $2: how long. The fence, for who had it or found it free; no row otherwise.
 UPDATE ordermesh.archive_lease
    SET fence = fence + CASE WHEN holder = $1 AND lease_until > clock_timestamp() THEN 0 ELSE 1 END,
@@ -9,20 +10,25 @@ UPDATE ordermesh.archive_lease
 RETURNING fence;
 
 -- name: renew_lease
+-- Keep the shard for longer.
 -- $1: fence; $2: how long. Whether it is still held.
 UPDATE ordermesh.archive_lease SET lease_until = clock_timestamp() + $2 WHERE fence = $1 RETURNING true;
 
 -- name: give_lease_back
+-- Let the next one begin at once. $1: fence.
 UPDATE ordermesh.archive_lease SET lease_until = 'epoch', holder = '' WHERE fence = $1;
 
 -- name: control
+-- Who has the shard, the kill switch, and the clock.
 SELECT l.fence, l.holder, l.lease_until, l.is_halted, l.actor, l.reason, clock_timestamp() AS at FROM ordermesh.archive_lease l;
 
 -- name: halt
+-- Set the kill switch.
 -- $1: whether; $2: who; $3: why.
 UPDATE ordermesh.archive_lease SET is_halted = $1, actor = $2, reason = $3, changed_at = clock_timestamp();
 
 -- name: months
+-- Every month that was ever asked for.
 SELECT * FROM ordermesh.archive_months ORDER BY month;
 
 -- name: candidates
@@ -38,6 +44,7 @@ SELECT m.month, m.rows, m.bytes, ordermesh.month_blockers(m.month, $1) AS blocke
  ORDER BY 1;
 
 -- name: want
+-- Ask for a month.
 -- $1: month; $2: archive_id; $3: reach; $4: actor; $5: reason. A month that goes already only gets another reach; the row.
 INSERT INTO ordermesh.archive_months AS m (month, archive_id, state, reach, begins_at, ends_at, actor, reason, created_at, updated_at)
 VALUES ($1, $2, 'WANTED', $3, $1::date::timestamp AT TIME ZONE 'UTC', ($1::date + interval '1 month')::timestamp AT TIME ZONE 'UTC',
@@ -50,29 +57,37 @@ ON CONFLICT (month) DO UPDATE
 RETURNING *;
 
 -- name: freeze
+-- Stop changes of a month. $1: month; $2: fence; $3: those that end later are too young.
 SELECT ordermesh.freeze_month($1, $2, $3);
 
 -- name: thaw
+-- Let changes of a month happen again. $1: month; $2: fence.
 SELECT ordermesh.thaw_month($1, $2);
 
 -- name: is_searchable
+-- Whether the read model has everything that happened before $1.
 SELECT ordermesh.is_searchable($1);
 
 -- name: plan
+-- Cut a frozen month into parts. $1: month; $2: fence; $3: bytes of rows in a part.
 SELECT ordermesh.plan_month($1, $2, $3);
 
 -- name: move
+-- Take a month to its next state. $1: month; $2: fence; $3: from; $4: to.
 SELECT ordermesh.move_month($1, $2, $3, $4);
 
 -- name: parts
+-- The parts of a month, with the tables in which their rows are. $1: archive_id.
 SELECT p.*, m.orders_oid::regclass::text AS orders_table, m.journal_oid::regclass::text AS journal_table
   FROM ordermesh.archive_parts p JOIN ordermesh.archive_months m USING (archive_id)
  WHERE p.archive_id = $1 ORDER BY p.part;
 
 -- name: segments
+-- The segments of a month, orders before journal. $1: archive_id.
 SELECT * FROM ordermesh.archive_segments WHERE archive_id = $1 ORDER BY part, of_table DESC;
 
 -- name: add_segment
+-- Note which object holds a part of a table.
 -- $1: fence; $2: archive_id; $3: part; $4: table; $5: key; $6: version; $7: etag; $8: size; $9: sha256; $10: rows; $11: facts.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
 INSERT INTO ordermesh.archive_segments
@@ -102,12 +117,15 @@ UPDATE ordermesh.archive_segments s SET seen_at = clock_timestamp()
   FROM held WHERE s.archive_id = $2 AND s.part = $3 AND s.of_table = $4 AND s.sha256 = $5 RETURNING true;
 
 -- name: part_facts
+-- What Postgres says of a part. $1: archive_id; $2: part.
 SELECT * FROM ordermesh.part_facts($1, $2);
 
 -- name: prove
+-- Note that a month is proven. $1: month; $2: fence.
 SELECT ordermesh.prove_month($1, $2);
 
 -- name: commit
+-- Turn readers to the copy. $1: month; $2: fence; $3: manifest; $4: its version; $5: its sha256; $6: settle.
 SELECT ordermesh.commit_month($1, $2, $3, $4, $5, $6);
 
 -- name: attached
@@ -116,9 +134,11 @@ SELECT i.inhrelid::regclass::text AS leaf, i.inhparent::regclass::text AS parent
   FROM pg_inherits i WHERE i.inhrelid IN ($1::oid, $2::oid) ORDER BY 1;
 
 -- name: part_with
+-- Note that tables stand alone. $1: month; $2: fence; $3: grace.
 SELECT ordermesh.part_with_month($1, $2, $3);
 
 -- name: drop
+-- Give the tables of a month up. $1: month; $2: fence.
 SELECT ordermesh.drop_month($1, $2);
 
 -- name: quarantine
@@ -128,6 +148,7 @@ UPDATE ordermesh.archive_months SET quarantined = left($3, 512), note = left($3,
   FROM held WHERE month = $1 RETURNING true;
 
 -- name: defer
+-- Let a month wait.
 -- $1: month; $2: fence; $3: wait; $4: note; $5: whether it counts as a failure.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $2 FOR SHARE)
 UPDATE ordermesh.archive_months

@@ -136,10 +136,10 @@ class _Blocks:
         self._block = bytearray()
 
     async def take(self, chunk: bytes) -> None:
+        await faults.point(points.AFTER_FIRST_CHUNK)
         self._block += chunk
         if len(self._block) >= BLOCK_BYTES:
             await self.flush()
-            await faults.point(points.AFTER_FIRST_CHUNK)
 
     async def flush(self) -> None:
         block, self._block = bytes(self._block), bytearray()

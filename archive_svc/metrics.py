@@ -35,11 +35,13 @@ READ_BACK_BYTES = Counter(
 )
 DAMAGES = Counter(
     "ordermesh_archive_damages_total",
-    "Segments that did not read back as they were written, by the step of the proof that failed.",
-    ["shard", "step"],
+    "Segments that did not read back as they were written, by the proof that failed.",
+    ["shard", "proof"],
 )
-STEP_FAILURES = Counter(
-    "ordermesh_archive_step_failures_total", "Steps that failed and are done again.", ["shard", "step"]
+FAILED = Counter(
+    "ordermesh_archive_failures_total",
+    "What was done to a month, failed, and is done again.",
+    ["shard", "action"],
 )
 MONTHS = Gauge(
     "ordermesh_archive_months", "Months that were asked for, by where they stand.", ["shard", "state"]

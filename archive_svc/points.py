@@ -4,7 +4,7 @@ from chassis.faults import declare
 
 AFTER_FREEZE = declare("archive.after_freeze", "No row of the month changes any more; nothing is copied.")
 AFTER_PLAN = declare("archive.after_plan", "The month is cut into parts; nothing is copied.")
-AFTER_FIRST_CHUNK = declare("archive.after_first_chunk", "Some rows of a part were read; nothing is stored.")
+AFTER_FIRST_CHUNK = declare("archive.after_first_chunk", "Rows of a part are being read; nothing is stored.")
 AFTER_LAST_CHUNK = declare("archive.after_last_chunk", "All rows of a part were read; nothing is stored.")
 AFTER_ENCODE = declare("archive.after_encode", "A segment is in memory; nothing is stored.")
 AFTER_SEGMENT = declare("archive.after_segment", "A segment is stored and catalogued; others may be missing.")

@@ -30,9 +30,7 @@ class ArchiveSettings(ProcessSettings):
     )
     months_ahead: int = Field(3, ge=2, le=24, description="Months that exist after the current one.")
     days_ahead: int = Field(7, ge=2, le=60, description="Days of the outbox that exist after today.")
-    s3: S3Settings | None = Field(
-        None, description="Where months are archived, as JSON; without it none is."
-    )
+    s3: S3Settings | None = Field(None, description="Where months are archived, as JSON; without it none is.")
     archive_reach: Literal["", "VERIFIED", "COMMITTED", "GRACE", "DROPPED"] = Field(
         "",
         description="How far months go by themselves when they are old enough; empty when each is asked for.",
@@ -45,10 +43,10 @@ class ArchiveSettings(ProcessSettings):
         None, ge=0, le=2_592_000, description="From commit to detach; a day, or nothing with profile `local`."
     )
     grace_s: float | None = Field(
-        None, ge=0, le=31_536_000, description="From detach to drop; 14 days, or nothing with profile `local`."
+        None, ge=0, le=31_536_000, description="From detach to drop; 14 days, or none with profile `local`."
     )
     archive_look_s: float = Field(
-        10.0, ge=0.05, le=600, description="How often is looked for months to archive; 0.5 with profile `local`."
+        10.0, ge=0.05, le=600, description="How often months are looked for; 0.5 at most with `local`."
     )
     archive_lease_s: float = Field(
         60.0, ge=3, le=600, description="How long a process that died keeps a shard from being archived."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -15,7 +16,8 @@ import asyncpg
 
 from archive_svc.archiver import Archiver, Pacing
 from archive_svc.catalog import Catalog, CataloguedSegment
-from archive_svc.columns import JOURNAL, ORDERS
+from archive_svc.codec.reading import csv_rows
+from archive_svc.columns import COPY_BACK_OPTIONS, JOURNAL, ORDERS, Shape
 from archive_svc.detach import Detacher
 from archive_svc.export import Exporter
 from archive_svc.lifecycle import Month, State
@@ -54,8 +56,6 @@ TEXTS = (
     "=1+1",
     "a,b;c\td",
 )
-_ORDERS = tuple(name for name in ORDERS.names)
-_JOURNAL = tuple(name for name in JOURNAL.names)
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,8 @@ async def fill(
         entries += journal
     connection = await asyncpg.connect(database.dsn, server_settings={"search_path": "ordermesh"})
     try:
-        for table, names_, rows in (("orders", _ORDERS, orders), ("order_journal", _JOURNAL, entries)):
-            await connection.copy_records_to_table(
-                table, schema_name="ordermesh", columns=names_, records=rows
-            )
+        for shape, rows in ((ORDERS, orders), (JOURNAL, entries)):
+            await connection.copy_records_to_table(shape.table, columns=shape.names, records=rows)
     finally:
         await connection.close()
     return [order[0] for order in orders]
@@ -190,82 +188,102 @@ async def fill(
 def _life(
     dice: random.Random, user: str, month: date, number: int
 ) -> tuple[tuple[Any, ...], list[tuple[Any, ...]]]:
+    order = _order(dice, user, month, number)
+    return tuple(order[name] for name in ORDERS.names), [
+        tuple(entry[name] for name in JOURNAL.names) for entry in _entries(dice, order)
+    ]
+
+
+def _order(dice: random.Random, user: str, month: date, number: int) -> dict[str, Any]:
     start = datetime(*month.timetuple()[:3], tzinfo=UTC)
     at_ms = int(start.timestamp() * 1000) + dice.randrange(27 * 86_400_000)
     bucket = user_bucket(user)
-    order_id = UUID(
-        int=at_ms << 80 | 7 << 76 | (number & 0xFFF) << 64 | 2 << 62 | bucket << 46 | dice.getrandbits(46)
-    )
+    order_id = at_ms << 80 | 7 << 76 | (number & 0xFFF) << 64 | 2 << 62 | bucket << 46 | dice.getrandbits(46)
     created_at = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=at_ms)
-    is_success = dice.random() < 0.8
     settled_at = created_at + timedelta(seconds=dice.uniform(0.1, 90), microseconds=dice.randrange(1000))
     currency, exponent = dice.choice((("EUR", 2), ("JPY", 0), ("KWD", 3), ("INR", 2)))
-    status, reference = ("SUCCESS", f"ref-{number}") if is_success else ("FAILED", "")
-    reason = "" if is_success else "DECLINED"
-    order = {
-        "order_id": order_id,
-        "created_at": created_at,
-        "user_id": user,
-        "bucket": bucket,
-        "route_epoch": 1,
-        "read_routing": user,
-        "version": 2,
-        "status": status,
-        "stage": "DONE",
-        "kind": "payment",
-        "legs": ["payments"],
-        "leg": 0,
-        "attempt": 1,
-        "amount_minor": dice.randrange(1, 2**40),
-        "currency_code": currency,
-        "currency_exp": exponent,
-        "description": dice.choice(TEXTS),
-        "labels": json.dumps({"cart": str(number)}),
-        "upstream_ref": reference,
-        "failure_reason": reason,
-        "basis": "UPSTREAM",
-        "request_id": UUID(int=dice.getrandbits(128)),
-        "updated_at": settled_at,
-        "settled_at": settled_at,
-        "erased_at": None,
-        "traceparent": "",
-        "schema_version": 1,
-    }
-    entry = {
-        "order_id": order_id,
-        "created_at": created_at,
-        "user_id": user,
-        "bucket": bucket,
-        "route_epoch": 1,
-        "leg": 0,
-        "attempt": 1,
-        "actor": "order_svc",
-        "evidence": json.dumps({"n": number}),
-        "traceparent": "",
-    }
+    is_success = dice.random() < 0.8
+    return {
+        "order_id": UUID(int=order_id), "created_at": created_at, "user_id": user, "bucket": bucket,
+        "route_epoch": 1, "read_routing": user, "version": 2, "stage": "DONE", "kind": "payment",
+        "status": "SUCCESS" if is_success else "FAILED", "legs": ["payments"], "leg": 0, "attempt": 1,
+        "amount_minor": dice.randrange(1, 2**40), "currency_code": currency, "currency_exp": exponent,
+        "description": dice.choice(TEXTS), "labels": json.dumps({"cart": str(number)}),
+        "upstream_ref": f"ref-{number}" if is_success else "",
+        "failure_reason": "" if is_success else "DECLINED", "basis": "UPSTREAM",
+        "request_id": UUID(int=dice.getrandbits(128)), "updated_at": settled_at, "settled_at": settled_at,
+        "erased_at": None, "traceparent": "", "schema_version": 1,
+    }  # fmt: skip
+
+
+def _entries(dice: random.Random, order: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = ("order_id", "created_at", "user_id", "bucket", "route_epoch", "leg", "attempt", "traceparent")
+    both = {name: order[name] for name in names} | {"actor": "order_svc", "evidence": '{"n": 1}'}
+    status = order["status"]
     opened_ = {
-        "version": 1,
-        "event_id": UUID(int=dice.getrandbits(128)),
-        "kind": "OPENED",
-        "from_status": None,
-        "to_status": "PENDING",
-        "from_stage": None,
-        "to_stage": "SUBMITTING",
-        "proof": None,
-        "at": created_at,
-    }
+        "version": 1, "event_id": UUID(int=dice.getrandbits(128)), "kind": "OPENED", "from_status": None,
+        "to_status": "PENDING", "from_stage": None, "to_stage": "SUBMITTING", "proof": None,
+        "at": order["created_at"],
+    }  # fmt: skip
     settled = {
-        "version": 2,
-        "event_id": UUID(int=dice.getrandbits(128)),
-        "kind": "VERDICT",
-        "from_status": "PENDING",
-        "to_status": status,
-        "from_stage": "SUBMITTING",
-        "to_stage": "DONE",
-        "at": settled_at,
-        "proof": "UPSTREAM_SUCCEEDED" if is_success else "UPSTREAM_FAILED",
-    }
-    return (
-        tuple(order[name] for name in _ORDERS),
-        [tuple({**entry, **each}[name] for name in _JOURNAL) for each in (opened_, settled)],
-    )
+        "version": 2, "event_id": UUID(int=dice.getrandbits(128)), "kind": "VERDICT",
+        "from_status": "PENDING", "to_status": status, "from_stage": "SUBMITTING", "to_stage": "DONE",
+        "at": order["settled_at"],
+        "proof": "UPSTREAM_SUCCEEDED" if status == "SUCCESS" else "UPSTREAM_FAILED",
+    }  # fmt: skip
+    return [both | opened_, both | settled]
+
+
+class Twin:
+    """What a shard had before anything was archived, to compare with what there is after: rows in the
+    database, and those of segments for months that have left it.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    async def remember(self) -> None:
+        """Keep a copy of every row."""
+        for shape in TABLES:
+            await self._archive.shard.execute(
+                f"CREATE TABLE public.twin_{shape.table} AS "
+                f"SELECT {shape.column_list()} FROM ordermesh.{shape.table}"
+            )
+
+    async def differences(self, *months: date) -> dict[str, int]:
+        """How many rows are lost or invented, by table; nothing when database and archive are what there was.
+
+        months: those that are read from their segments; their tables, if any, are left out.
+        """
+        found: dict[str, int] = {}
+        connection = await asyncpg.connect(self._archive.database.dsn, server_settings={"timezone": "UTC"})
+        try:
+            for shape in TABLES:
+                await connection.execute(f"CREATE TEMP TABLE copied ({shape.staging_columns()})")
+                for month in months:
+                    for segment in await self._archive.segments(month):
+                        if segment.table == shape.table:
+                            await self._copy_back(connection, shape, segment)
+                lost = f"SELECT {shape.column_list()} FROM public.twin_{shape.table}"
+                kept = (
+                    f"SELECT {shape.column_list()} FROM ordermesh.{shape.table}"
+                    f" WHERE date_trunc('month', created_at)::date <> ALL ($1::date[])"
+                    f" UNION ALL SELECT {shape.restore_list('copied')} FROM copied"
+                )
+                # jsonb and arrays compare; so does everything else.
+                count = await connection.fetchval(
+                    f"SELECT count(*) FROM (({lost} EXCEPT ALL ({kept})) "
+                    f"UNION ALL (({kept}) EXCEPT ALL {lost})) AS d",
+                    list(months),
+                )
+                if count:
+                    found[shape.table] = count
+                await connection.execute("DROP TABLE copied")
+        finally:
+            await connection.close()
+        return found
+
+    async def _copy_back(self, connection: Any, shape: Shape, segment: CataloguedSegment) -> None:
+        body = await self._archive.store.read(segment.stored)
+        for piece in csv_rows(shape, body):
+            await connection.copy_to_table("copied", source=io.BytesIO(piece), **COPY_BACK_OPTIONS)

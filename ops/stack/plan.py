@@ -224,7 +224,15 @@ class Plan:
         return self._process("recovery_svc", "recovery_svc", environment)
 
     def _archive_svc(self) -> Process:
-        return self._process("archive_svc", "archive_svc", {"SHARDS": self._shards()})
+        where = objects.endpoint(self.servers.s3)
+        bucket = {
+            "endpoint": where.url,
+            "bucket": where.bucket,
+            "access_key": where.access_key,
+            "secret_key": where.secret_key,
+        }
+        environment = {"SHARDS": self._shards(), "S3": json.dumps(bucket)}
+        return self._process("archive_svc", "archive_svc", environment)
 
     def _shards(self) -> str:
         return json.dumps({shard: self.dsns[shard] for shard in layout.ALL_SHARDS})

@@ -84,6 +84,29 @@ OBJECT_PUT_POINTS = ("s3.before_put", "s3.after_put")
 OBJECT_PARTS_POINTS = ("s3.after_begin", "s3.after_part", "s3.before_complete", "s3.after_complete")
 OBJECT_POINTS = (*OBJECT_PUT_POINTS, *OBJECT_PARTS_POINTS, "s3.after_delete")
 """Points of the port of S3. tests/faults/test_object_store_kills.py kills a process at each of them."""
+ARCHIVE_POINTS = (
+    "archive.after_freeze",
+    "archive.after_plan",
+    "archive.after_first_chunk",
+    "archive.after_last_chunk",
+    "archive.after_encode",
+    "s3.before_put",
+    "s3.after_put",
+    "archive.after_segment",
+    "archive.after_export",
+    "archive.after_read_back",
+    "archive.after_proof",
+    "archive.after_manifest",
+    "archive.before_commit",
+    "archive.after_commit",
+    "archive.before_detach",
+    "archive.between_detaches",
+    "archive.after_detach",
+    "archive.after_grace",
+    "archive.before_drop",
+    "archive.after_drop",
+)
+"""A month's way out of a shard; tests/faults/test_archive_kills.py kills the process at each of them."""
 KEEPER_POINTS = ("keeper.after_make",)
 """tests/integration/test_partition_keeper.py dies there; what is missing is made by the next look."""
 CARE_POINTS = (
