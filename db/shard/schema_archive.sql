@@ -316,7 +316,9 @@ DECLARE
     journal record;
     copied record;
 BEGIN
-    SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'EXPORTED';
+    -- Asked again below, with a lock: reading the tables takes long, and the lease is renewed meanwhile.
+    SELECT a.* INTO m FROM ordermesh.archive_months a, ordermesh.archive_lease l
+     WHERE a.month = p_month AND a.state = 'EXPORTED' AND l.fence = p_fence;
     IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
     SELECT * INTO orders FROM ordermesh.hash_of(m.orders_oid, 'orders');
     SELECT * INTO journal FROM ordermesh.hash_of(m.journal_oid, 'order_journal');
