@@ -14,6 +14,7 @@ from archive_svc.catalog import Catalog
 from archive_svc.detach import Detacher
 from archive_svc.export import Exporter
 from archive_svc.keeper import Keeper
+from archive_svc.restore import Restorer
 from archive_svc.store import PartitionStore
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
@@ -90,6 +91,7 @@ def _archiver(
         Exporter(catalog, objects, sessions, throttle),
         verifier,
         Detacher(catalog, verifier, sessions),
+        Restorer(catalog, verifier, sessions),
         settings.pacing(),
         SYSTEM_CLOCK,
         JITTER,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from archive_svc.catalog import Catalog
     from archive_svc.detach import Detacher
     from archive_svc.export import Exporter
+    from archive_svc.restore import Restorer
     from archive_svc.verify import Verifier
     from chassis.clock import Clock
     from chassis.s3 import ObjectStore
@@ -83,6 +84,7 @@ class Archiver:
         exporter: Exporter,
         verifier: Verifier,
         detacher: Detacher,
+        restorer: Restorer,
         pacing: Pacing,
         clock: Clock,
         jitter: Callable[[], float],
@@ -95,6 +97,7 @@ class Archiver:
         self._exporter = exporter
         self._verifier = verifier
         self._detacher = detacher
+        self._restorer = restorer
         self._pacing = pacing
         self._clock = clock
         self._jitter = jitter
@@ -109,6 +112,8 @@ class Archiver:
             Step.DETACH: self._detach,
             Step.DROP: self._drop,
             Step.THAW: self._thaw,
+            Step.MAKE_TABLES: self._make_tables,
+            Step.RESTORE: self._restore,
         }
 
     async def run(self) -> None:
@@ -259,6 +264,23 @@ class Archiver:
             return
         self._tell(month, State.DROPPED)
         await faults.point(points.AFTER_DROP)
+
+    async def _make_tables(self, month: Month, fence: int) -> None:
+        await self._catalog.begin_restore(month, fence)
+        self._tell(month, State.RESTORING)
+        await faults.point(points.AFTER_MAKE_TABLES)
+
+    async def _restore(self, month: Month, fence: int) -> None:
+        if month.state is State.RESTORING:
+            await self._restorer.copy_back(month, fence)
+        blockers = await self._catalog.restore(month, fence)
+        if "DRIFTED" in blockers:
+            raise Mismatch("the tables are not what was proven")
+        if blockers:
+            await self._wait(month, fence, BLOCKED, ", ".join(blockers))
+            return
+        self._tell(month, State.RESTORED)
+        await faults.point(points.AFTER_RESTORE)
 
     async def _wait(self, month: Month, fence: int, wait: timedelta, why: str) -> None:
         """Let a month wait for something that is nobody's failure."""

@@ -75,6 +75,7 @@ class CataloguedSegment:
     facts: Facts
     verified_at: datetime | None
     seen_at: datetime | None
+    restored_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +258,22 @@ class Catalog:
             await self._database.fetchval(QUERIES.drop, month.month, fence, timeout_s=PLAN_S_MAX)
         )
 
+    async def begin_restore(self, month: Month, fence: int) -> None:
+        """Make the tables of a month that comes back, empty and alone. Raises: LeaseLost."""
+        await self._must(await self._database.fetchval(QUERIES.begin_restore, month.month, fence))
+
+    async def restore(self, month: Month, fence: int) -> tuple[str, ...]:
+        """Turn readers back to the tables of a month; why not, or nothing. Raises: LeaseLost."""
+        return self._blockers(
+            await self._database.fetchval(QUERIES.restore, month.month, fence, timeout_s=PLAN_S_MAX)
+        )
+
+    async def tables_of(self, month: Month) -> dict[str, str]:
+        """A month's tables as SQL writes them, by what they are a part of."""
+        row = await self._database.fetchrow(QUERIES.table_names, month.orders_oid, month.journal_oid)
+        assert row is not None
+        return dict(row)
+
     async def quarantine(self, month: Month, fence: int, why: str) -> None:
         """Let nothing be done to a month until a person says so. Raises: LeaseLost."""
         await self._must(await self._database.fetchval(QUERIES.quarantine, month.month, fence, why))
@@ -302,4 +319,6 @@ def _segment(row: Any) -> CataloguedSegment:
     stored = Stored(
         row["key"], row["size_bytes"], row["etag"], version_id=row["version_id"], sha256=row["sha256"]
     )
-    return CataloguedSegment(row["part"], row["of_table"], stored, facts, row["verified_at"], row["seen_at"])
+    return CataloguedSegment(
+        row["part"], row["of_table"], stored, facts, row["verified_at"], row["seen_at"], row["restored_at"]
+    )

@@ -141,6 +141,46 @@ SELECT ordermesh.part_with_month($1, $2, $3);
 -- Give the tables of a month up. $1: month; $2: fence.
 SELECT ordermesh.drop_month($1, $2);
 
+-- name: orders_of_part
+-- What is copied of a part's orders, in the order of their key. {orders}: the table; {columns}: as Shape says;
+-- $1 to $3: after; $4 to $6: until.
+SELECT {columns} FROM {orders} AS o
+ WHERE (o.user_id, o.created_at, o.order_id) > ($1::text COLLATE "C", $2::timestamptz, $3::uuid)
+   AND (o.user_id, o.created_at, o.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)
+ ORDER BY o.user_id, o.created_at, o.order_id;
+
+-- name: journal_of_part
+-- The same of their journal, through the orders, whose index has the order of the key; the journal has none by user.
+SELECT {columns} FROM {orders} AS o JOIN {journal} AS j USING (order_id, created_at)
+ WHERE (o.user_id, o.created_at, o.order_id) > ($1::text COLLATE "C", $2::timestamptz, $3::uuid)
+   AND (o.user_id, o.created_at, o.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)
+ ORDER BY o.user_id, o.created_at, o.order_id, j.version;
+
+-- name: copy_back
+-- Make rows of what was copied as text. {table}; {columns}, {values}: as Shape says.
+INSERT INTO {table} ({columns}) SELECT {values} FROM copied AS c;
+
+-- name: begin_restore
+-- Make the tables of a month that comes back. $1: month; $2: fence.
+SELECT ordermesh.begin_restore($1, $2);
+
+-- name: restored
+-- Note that a segment's rows are back, in their transaction. $1: fence; $2: archive_id; $3: part; $4: table.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+UPDATE ordermesh.archive_segments s SET restored_at = clock_timestamp()
+  FROM held, ordermesh.archive_months m
+ WHERE s.archive_id = $2 AND s.part = $3 AND s.of_table = $4 AND s.restored_at IS NULL
+   AND m.archive_id = s.archive_id AND m.state = 'RESTORING'
+RETURNING true;
+
+-- name: restore
+-- Turn readers back to the tables. $1: month; $2: fence.
+SELECT ordermesh.restore_month($1, $2);
+
+-- name: table_names
+-- The tables of a month as SQL writes them. $1: orders; $2: journal.
+SELECT $1::oid::regclass::text AS orders, $2::oid::regclass::text AS order_journal;
+
 -- name: quarantine
 -- Nothing is done to the month until somebody says so. $1: month; $2: fence; $3: why.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $2 FOR SHARE)

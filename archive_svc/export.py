@@ -13,6 +13,7 @@ from uuid import uuid4
 import structlog
 
 from archive_svc import metrics, points
+from archive_svc.catalog import QUERIES
 from archive_svc.columns import COPY_OPTIONS, JOURNAL, ORDERS
 from archive_svc.lifecycle import data_key
 from archive_svc.manifest import about
@@ -37,22 +38,13 @@ BLOCK_BYTES = 4 * 1024 * 1024
 COPY_S_MAX = 1800.0
 PARQUET = "application/vnd.apache.parquet"
 
-_RANGE = (
-    '(o.user_id, o.created_at, o.order_id) > ($1::text COLLATE "C", $2::timestamptz, $3::uuid) '
-    'AND (o.user_id, o.created_at, o.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)'
-)
-
 
 def rows_of(shape: Shape, part: Part) -> str:
     """The statement that gives a part's rows of a table, in the order of its key. $1 to $6: after, until."""
-    orders = f"{part.orders_table} AS o"
     if shape is ORDERS:
-        return f"SELECT {shape.select_list('o')} FROM {orders} WHERE {_RANGE} ORDER BY {shape.order_by('o')}"
-    # Through the orders, whose index has the order of the key; the journal has none by user.
-    return (
-        f"SELECT {shape.select_list('j')} FROM {orders} "
-        f"JOIN {part.journal_table} AS j USING (order_id, created_at) "
-        f"WHERE {_RANGE} ORDER BY {ORDERS.order_by('o')}, j.version"
+        return QUERIES.orders_of_part.format(orders=part.orders_table, columns=shape.select_list("o"))
+    return QUERIES.journal_of_part.format(
+        orders=part.orders_table, journal=part.journal_table, columns=shape.select_list("j")
     )
 
 

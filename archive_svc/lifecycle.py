@@ -51,6 +51,8 @@ class Step(StrEnum):
     DETACH = "DETACH"
     DROP = "DROP"
     THAW = "THAW"
+    MAKE_TABLES = "MAKE_TABLES"
+    RESTORE = "RESTORE"
 
 
 WAY = (
@@ -64,8 +66,8 @@ WAY = (
     State.GRACE,
     State.DROPPED,
 )
-REACHES = (State.VERIFIED, State.COMMITTED, State.GRACE, State.DROPPED)
-"""How far somebody may ask a month to go."""
+REACHES = (State.VERIFIED, State.COMMITTED, State.GRACE, State.DROPPED, State.THAWED, State.RESTORED)
+"""Where somebody may ask a month to be."""
 _STEPS = {
     State.WANTED: Step.FREEZE,
     State.FROZEN: Step.PLAN,
@@ -76,7 +78,15 @@ _STEPS = {
     State.DETACHING: Step.DETACH,
     State.GRACE: Step.DROP,
 }
-CHANGES_TABLES = frozenset({Step.FREEZE, Step.LEAVE, Step.DETACH, Step.DROP})
+_BACK = {
+    State.COMMITTED: Step.RESTORE,
+    State.DETACHING: Step.DETACH,
+    State.GRACE: Step.RESTORE,
+    State.DROPPED: Step.MAKE_TABLES,
+    State.RESTORING: Step.RESTORE,
+}
+"""What brings a month back, from where it stands; a detach that was begun is ended first."""
+CHANGES_TABLES = frozenset({Step.FREEZE, Step.LEAVE, Step.DETACH, Step.DROP, Step.MAKE_TABLES, Step.RESTORE})
 """Steps that the kill switch stops. A thaw is not one of them: it gives back."""
 _BEFORE_COMMIT = frozenset(WAY[: WAY.index(State.COMMITTED)])
 
@@ -144,6 +154,8 @@ def due_step(month: Month, at: datetime, *, is_halted: bool) -> Step | None:
 def _wanted_step(month: Month) -> Step | None:
     if month.reach is State.THAWED:
         return Step.THAW if month.state in _BEFORE_COMMIT else None
+    if month.reach is State.RESTORED:
+        return _BACK.get(month.state)
     if month.reach not in WAY or month.state not in WAY:
         return None
     return _STEPS[month.state] if WAY.index(month.state) < WAY.index(month.reach) else None

@@ -30,6 +30,9 @@ ROWS = Counter("ordermesh_archive_rows_total", "Rows written into segments.", ["
 STORED_BYTES = Counter(
     "ordermesh_archive_stored_bytes_total", "Bytes of segments stored.", ["shard", "table"]
 )
+RESTORED = Counter(
+    "ordermesh_archive_restored_rows_total", "Rows copied back from segments.", ["shard", "table"]
+)
 READ_BACK_BYTES = Counter(
     "ordermesh_archive_read_back_bytes_total", "Bytes of segments read back and compared.", ["shard"]
 )

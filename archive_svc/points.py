@@ -24,3 +24,8 @@ AFTER_DETACH = declare("archive.after_detach", "Both tables stand alone; the cat
 AFTER_GRACE = declare("archive.after_grace", "Both tables stand alone and have a time to go.")
 BEFORE_DROP = declare("archive.before_drop", "Every segment was seen in S3; the tables are there.")
 AFTER_DROP = declare("archive.after_drop", "The tables are gone, and the catalog says so.")
+AFTER_MAKE_TABLES = declare(
+    "archive.after_make_tables", "A month that comes back has tables, empty and alone."
+)
+AFTER_COPY_BACK = declare("archive.after_copy_back", "A segment's rows are back; readers read the copy.")
+AFTER_RESTORE = declare("archive.after_restore", "Readers read the tables, which are what was proven.")

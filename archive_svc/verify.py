@@ -60,8 +60,8 @@ class Verifier:
             await faults.point(points.AFTER_READ_BACK)
         return is_whole
 
-    async def read_back(self, segment: CataloguedSegment) -> None:
-        """Read a whole segment and prove it. Raises: SegmentDamaged; S3Error."""
+    async def read_back(self, segment: CataloguedSegment) -> bytes:
+        """A whole segment, read and proven. Raises: SegmentDamaged; S3Error."""
         from archive_svc.codec.proof import prove
 
         try:
@@ -73,8 +73,10 @@ class Verifier:
             raise SegmentDamaged(Step.BYTES, str(damaged)) from damaged
         except (ObjectNotFound, ObjectChanged) as gone:
             raise SegmentDamaged(Step.BYTES, "it is not there as it was stored") from gone
-        await asyncio.to_thread(prove, SHAPES[segment.table], bytes(body), segment.facts)
-        metrics.READ_BACK_BYTES.labels(self._catalog.shard).inc(len(body))
+        whole = bytes(body)
+        await asyncio.to_thread(prove, SHAPES[segment.table], whole, segment.facts)
+        metrics.READ_BACK_BYTES.labels(self._catalog.shard).inc(len(whole))
+        return whole
 
     async def look(self, segment: CataloguedSegment) -> None:
         """See that an object is as it was stored, by size and checksums. Raises: SegmentDamaged; S3Error."""

@@ -208,6 +208,29 @@ class Session:
             )
         return int(tag.split()[-1])
 
+    async def copy_in(
+        self,
+        table: str,
+        source: AsyncIterator[bytes],
+        *,
+        options: Mapping[str, Any],
+        timeout_s: float,
+    ) -> int:
+        """Write rows to a table as COPY reads them; how many there were. options: of COPY, for asyncpg."""
+        with _typed_errors():
+            tag = await self._connection.copy_to_table(table, source=source, timeout=timeout_s, **options)
+        return int(tag.split()[-1])
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """One transaction around several statements: all of them happen, or none.
+
+        If cancelled within: none.
+        """
+        with _typed_errors():
+            async with self._connection.transaction():
+                yield
+
     async def ping(self, timeout_s: float) -> None:
         """Ask whether the session still lives."""
         await self.fetchval("SELECT 1", timeout_s=timeout_s)

@@ -21,6 +21,7 @@ from archive_svc.columns import COPY_BACK_OPTIONS, JOURNAL, ORDERS, Shape
 from archive_svc.detach import Detacher
 from archive_svc.export import Exporter
 from archive_svc.lifecycle import Month, State
+from archive_svc.restore import Restorer
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
 from chassis import pg
@@ -147,6 +148,7 @@ def archive_of(database: Database, shard: pg.Database, store: ObjectStore, pacin
         Exporter(catalog, store, sessions, throttle),
         verifier,
         Detacher(catalog, verifier, sessions),
+        Restorer(catalog, verifier, sessions),
         pacing,
         SYSTEM_CLOCK,
         lambda: 0.0,

@@ -107,6 +107,8 @@ ARCHIVE_POINTS = (
     "archive.after_drop",
 )
 """A month's way out of a shard; tests/faults/test_archive_kills.py kills the process at each of them."""
+RESTORE_POINTS = ("archive.after_make_tables", "archive.after_copy_back", "archive.after_restore")
+"""A month's way back; killed there by the same tests."""
 KEEPER_POINTS = ("keeper.after_make",)
 """tests/integration/test_partition_keeper.py dies there; what is missing is made by the next look."""
 CARE_POINTS = (

@@ -171,8 +171,8 @@ async def test_without_the_read_back_damage_goes_unseen(
 ) -> None:
     """The test of the tests above: the read-back is what finds damage, nothing else does."""
 
-    async def believe(_: verify.Verifier, segment: CataloguedSegment) -> None:
-        """Look at nothing."""
+    async def believe(_: verify.Verifier, segment: CataloguedSegment) -> bytes:
+        return b""
 
     monkeypatch.setattr(verify.Verifier, "read_back", believe)
     await archive.want(AUGUST)

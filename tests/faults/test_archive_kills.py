@@ -16,7 +16,7 @@ from archive_svc.lifecycle import State
 from tests.archiving import AUGUST, Archive, Twin, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
-from tests.faults.points import ARCHIVE_POINTS
+from tests.faults.points import ARCHIVE_POINTS, RESTORE_POINTS
 from tests.inprocess_s3 import InProcessS3
 
 COUNT = 400
@@ -60,6 +60,13 @@ def environment(archive: Archive, place: Place, tmp_path: Path, faults: str) -> 
     }
 
 
+async def killed_at(point: str, settings: dict[str, str]) -> None:
+    """Run an archiver that dies there."""
+    process = await asyncio.create_subprocess_exec(*(sys.executable, "-m", "archive_svc"), env=settings)
+    assert await asyncio.wait_for(process.wait(), KILLED_WITHIN_S) == -signal.SIGKILL
+    assert point in Path(settings["ORDERMESH_FAULTS_FIRED"]).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("point", ARCHIVE_POINTS)
 async def test_a_kill_at_any_point_of_the_way_loses_and_doubles_nothing(
     archive: Archive, place: Place, tmp_path: Path, point: str
@@ -67,11 +74,7 @@ async def test_a_kill_at_any_point_of_the_way_loses_and_doubles_nothing(
     twin = Twin(archive)
     await twin.remember()
     await archive.want(AUGUST)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "archive_svc"), env=environment(archive, place, tmp_path, f"{point}=kill")
-    )
-    assert await asyncio.wait_for(process.wait(), KILLED_WITHIN_S) == -signal.SIGKILL
-    assert point in (tmp_path / "fired").read_text(encoding="utf-8")
+    await killed_at(point, environment(archive, place, tmp_path, f"{point}=kill"))
 
     await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
     month = await archive.work()
@@ -80,3 +83,20 @@ async def test_a_kill_at_any_point_of_the_way_loses_and_doubles_nothing(
     assert not await archive.exists("orders_2023_08")
     assert not await archive.exists("order_journal_2023_08")
     assert await archive.value("SELECT count(*) FROM pg_inherits WHERE inhdetachpending") == 0
+
+
+@pytest.mark.parametrize("point", RESTORE_POINTS)
+async def test_a_kill_while_a_month_comes_back_loses_and_doubles_nothing(
+    archive: Archive, place: Place, tmp_path: Path, point: str
+) -> None:
+    twin = Twin(archive)
+    await twin.remember()
+    await archive.want(AUGUST)
+    await archive.work()
+    await archive.want(AUGUST, State.RESTORED)
+    await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
+    await killed_at(point, environment(archive, place, tmp_path, f"{point}=kill"))
+
+    await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
+    assert (await archive.work()).state is State.RESTORED
+    assert await twin.differences() == {}

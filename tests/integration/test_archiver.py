@@ -6,7 +6,7 @@ import pytest
 
 from archive_svc.lifecycle import State
 from chassis.errors import OrdermeshError
-from tests.archiving import AUGUST, SEPTEMBER, Archive, fill, opened
+from tests.archiving import AUGUST, SEPTEMBER, Archive, Twin, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
 from tests.databases import Database
@@ -84,3 +84,40 @@ async def test_the_younger_month_waits_for_the_older(archive: Archive) -> None:
     month = await archive.work(month=SEPTEMBER)
     assert month.state is State.WANTED
     assert await archive.value("SELECT note FROM ordermesh.archive_months") == "OLDER_MONTH_FIRST"
+
+
+@pytest.mark.parametrize("state", [State.COMMITTED, State.GRACE, State.DROPPED])
+async def test_a_month_comes_back_as_it_was_from_wherever_it_stands_and_may_leave_again(
+    archive: Archive, state: State
+) -> None:
+    twin = Twin(archive)
+    await twin.remember()
+    await archive.want(AUGUST, state)
+    first = await archive.work()
+    assert first.state is state
+    await archive.want(AUGUST, State.RESTORED)
+    assert (await archive.work()).state is State.RESTORED
+    assert await archive.is_attached("ordermesh.orders_2023_08")
+    assert await twin.differences() == {}
+    assert await archive.value("SELECT ordermesh.archive_floor() = '-infinity'")
+    assert await archive.shard.execute("UPDATE ordermesh.orders SET labels = labels") == f"UPDATE {COUNT}"
+
+    await archive.want(AUGUST)
+    again = await archive.work()
+    assert again.state is State.DROPPED
+    assert again.archive_id != first.archive_id
+    assert await twin.differences(AUGUST) == {}
+
+
+async def test_a_restored_month_that_is_not_what_was_proven_is_not_given_to_readers(archive: Archive) -> None:
+    await archive.want(AUGUST)
+    await archive.work()
+    await archive.want(AUGUST, State.RESTORED)
+    month = await archive.work(until=State.RESTORING)
+    await archive.shard.execute(
+        "UPDATE ordermesh.archive_months SET orders_hash = orders_hash + 1 WHERE archive_id = $1",
+        month.archive_id,
+    )
+    month = await archive.work()
+    assert "not what was proven" in month.quarantined
+    assert not await archive.is_attached("ordermesh.orders_2023_08")

@@ -6,7 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.faults.points import ARCHIVE_POINTS, KEEPER_POINTS, MOVES, OBJECT_POINTS, POINTS, READ_SIDE_POINTS
+from tests.faults.points import (
+    ARCHIVE_POINTS,
+    KEEPER_POINTS,
+    MOVES,
+    OBJECT_POINTS,
+    POINTS,
+    READ_SIDE_POINTS,
+    RESTORE_POINTS,
+)
 
 ROOT = Path(__file__).parents[2]
 PROMISES = (ROOT / "docs/PROMISES.md").read_text(encoding="utf-8")
@@ -56,5 +64,6 @@ def test_a_test_kills_at_every_declared_fault_point() -> None:
         *OBJECT_POINTS,
         *KEEPER_POINTS,
         *ARCHIVE_POINTS,
+        *RESTORE_POINTS,
     }
     assert killed_at == set(asked.stdout.split())

@@ -92,6 +92,7 @@ CREATE TABLE archive_segments (
     exported_at   timestamptz NOT NULL,
     verified_at   timestamptz,
     seen_at       timestamptz,
+    restored_at   timestamptz,
     PRIMARY KEY (archive_id, part, of_table),
     FOREIGN KEY (archive_id, part) REFERENCES archive_parts ON UPDATE CASCADE ON DELETE CASCADE
 );
@@ -101,8 +102,7 @@ COMMENT ON COLUMN archive_segments.seen_at IS 'When it was last seen in S3 as it
 -- Below this instant no list is answered from here: those months are served from their copies. '-infinity' when there is none.
 CREATE FUNCTION ordermesh.archive_floor() RETURNS timestamptz
     LANGUAGE sql STABLE
-    RETURN COALESCE((SELECT max(m.ends_at) FROM ordermesh.archive_months m
-                      WHERE m.committed_at IS NOT NULL AND m.state <> 'RESTORED'), '-infinity');
+    RETURN COALESCE((SELECT max(m.ends_at) FROM ordermesh.archive_months m WHERE m.committed_at IS NOT NULL), '-infinity');
 
 -- Refuses every change of a month that is being archived. SQLSTATE SH002; the detail says which month it is.
 CREATE FUNCTION ordermesh.refuse_frozen() RETURNS trigger
@@ -403,6 +403,78 @@ BEGIN
     EXECUTE format('DROP TABLE %s, %s', m.orders_oid::regclass, m.journal_oid::regclass);
     UPDATE ordermesh.archive_months
        SET state = 'DROPPED', dropped_at = clock_timestamp(), orders_oid = NULL, journal_oid = NULL,
+           failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
+     WHERE month = p_month;
+    RETURN ARRAY[]::text[];
+END $$;
+
+-- Begins to bring back a month whose tables are gone: makes them, empty and alone. Returns whether it is to be done.
+CREATE FUNCTION ordermesh.begin_restore(p_month date, p_fence bigint) RETURNS boolean
+    LANGUAGE plpgsql SET timezone = 'UTC' SET lock_timeout = '2s' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    parent text;
+    child text;
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months
+     WHERE month = p_month AND state = 'DROPPED' AND reach = 'RESTORED' AND quarantined = '' FOR UPDATE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    FOREACH parent IN ARRAY ARRAY['orders', 'order_journal'] LOOP
+        child := parent || '_' || to_char(p_month, 'YYYY_MM');
+        -- With the bounds as a constraint, so that attaching it reads no row.
+        EXECUTE format('CREATE TABLE ordermesh.%I (LIKE ordermesh.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS, '
+                       'CONSTRAINT %I CHECK (created_at >= %L AND created_at < %L)) WITH (fillfactor = 85)',
+                       child, parent, child || '_range', m.begins_at, m.ends_at);
+    END LOOP;
+    UPDATE ordermesh.archive_segments SET restored_at = NULL WHERE archive_id = m.archive_id;
+    UPDATE ordermesh.archive_months
+       SET state = 'RESTORING', orders_oid = to_regclass('ordermesh.orders_' || to_char(p_month, 'YYYY_MM')),
+           journal_oid = to_regclass('ordermesh.order_journal_' || to_char(p_month, 'YYYY_MM')),
+           failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
+     WHERE month = p_month;
+    RETURN true;
+END $$;
+
+-- Turns readers back to the tables of a month, when these are what was proven: attaches those that stand alone, and lets changes
+-- happen again. Returns why not, or an empty list.
+CREATE FUNCTION ordermesh.restore_month(p_month date, p_fence bigint) RETURNS text[]
+    LANGUAGE plpgsql SET timezone = 'UTC' SET lock_timeout = '2s' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    orders record;
+    journal record;
+    leaf oid;
+    parent text;
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    IF (SELECT is_halted FROM ordermesh.archive_lease) THEN RETURN ARRAY['HALTED']; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months
+     WHERE month = p_month AND state IN ('COMMITTED', 'GRACE', 'RESTORING') AND reach = 'RESTORED' AND quarantined = '' FOR UPDATE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    IF m.state = 'RESTORING' AND EXISTS (SELECT FROM ordermesh.archive_segments
+                                          WHERE archive_id = m.archive_id AND restored_at IS NULL) THEN
+        RETURN ARRAY['NOT_COPIED_BACK'];
+    END IF;
+    SELECT * INTO orders FROM ordermesh.hash_of(m.orders_oid, 'orders');
+    SELECT * INTO journal FROM ordermesh.hash_of(m.journal_oid, 'order_journal');
+    IF (orders.row_count, orders.hash, journal.row_count, journal.hash)
+       IS DISTINCT FROM (m.order_count, m.orders_hash, m.journal_count, m.journal_hash) THEN
+        RETURN ARRAY['DRIFTED'];
+    END IF;
+    FOR leaf, parent IN VALUES (m.orders_oid, 'orders'), (m.journal_oid, 'order_journal') LOOP
+        IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = leaf) THEN
+            EXECUTE format('ALTER TABLE ordermesh.%I ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)',
+                           parent, leaf::regclass, m.begins_at, m.ends_at);
+        END IF;
+        EXECUTE format('DROP TRIGGER IF EXISTS frozen ON %s', leaf::regclass);
+        EXECUTE format('DROP TRIGGER IF EXISTS frozen_truncate ON %s', leaf::regclass);
+    END LOOP;
+    UPDATE ordermesh.archive_months
+       SET state = 'RESTORED', restored_at = clock_timestamp(), frozen_at = NULL, committed_at = NULL, detach_from = NULL,
+           detached_at = NULL, drop_from = NULL, dropped_at = NULL, orders_oid = NULL, journal_oid = NULL,
            failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
      WHERE month = p_month;
     RETURN ARRAY[]::text[];
