@@ -209,9 +209,11 @@ async def running(*loops: Loop) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        dead = [task for task in tasks if task.done()]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        assert not dead, f"ended by themselves: {dead}"
         for task in tasks:
             assert task.cancelled(), task
 

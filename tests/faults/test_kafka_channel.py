@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from history_svc.position import BEGINNING
 from history_svc.projector.relay import Batching
 from ops import places, ports
 from ops.kafka import KafkaServer
+from tests import awaits
 from tests.channels import ByKafka, Nobody, until_consuming
 from tests.outboxes import COUNT, Follower, Outbox, an_event
 from tests.streams import MemoryLog
@@ -72,17 +73,38 @@ async def channel(outbox: Outbox, topics: Topics, stack: AsyncExitStack) -> ByKa
 
 async def follow(channel: ByKafka, follower: Follower, until: Callable[[], bool]) -> None:
     """Take as an indexer does until something holds: store what is whole, ask for what is missing."""
-    async with asyncio.timeout(WITHIN_S):
-        while not until():
-            try:
-                gaps = len(follower.gaps)
-                follower.take_in(await channel.source.take(bytes_max=BYTES, wait_s=0.2))
-                await channel.store(follower.watermarks)
-                missing = {r.stream_partition for r in follower.gaps[gaps:]}
-                if missing:
-                    await channel.source.rewind({p: follower.watermarks.get(p, BEGINNING) for p in missing})
-            except EventsUnavailable:
-                continue
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            while not until():
+                await _take(channel, follower)
+    except TimeoutError as vain:
+        vain.add_note(await whereabouts(channel, follower))
+        raise
+
+
+async def _take(channel: ByKafka, follower: Follower) -> None:
+    with suppress(EventsUnavailable):
+        gaps = len(follower.gaps)
+        follower.take_in(await channel.source.take(bytes_max=BYTES, wait_s=0.2))
+        await channel.store(follower.watermarks)
+        missing = {r.stream_partition for r in follower.gaps[gaps:]}
+        if missing:
+            await channel.source.rewind({p: follower.watermarks.get(p, BEGINNING) for p in missing})
+
+
+async def whereabouts(channel: ByKafka, follower: Follower) -> str:
+    """Where the relay, the topic's consumer and the follower stand, and what every task waits for."""
+    inboxes = {p: (box.size_bytes, box.commit_to, box.is_paused) for p, box in channel.hub._inboxes.items()}
+    return "\n".join(
+        (
+            f"published (term, position): {await channel.outbox.cursors()}",
+            f"searchable: {follower.watermarks}",
+            f"written up to: {max((await channel.outbox.positions()).values())}",
+            f"events {len(set(follower.events))}, gaps {len(follower.gaps)}",
+            f"consumers {len(channel.consumers)}, inboxes (bytes, commit, paused): {inboxes}",
+            awaits.of_tasks(),
+        )
+    )
 
 
 async def until_searchable(channel: ByKafka, follower: Follower) -> None:
@@ -116,6 +138,27 @@ async def test_a_broker_that_is_killed_in_the_middle_costs_repeats_only(
             await follow(channel, follower, lambda: follower.has(written))
     await broker.start()
     written += await channel.write(100)
+    await follow(channel, follower, lambda: follower.has(written))
+    await until_searchable(channel, follower)
+
+
+async def test_a_broker_that_is_away_for_longer_than_a_consumer_may_stand_still_is_found_again(
+    outbox: Outbox, topics: Topics, broker: KafkaServer, stack: AsyncExitStack
+):
+    channel = ByKafka(outbox, topics, stack, HASTY, Watching(every_s=0.1, stuck_s=0.5))
+    await channel.restart()
+    follower = Follower()
+    written = await channel.write(80)
+    await follow(channel, follower, lambda: follower.has(written))
+    assert broker.pid is not None
+    os.kill(broker.pid, signal.SIGKILL)
+
+    async def is_thrown_away() -> bool:
+        return not channel.hub.is_consuming
+
+    await eventually(is_thrown_away, within_s=WITHIN_S)
+    await broker.start()
+    written += await channel.write(80)
     await follow(channel, follower, lambda: follower.has(written))
     await until_searchable(channel, follower)
 
