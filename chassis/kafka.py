@@ -12,8 +12,10 @@ import asyncio
 import ssl
 from collections.abc import Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -29,7 +31,7 @@ from aiokafka.errors import (
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
 
 log = structlog.get_logger("kafka")
 REQUEST_TIMEOUT_MS = 10_000
@@ -38,6 +40,8 @@ CONNECT_S_MAX = 20.0
 JOIN_S_MAX = 75.0
 """A rebalance may wait for every other member, `REBALANCE_TIMEOUT_MS` at most."""
 STOP_S_MAX = 5.0
+LET_GO_S_MAX = 1.0
+"""For a call that was given up to end."""
 BATCH_BYTES = 256 * 1024
 LINGER_MS = 5
 SESSION_TIMEOUT_MS = 30_000
@@ -46,6 +50,7 @@ REBALANCE_TIMEOUT_MS = 60_000
 HEARTBEAT_MS = 3_000
 FETCH_BYTES_MAX = 1024 * 1024
 
+T = TypeVar("T")
 Headers = Sequence[tuple[str, bytes]]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
@@ -140,25 +145,66 @@ def _one_error() -> Iterator[None]:
         raise KafkaUnavailable(f"{type(failed).__name__}: {failed}") from failed
 
 
+_at_work: set[asyncio.Future[Any]] = set()
+"""The loop alone would not keep them; what was given up ends in it by itself."""
+
+
+def _start(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    task = asyncio.create_task(work, name=f"kafka.{getattr(work, '__qualname__', 'call')}")
+    _at_work.add(task)
+    task.add_done_callback(_heard)
+    return task
+
+
+def _heard(ended: asyncio.Future[Any]) -> None:
+    _at_work.discard(ended)
+    if not ended.cancelled():
+        ended.exception()
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Have aiokafka do something, for so long at most, without being at the mercy of what it does when it is
+    cancelled.
+
+    If cancelled here, or when the time is up: it was asked to end, and has ended or is waited for no longer.
+    Raises: TimeoutError; KafkaUnavailable when it ended as if it had been cancelled; what the work raises.
+    """
+    task = _start(work)
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+        in_time = task.done()
+    finally:
+        if task.cancel():
+            await asyncio.wait((task,), timeout=LET_GO_S_MAX)
+    if not in_time:
+        raise TimeoutError(f"not done in {seconds:g} s")
+    if task.cancelled():
+        raise KafkaUnavailable("the client gave up by itself")
+    return task.result()
+
+
 async def ensure_topic(cluster: Cluster, topic: str, *, partitions: int, replicas: int) -> None:
     """Make a topic, or give it more partitions when it has fewer. Idempotent.
 
     Raises: KafkaUnavailable.
     """
     with _one_error():
-        async with asyncio.timeout(CONNECT_S_MAX):
-            client = AIOKafkaAdminClient(**cluster.options(), request_timeout_ms=REQUEST_TIMEOUT_MS)
-            try:
-                await client.start()
-                found = await client.describe_topics([topic])
-                has = len(found[0]["partitions"]) if found and not found[0]["error_code"] else 0
-                if has == 0:
-                    answer = await client.create_topics([NewTopic(topic, partitions, replicas)])
-                    _refuse([code for _, code, *_ in answer.topic_errors])
-                elif has < partitions:
-                    await client.create_partitions({topic: NewPartitions(partitions)})
-            finally:
-                await client.close()
+        client = AIOKafkaAdminClient(**cluster.options(), request_timeout_ms=REQUEST_TIMEOUT_MS)
+        try:
+            await _within(CONNECT_S_MAX, _ensure(client, NewTopic(topic, partitions, replicas)))
+        finally:
+            await _end(client, client.close, _no_tasks)
+
+
+async def _ensure(client: Any, topic: NewTopic) -> None:
+    await client.start()
+    found = await client.describe_topics([topic.name])
+    has = len(found[0]["partitions"]) if found and not found[0]["error_code"] else 0
+    if has == 0:
+        answer = await client.create_topics([topic])
+        _refuse([code for _, code, *_ in answer.topic_errors])
+    elif has < topic.num_partitions:
+        await client.create_partitions({topic.name: NewPartitions(topic.num_partitions)})
 
 
 def _refuse(codes: Sequence[int]) -> None:
@@ -182,18 +228,22 @@ class Producer:
         Raises: KafkaUnavailable, here or by what is returned.
         """
         with _one_error():
-            if partition not in (await self._producer.partitions_for(topic) or ()):
-                await self._producer.client.force_metadata_update()
-                raise KafkaUnavailable(f"{topic} has no partition {partition}")
-            stored = []
-            batch = self._producer.create_batch()
-            for entry in entries:
-                if not _append(batch, entry):
-                    stored.append(await self._hand_over(batch, topic, partition))
-                    batch = self._producer.create_batch()
-                    _append(batch, entry)
-            stored.append(await self._hand_over(batch, topic, partition))
+            stored = await _within(CONNECT_S_MAX, self._send(topic, partition, entries))
         return asyncio.create_task(_all_stored(stored), name=f"stored.{topic}.{partition}")
+
+    async def _send(self, topic: str, partition: int, entries: Sequence[Entry]) -> list[Any]:
+        if partition not in (await self._producer.partitions_for(topic) or ()):
+            await self._producer.client.force_metadata_update()
+            raise KafkaUnavailable(f"{topic} has no partition {partition}")
+        stored = []
+        batch = self._producer.create_batch()
+        for entry in entries:
+            if not _append(batch, entry):
+                stored.append(await self._hand_over(batch, topic, partition))
+                batch = self._producer.create_batch()
+                _append(batch, entry)
+        stored.append(await self._hand_over(batch, topic, partition))
+        return stored
 
     async def _hand_over(self, batch: Any, topic: str, partition: int) -> Any:
         batch.close()
@@ -209,8 +259,14 @@ def _append(batch: Any, entry: Entry) -> bool:
 
 
 async def _all_stored(stored: Sequence[Any]) -> None:
+    here = asyncio.current_task()
     with _one_error():
-        await asyncio.gather(*stored)
+        try:
+            await asyncio.gather(*stored)
+        except asyncio.CancelledError:
+            if here is None or here.cancelling():
+                raise
+            raise KafkaUnavailable("the producer was thrown away") from None
 
 
 @asynccontextmanager
@@ -231,11 +287,10 @@ async def open_producer(cluster: Cluster, *, name: str) -> AsyncIterator[Produce
         )
     try:
         with _one_error():
-            async with asyncio.timeout(CONNECT_S_MAX):
-                await producer.start()
+            await _within(CONNECT_S_MAX, producer.start())
         yield Producer(producer)
     finally:
-        await _end(producer, _sender_task)
+        await _end(producer.client, producer.stop, partial(_sender_tasks, producer))
 
 
 class Consumer:
@@ -255,8 +310,8 @@ class Consumer:
         Raises: KafkaUnavailable.
         """
         with _one_error():
-            async with asyncio.timeout(wait_s + CONNECT_S_MAX):
-                found = await self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=messages_max)
+            taking = self._consumer.getmany(timeout_ms=int(wait_s * 1000), max_records=messages_max)
+            found = await _within(wait_s + CONNECT_S_MAX, taking)
         return {at.partition: messages for at, messages in found.items()}
 
     def pause(self, partition: int) -> None:
@@ -280,10 +335,8 @@ class Consumer:
         Raises: KafkaUnavailable, also when a partition is not ours any more.
         """
         with _one_error():
-            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-                await self._consumer.commit(
-                    {TopicPartition(self._topic, partition): offset for partition, offset in offsets.items()}
-                )
+            wanted = {TopicPartition(self._topic, partition): at for partition, at in offsets.items()}
+            await _within(REQUEST_TIMEOUT_MS / 1000, self._consumer.commit(wanted))
 
     async def lags(self) -> dict[int, tuple[int, int]]:
         """Of each partition that is ours: the offset that is taken next, and the one that is published next.
@@ -294,9 +347,11 @@ class Consumer:
         if not ours:
             return {}
         with _one_error():
-            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-                ends = await self._consumer.end_offsets(ours)
-                return {at.partition: (await self._consumer.position(at), ends[at]) for at in ours}
+            return await _within(REQUEST_TIMEOUT_MS / 1000, self._lags(ours))
+
+    async def _lags(self, ours: Sequence[TopicPartition]) -> dict[int, tuple[int, int]]:
+        ends = await self._consumer.end_offsets(ours)
+        return {at.partition: (await self._consumer.position(at), ends[at]) for at in ours}
 
 
 @asynccontextmanager
@@ -326,11 +381,10 @@ async def open_consumer(
     try:
         with _one_error():
             consumer.subscribe([topic], listener=_Listener(rebalanced))
-            async with asyncio.timeout(JOIN_S_MAX):
-                await consumer.start()
+            await _within(JOIN_S_MAX, consumer.start())
         yield Consumer(consumer, topic)
     finally:
-        await _end(consumer, _coordination_tasks)
+        await _end(consumer._client, consumer.stop, partial(_consumer_tasks, consumer))  # noqa: SLF001
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -346,33 +400,61 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
         self._rebalanced.on_assigned([at.partition for at in assigned])
 
 
-def _sender_task(producer: Any) -> list[Any]:
-    return [producer._sender.sender_task]  # noqa: SLF001 - it goes on for ever when nobody answers
+def _no_tasks() -> list[Any]:
+    return []
 
 
-def _coordination_tasks(consumer: Any) -> list[Any]:
-    coordinator = consumer._coordinator  # noqa: SLF001 - as above
-    if coordinator is None:
-        return []
-    names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task")
-    return [getattr(coordinator, name, None) for name in names]
+def _sender_tasks(producer: Any) -> list[Any]:
+    """What goes on for ever when nobody answers."""
+    unsent = producer._message_accumulator  # noqa: SLF001 - nothing public gives it up
+    for batch in (*chain.from_iterable(unsent._batches.values()), *unsent._pending_batches):  # noqa: SLF001
+        batch.future.cancel()  # A task that `stop` left behind waits for it.
+    return [producer._sender.sender_task]  # noqa: SLF001 - as above
 
 
-async def _end(client: Any, tasks_of: Callable[[Any], list[Any]]) -> None:
-    """Stop politely, then firmly: `stop` waits for answers, which a frozen broker never gives."""
+def _consumer_tasks(consumer: Any) -> list[Any]:
+    """What goes on for ever when nobody answers."""
+    names = {
+        "_coordinator": ("_coordination_task", "_heartbeat_task", "_commit_refresh_task"),
+        "_fetcher": ("_fetch_task",),
+    }
+    found = [
+        getattr(getattr(consumer, part), name, None)
+        for part, tasks in names.items()
+        if getattr(consumer, part) is not None
+        for name in tasks
+    ]
+    fetching = () if consumer._fetcher is None else consumer._fetcher._pending_tasks  # noqa: SLF001
+    return [*found, *fetching]
+
+
+async def _end(
+    client: Any, stop: Callable[[], Coroutine[Any, Any, None]], tasks: Callable[[], list[Any]]
+) -> None:
+    """Stop politely, then firmly: `stop` waits for answers, which a frozen broker never gives.
+
+    client: what has the connections. tasks: what `stop` would have ended.
+    If cancelled here: it goes on by itself, no longer than it would have taken.
+    """
+    ending = _start(_ended(client, stop, tasks))
+    await asyncio.wait((ending,))
+    if not ending.cancelled():
+        ending.result()
+
+
+async def _ended(
+    client: Any, stop: Callable[[], Coroutine[Any, Any, None]], tasks: Callable[[], list[Any]]
+) -> None:
     try:
-        async with asyncio.timeout(STOP_S_MAX):
-            await client.stop()
-    except (KafkaError, OSError, TimeoutError) as failed:
-        log.info("not_stopped_politely", client=type(client).__name__, error=type(failed).__name__)
+        await _within(STOP_S_MAX, stop())
+    except (KafkaUnavailable, KafkaError, OSError, TimeoutError) as failed:
+        log.info("not_stopped_politely", client=stop.__qualname__, error=type(failed).__name__)
     else:
         return
-    low_level = getattr(client, "client", None) or client._client  # noqa: SLF001
-    tasks = [task for task in tasks_of(client) if task is not None and not task.done()]
-    for task in tasks:
+    left = [task for task in tasks() if task is not None and not task.done()]
+    for task in left:
         task.cancel()
-    with suppress(KafkaError, OSError, TimeoutError):
-        async with asyncio.timeout(STOP_S_MAX):
-            await low_level.close()
-    if tasks:
-        await asyncio.wait(tasks, timeout=STOP_S_MAX)
+    with suppress(KafkaUnavailable, KafkaError, OSError, TimeoutError):
+        await _within(STOP_S_MAX, client.close())
+    if left:
+        await asyncio.wait(left, timeout=STOP_S_MAX)
