@@ -43,6 +43,7 @@ from history_svc.projector.bulk import IN_FLIGHT_MAX, ITEMS_MAX
 from history_svc.projector.store import ProjectionStore
 from history_svc.reader import Reader, Wish
 from history_svc.readmodel.elastic import ElasticReadModel, Layout
+from history_svc.readmodel.port import IndexIdentity, Place
 from history_svc.search import Searcher
 from history_svc.settings import HistorySettings
 from history_svc.store import Shards
@@ -357,25 +358,25 @@ async def keyset(shards: Shards, user: str, before: Key) -> None:
 
 async def searched(run: Machine, user: str, before: Key) -> None:
     """The plain query of the read model, in the months that a page searches first."""
-    await run.read_model.found(await names_of(run), Window(user, before, OLDEST), (user,), SIZE + 1, 10)
+    await run.read_model.found(await places_of(run), Window(user, before, OLDEST), (user,), SIZE + 1, 10)
 
 
-_NAMES: list[str] = []
+_PLACES: list[Place] = []
 
 
-async def names_of(run: Machine) -> list[str]:
+async def places_of(run: Machine) -> list[Place]:
     """The indices of the three newest months, as a page searches them first."""
-    if not _NAMES:
+    if not _PLACES:
         connection = await run.bench.connect()
         try:
             rows = await connection.fetch(
-                "SELECT index_name FROM projection_index WHERE month <= current_date"
-                " ORDER BY month DESC LIMIT 3"
+                "SELECT index_name, cluster_uuid, index_uuid FROM projection_index"
+                " WHERE month <= current_date ORDER BY month DESC LIMIT 3"
             )
         finally:
             await connection.close()
-        _NAMES.extend(row[0] for row in rows)
-    return _NAMES
+        _PLACES.extend(Place(IndexIdentity(*row)) for row in rows)
+    return _PLACES
 
 
 async def in_turns(

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date
 
-    from history_svc.catalog import Index
     from history_svc.page import Row, Window
+    from history_svc.readmodel.port import Place
     from history_svc.search import Searcher
 
 SEARCHES_MAX = 12
@@ -33,7 +33,7 @@ class Descent:
 
 async def descend(
     searcher: Searcher,
-    months: Mapping[date, tuple[Index, ...]],
+    months: Mapping[date, tuple[Place, ...]],
     window: Window,
     known: Sequence[Source],
     size: int,
@@ -53,11 +53,11 @@ async def descend(
     page = merge(known, size, window.filter)
     found: list[Row] = []
     older, searches = window, 0
-    for indices, floor in spans(months):
+    for places, floor in spans(months):
         is_full = True
         while is_full:
             left_s = max(0.001, end - time.monotonic())
-            rows = await searcher.search(indices, older, routing=routing, limit=hits_max, timeout_s=left_s)
+            rows = await searcher.search(places, older, routing=routing, limit=hits_max, timeout_s=left_s)
             searches += 1
             found += rows
             is_full = len(rows) >= hits_max

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chassis.errors import DeadlineExceeded, Overloaded, ShardUnavailable
-from history_svc.catalog import Catalog, months_in
+from history_svc.catalog import months_in
 from history_svc.descent import descend
 from history_svc.page import Page
 from history_svc.reader import EVER, all_of, oldest_of
@@ -15,6 +15,7 @@ from history_svc.reader import EVER, all_of, oldest_of
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from history_svc.catalog import ShardCatalog
     from history_svc.page import Window
     from history_svc.search import Searcher
     from history_svc.store import Shards
@@ -39,6 +40,8 @@ class Finder:
     async def find(self, window: Window, size: int, *, timeout_s: float) -> Found:
         """One page of the newest orders that pass the window's filter.
 
+        Of a shard that is away since before we knew it, nobody knows which index it reads: its orders are
+        shown where the others read, or are left out; `unreachable` names it.
         Raises: ReadModelUnavailable, ShardUnavailable when no shard says which indices there are.
         """
         end = time.monotonic() + timeout_s
@@ -49,14 +52,16 @@ class Finder:
         found = await descend(self._searcher, months, window, (), size, hits_max=size + 1, end=end)
         return Found(found.page, oldest_of(untils), away)
 
-    async def _catalogs(self, end: float) -> tuple[list[Catalog], list[datetime | None], tuple[str, ...]]:
+    async def _catalogs(
+        self, end: float
+    ) -> tuple[list[ShardCatalog], list[datetime | None], tuple[str, ...]]:
         said = await all_of([self._catalog(shard, end) for shard in self._shards.names])
         catalogs = [each[0] for each in said if each is not None]
         untils = [each[1] for each in said if each is not None]
         pairs = zip(self._shards.names, said, strict=True)
         return catalogs, untils, tuple(f"shards/{shard}" for shard, each in pairs if each is None)
 
-    async def _catalog(self, shard: str, end: float) -> tuple[Catalog, datetime | None] | None:
+    async def _catalog(self, shard: str, end: float) -> tuple[ShardCatalog, datetime | None] | None:
         try:
             return await self._shards.catalog(shard, timeout_s=max(0.001, end - time.monotonic()))
         except (ShardUnavailable, DeadlineExceeded, Overloaded):

@@ -11,7 +11,7 @@ from history_svc.position import Position
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from history_svc.catalog import Catalog
+    from history_svc.catalog import ShardCatalog
     from history_svc.page import Key, Row
 
 CHANGES_LOOKED_AT_MAX = 2000
@@ -55,7 +55,7 @@ class ShardPart:
     marks: tuple[Mark, ...]
     log_epoch: int
     floor: Position | None
-    catalog: Catalog
+    catalog: ShardCatalog
     xmin: int
     lag: timedelta | None
     at: datetime

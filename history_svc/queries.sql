@@ -95,6 +95,7 @@ SELECT 'changed', NULL, o.*
 -- How far the read model has a shard, and what stands in its catalog; for searches over all users. One row.
 SELECT (SELECT min(source_at) FROM watermarks) AS source_at,
        (SELECT count(*) FROM watermarks) = (SELECT partition_count FROM shard_identity) AS is_whole,
+       (SELECT partition_base FROM shard_identity) AS partition_base, (SELECT partition_count FROM shard_identity) AS partition_count,
        (SELECT coalesce(json_agg(json_build_array(month, generation, index_name, cluster_uuid, index_uuid, state)
                                  ORDER BY month, generation), '[]') FROM projection_index) AS catalog;
 

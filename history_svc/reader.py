@@ -28,7 +28,7 @@ from history_svc.store import Reading
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
-    from history_svc.catalog import Catalog
+    from history_svc.catalog import ShardCatalog
     from history_svc.page import Page, Window
     from history_svc.parts import ShardPart
     from history_svc.placement import Held
@@ -170,13 +170,10 @@ class Reader:
         # Without a filter a changed row stands in its hit's place; with one it may hide the hit.
         hits_max = wish.size + 1 if wish.window.filter.is_plain else hits_wanted(wish.size, parts)
         months = months_in(catalogs, older, since)
-        if any(len(indices) > 1 for indices in months.values()):
-            # What one shard has left, or found wrong, may still stand in the index that another one reads.
-            raise ReadModelUnavailable(because="shards serve different generations of a month")
         found = await descend(self._searcher, months, older, known, wish.size, hits_max=hits_max, end=end)
         return _merged_page(found.page, parts, away, asked=found.searches > 0)
 
-    def _catalogs(self, parts: Sequence[ShardPart], away: Sequence[str]) -> list[Catalog]:
+    def _catalogs(self, parts: Sequence[ShardPart], away: Sequence[str]) -> list[ShardCatalog]:
         known = [part.catalog for part in parts]
         for shard in away:
             catalog = self._shards.last_catalog(shard)

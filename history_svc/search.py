@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from history_svc.catalog import Index
     from history_svc.page import Row, Window
-    from history_svc.readmodel.port import ReadModel
+    from history_svc.readmodel.port import Place, ReadModel
 
 REST_S_MIN = 0.25
 REST_S_MAX = 4.0
@@ -33,14 +33,14 @@ class Searcher:
 
     async def search(
         self,
-        indices: Sequence[Index],
+        places: Sequence[Place],
         window: Window,
         *,
         routing: Sequence[str],
         limit: int,
         timeout_s: float,
     ) -> list[Row]:
-        """The newest orders of a window in some indices; complete down to the last one.
+        """The newest orders of a window in some places; complete down to the last one.
 
         Raises: ReadModelUnavailable, also when an index is not the one that the catalog knows.
         """
@@ -49,7 +49,7 @@ class Searcher:
         started = self.now()
         try:
             rows = await self.read_model.search(
-                [index.identity for index in indices],
+                places,
                 window,
                 routing=routing,
                 limit=limit,

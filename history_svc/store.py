@@ -17,7 +17,7 @@ from uuid import UUID
 from chassis import pg
 from chassis.errors import DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute
 from chassis.limits import Limiter
-from history_svc.catalog import Catalog, catalog_of
+from history_svc.catalog import ShardCatalog, shard_catalog_of
 from history_svc.document import from_us
 from history_svc.metrics import READ_SECONDS, REPLICA_ANSWERS, STALE
 from history_svc.page import Key, Row
@@ -76,7 +76,7 @@ class Shards:
         self._replicas = replicas
         self._read_timeout_s = read_timeout_s
         self._resting: dict[str, float] = {}
-        self._catalogs: dict[str, Catalog] = {}
+        self._catalogs: dict[str, ShardCatalog] = {}
         self.fallback = fallback
 
     @classmethod
@@ -105,7 +105,7 @@ class Shards:
         """All shards."""
         return tuple(self._primaries)
 
-    def last_catalog(self, shard: str) -> Catalog | None:
+    def last_catalog(self, shard: str) -> ShardCatalog | None:
         """The catalog as the shard last said it, for when it says nothing."""
         return self._catalogs.get(shard)
 
@@ -180,10 +180,13 @@ class Shards:
             STALE.labels(shard).inc()
             raise StaleRoute(**{name: value for name, value in meta["stale"].items() if value is not None})
         if meta["catalog"] is not None or known is None:
-            known = self._catalogs[shard] = catalog_of(meta["catalog_version"], meta["catalog"] or ())
+            base, count = meta["identity"]["base"], meta["identity"]["count"]
+            known = self._catalogs[shard] = shard_catalog_of(
+                meta["catalog_version"], meta["catalog"] or (), range(base, base + count)
+            )
         return _part(shard, meta, records[1:], known, ask.overlay_max)
 
-    async def catalog(self, shard: str, *, timeout_s: float) -> tuple[Catalog, datetime | None]:
+    async def catalog(self, shard: str, *, timeout_s: float) -> tuple[ShardCatalog, datetime | None]:
         """A shard's catalog, and up to when the read model has all of the shard; None when parts of it have
         nothing.
 
@@ -193,7 +196,9 @@ class Shards:
         assert row is not None, "a statement of subqueries always has its row"
         since = row["source_at"]
         is_known = row["is_whole"] and since is not None and since > _NOWHERE
-        return catalog_of(0, row["catalog"]), since if is_known else None
+        base, count = row["partition_base"] or 0, row["partition_count"] or 0
+        catalog = shard_catalog_of(0, row["catalog"], range(base, base + count))
+        return catalog, since if is_known else None
 
     async def quarantined(
         self, shard: str, user_id: str, limit: int, *, timeout_s: float
@@ -209,7 +214,7 @@ class Shards:
 
 
 def _part(
-    shard: str, meta: Mapping[str, Any], records: Sequence[Any], catalog: Catalog, overlay_max: int
+    shard: str, meta: Mapping[str, Any], records: Sequence[Any], catalog: ShardCatalog, overlay_max: int
 ) -> ShardPart:
     rows: dict[str, list[Row]] = {"recent": [], "changed": []}
     for record in records:

@@ -19,7 +19,7 @@ from history_svc.document import columns, from_us
 from history_svc.errors import IndexNotOurs, ReadModelUnavailable, TooMuchAtOnce
 from history_svc.page import Key, Row, Window
 from history_svc.readmodel.fields import why_refused
-from history_svc.readmodel.port import DaySum, Entry, IndexIdentity, Outcome, Verdict, Write
+from history_svc.readmodel.port import DaySum, Entry, IndexIdentity, Outcome, Place, Verdict, Write
 
 CHARS_MAX = 32 * 1024 * 1024
 Documents = dict[str, dict[str, Any]]
@@ -86,7 +86,7 @@ class MemoryReadModel:
 
     async def search(
         self,
-        indices: Sequence[IndexIdentity],
+        places: Sequence[Place],
         window: Window,
         *,
         routing: Sequence[str],
@@ -94,9 +94,15 @@ class MemoryReadModel:
         timeout_s: float,
     ) -> list[Row]:
         await self._asked("search")
-        if any(index.name not in self.stored or self._identity(index.name) != index for index in indices):
+        there = {name: self._identity(name) for name in self.stored}
+        if any(there.get(place.index.name) != place.index for place in places):
             raise IndexNotOurs
-        rows = [_row(found) for index in indices for found in self._alive(index.name)]
+        rows = [
+            _row(found)
+            for place in places
+            for found in self._alive(place.index.name)
+            if place.stream_partitions is None or found["stream_partition"] in place.stream_partitions
+        ]
         shown = [row for row in rows if _is_in(row, window)]
         return sorted(shown, key=lambda row: row.key, reverse=True)[:limit]
 

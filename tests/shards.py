@@ -94,11 +94,11 @@ def replace_clock(ids: OrderIds, now_ms: int) -> OrderIds:
     return ids
 
 
-async def prepare(dsn: str, *, shard: str = "s1") -> None:
-    """Name a fresh shard database and give it its buckets."""
+async def prepare(dsn: str, *, shard: str = "s1", partition_base: int = 0) -> None:
+    """Name a fresh shard database and give it its buckets and stream partitions."""
     connection = await asyncpg.connect(dsn)
     try:
-        await connection.execute("SELECT ordermesh.identify_shard($1)", shard)
+        await connection.execute("SELECT ordermesh.identify_shard($1, $2)", shard, partition_base)
         await connection.execute("SELECT ordermesh.own_buckets(0, 4096, $1)", shard)
         await connection.execute("SELECT ordermesh.ensure_partitions()")
     finally:
@@ -106,9 +106,11 @@ async def prepare(dsn: str, *, shard: str = "s1") -> None:
 
 
 @asynccontextmanager
-async def opened(database: Database, *, pool_size: int = 4, queue: int = 200) -> AsyncIterator[Shard]:
+async def opened(
+    database: Database, *, pool_size: int = 4, queue: int = 200, partition_base: int = 0
+) -> AsyncIterator[Shard]:
     """A prepared shard over a fresh database."""
-    await prepare(database.dsn)
+    await prepare(database.dsn, partition_base=partition_base)
     settings = pg.PgSettings(dsn=database.dsn, pool_size=pool_size, queue=queue)
     async with pg.open_database(settings, name="s1") as db:
         yield Shard(database.dsn, db, OrderStore(db), OrderIds(now_ms=lambda: 0))

@@ -1,8 +1,7 @@
 """Takes old generations away once every shard serves a newer one. The only part that looks at all shards.
 
 An index holds the documents of many shards. While one shard still reads an old generation, all of them go on
-writing it: a page of a user who has orders on two shards searches both generations, and finds no document
-there that is older than its watermark says.
+writing it; a page searches each shard's documents in the generation that this shard serves.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from chassis.es import Elastic
     from history_svc.page import Window
-    from history_svc.readmodel.port import Write
+    from history_svc.readmodel.port import Place, Write
 
 BODY_BYTES_MAX = 32 * 1024 * 1024
 """Elasticsearch closes the connection on a body over 100 MB rather than to say so."""
@@ -153,7 +153,7 @@ class ElasticReadModel:
 
     async def search(
         self,
-        indices: Sequence[IndexIdentity],
+        places: Sequence[Place],
         window: Window,
         *,
         routing: Sequence[str],
@@ -161,11 +161,12 @@ class ElasticReadModel:
         timeout_s: float,
     ) -> list[Row]:
         """The newest orders of a window, newest first, at most `limit`; complete down to the last one."""
-        if not indices:
+        if not places:
             return []
         end = time.monotonic() + timeout_s
+        indices = [place.index for place in places]
         try:
-            rows = await self.found([index.name for index in indices], window, routing, limit, timeout_s)
+            rows = await self.found(places, window, routing, limit, timeout_s)
         except IndexNotOurs:
             raise
         except ReadModelUnavailable as failed:
@@ -193,7 +194,7 @@ class ElasticReadModel:
                 raise IndexNotOurs(index=index.name)
 
     async def found(
-        self, names: Sequence[str], window: Window, routing: Sequence[str], limit: int, timeout_s: float
+        self, places: Sequence[Place], window: Window, routing: Sequence[str], limit: int, timeout_s: float
     ) -> list[Row]:
         """What is found in indices of these names, whichever they are; as `search`, with nothing proven.
 
@@ -207,12 +208,12 @@ class ElasticReadModel:
             params["preference"] = f"user-{window.user_id}"
         asked = {
             "size": limit,
-            "query": _query(window),
+            "query": _all(*_in_window(window), *_in_places(places)),
             "sort": [{"created_us": "desc"}, {"order_id": "desc"}],
             "search_after": [to_us(window.before.created_at), str(window.before.order_id)],
             "_source": {"excludes": list(NOT_SHOWN)},
         }
-        hits = await self._search(names, asked, params, timeout_s)
+        hits = await self._search([place.index.name for place in places], asked, params, timeout_s)
         return [_row(hit["_source"]) for hit in hits["hits"]["hits"]]
 
     async def sums(self, name: str, partitions: Sequence[int]) -> list[DaySum]:
@@ -328,7 +329,20 @@ def _all(*clauses: dict[str, Any]) -> dict[str, Any]:
     return {"bool": {"filter": list(clauses)}}
 
 
-def _query(window: Window) -> dict[str, Any]:
+def _in_places(places: Sequence[Place]) -> list[dict[str, Any]]:
+    """What keeps a search to the stream partitions that count in each index; nothing when all do."""
+    whole = [place.index.name for place in places if place.stream_partitions is None]
+    if len(whole) == len(places):
+        return []
+    some = [
+        _all({"term": {"_index": place.index.name}}, {"terms": {"stream_partition": place.stream_partitions}})
+        for place in places
+        if place.stream_partitions is not None
+    ]
+    return [{"bool": {"should": [{"terms": {"_index": whole}}, *some], "minimum_should_match": 1}}]
+
+
+def _in_window(window: Window) -> list[dict[str, Any]]:
     shown = window.filter
     created = {"gte": to_us(window.not_before), "lte": to_us(window.before.created_at)}
     clauses: list[dict[str, Any]] = [_ALIVE, {"range": {"created_us": created}}]
@@ -343,7 +357,7 @@ def _query(window: Window) -> dict[str, Any]:
     amount = {"gte": shown.amount_min, "lte": shown.amount_max}
     if amount := {bound: value for bound, value in amount.items() if value is not None}:
         clauses.append({"range": {"amount_minor": amount}})
-    return _all(*clauses)
+    return clauses
 
 
 def _row(found: dict[str, Any]) -> Row:

@@ -28,6 +28,18 @@ class IndexIdentity(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where to look: an index, and the stream partitions whose documents count there; None for all.
+
+    Shards share indices, and while a month is built again they change over one after the other. What one of
+    them has left in the old index, perhaps because it was wrong, counts no more.
+    """
+
+    index: IndexIdentity
+    stream_partitions: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
     """One document to put into one index.
 
@@ -122,7 +134,7 @@ class ReadModel(Protocol):
 
     async def search(
         self,
-        indices: Sequence[IndexIdentity],
+        places: Sequence[Place],
         window: Window,
         *,
         routing: Sequence[str],
@@ -131,7 +143,7 @@ class ReadModel(Protocol):
     ) -> list[Row]:
         """The newest orders of a window, newest first, at most `limit`; complete down to the last one.
 
-        indices: where to look. It is in these very indices that the rows were found: one that was lost is not
+        places:  where to look. It is in these very indices that the rows were found: one that was lost is not
                  taken for the one that was made in its place, whenever that happened.
         routing: where the user's documents are; empty for all users.
         Raises: IndexNotOurs when an index is not there, or is another one; ReadModelUnavailable rather than

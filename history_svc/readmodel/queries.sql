@@ -50,7 +50,8 @@ SELECT g.number, g.is_missing
 -- name: search_documents
 -- The newest documents of a window, newest first, and how many of the indices ($1 names, $2 $3 identities) are not there or
 -- are other ones than these. One row at least. The plan holds locks on the partitions it reads, and the snapshot comes
--- after it: while the statement runs, none of them can be dropped or replaced, so it is these that were read.
+-- after it: while the statement runs, none of them can be dropped or replaced, so it is these that were read. In the
+-- indices $15 (NULL: in none) only the documents of some stream partitions count: index $16 with partition $17.
 WITH page AS (
     SELECT order_id, created_us, version, shown::text AS shown
       FROM documents
@@ -66,6 +67,8 @@ WITH page AS (
        AND ($12::bigint IS NULL OR amount_minor <= $12)
        AND terms @> $13::text[]
        AND NOT deleted
+       AND ($15::text[] IS NULL OR index_name <> ALL ($15)
+            OR (index_name, stream_partition) IN (SELECT name, partition FROM unnest($16::text[], $17::bigint[]) AS kept (name, partition)))
      ORDER BY created_us DESC, order_id DESC
      LIMIT $14
 )

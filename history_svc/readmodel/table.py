@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from history_svc.page import Window
-    from history_svc.readmodel.port import Write
+    from history_svc.readmodel.port import Place, Write
 
 QUERIES = pg.queries("history_svc.readmodel")
 SESSION = {"plan_cache_mode": "force_custom_plan"}
@@ -118,7 +118,7 @@ class TableReadModel:
 
     async def search(
         self,
-        indices: Sequence[IndexIdentity],
+        places: Sequence[Place],
         window: Window,
         *,
         routing: Sequence[str],
@@ -127,10 +127,14 @@ class TableReadModel:
     ) -> list[Row]:
         """The newest orders of a window, newest first, at most `limit`; complete down to the last one."""
         shown = window.filter
+        narrowed = [place for place in places if place.stream_partitions is not None]
+        kept = [
+            (place.index.name, partition) for place in narrowed for partition in place.stream_partitions or ()
+        ]
         with _typed_errors():
             rows = await self._database.fetch(
                 QUERIES.search_documents,
-                *([index[part] for index in indices] for part in range(3)),
+                *([place.index[field] for place in places] for field in range(3)),
                 window.user_id,
                 to_us(window.not_before),
                 to_us(window.before.created_at),
@@ -142,6 +146,9 @@ class TableReadModel:
                 shown.amount_max,
                 list(shown.asked),
                 limit,
+                [place.index.name for place in narrowed] or None,
+                [name for name, _ in kept],
+                [partition for _, partition in kept],
                 timeout_s=timeout_s,
             )
         if rows[0]["strange"]:

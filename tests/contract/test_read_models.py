@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ from history_svc.document import Document, columns, from_us, h32, index_name, mo
 from history_svc.errors import IndexNotOurs, ReadModelUnavailable, TooMuchAtOnce
 from history_svc.page import NEWEST, Filter, Key, Row, Window
 from history_svc.readmodel.elastic import ElasticReadModel, Layout
-from history_svc.readmodel.port import DaySum, Entry, IndexIdentity, Outcome, ReadModel, Verdict, Write
+from history_svc.readmodel.port import DaySum, Entry, IndexIdentity, Outcome, Place, ReadModel, Verdict, Write
 from history_svc.readmodel.table import SESSION, TableReadModel
 from history_svc.text import words
 from ops.elasticsearch import ElasticsearchServer
@@ -31,6 +31,7 @@ from tests.readmodels import MemoryReadModel
 
 KINDS = ("elasticsearch", "postgres", "memory")
 TIMEOUT_S = 20.0
+AUGUST = SEPTEMBER - timedelta(days=31)
 STORED, STALE, MISSING = Outcome(Verdict.STORED), Outcome(Verdict.STALE), Outcome(Verdict.MISSING)
 _generations = itertools.count(secrets.randbelow(1 << 40))
 
@@ -67,22 +68,22 @@ class Bench:
     async def rows(self, *names: str, limit: int = 1000, **window: Any) -> list[Row]:
         asked = a_window(**window)
         routing = [] if asked.user_id is None else [asked.user_id]
-        return await self.found(await self.identified(*names), asked, routing=routing, limit=limit)
+        return await self.found(await self.places(*names), asked, routing=routing, limit=limit)
 
-    async def identified(self, *names: str) -> list[IndexIdentity]:
-        """Which indices these are; one that is not there is nobody's."""
+    async def places(self, *names: str) -> list[Place]:
+        """All of these indices, whichever they are now; one that is not there is nobody's."""
         there = await self.model.identities(names)
-        return [there.get(name, IndexIdentity(name, "", "")) for name in names]
+        return [Place(there.get(name, IndexIdentity(name, "", ""))) for name in names]
 
     async def found(
         self,
-        indices: Sequence[IndexIdentity],
+        places: Sequence[Place],
         window: Window,
         *,
         routing: Sequence[str] = (),
         limit: int = 1000,
     ) -> list[Row]:
-        return await self.model.search(indices, window, routing=routing, limit=limit, timeout_s=TIMEOUT_S)
+        return await self.model.search(places, window, routing=routing, limit=limit, timeout_s=TIMEOUT_S)
 
     async def versions(self, name: str) -> dict[str, int]:
         """Version of every order that a search finds."""
@@ -274,7 +275,7 @@ async def test_all_routes_that_a_user_ever_had_are_searched(bench: Bench) -> Non
     routes = ["alice", *(f"alice#{number}" for number in range(6))]
     await bench.fill(name, [a_document(read_routing=route) for route in routes])
 
-    shown = await bench.found(await bench.identified(name), a_window(), routing=routes)
+    shown = await bench.found(await bench.places(name), a_window(), routing=routes)
     assert len(shown) == len(routes)
 
 
@@ -392,7 +393,7 @@ async def test_a_search_is_of_the_very_indices_that_were_meant(bench: Bench) -> 
     lost, kept = await bench.index(), await bench.index()
     for name in (lost, kept):
         await bench.fill(name, [a_document()])
-    meant = await bench.identified(lost, kept)
+    meant = await bench.places(lost, kept)
     assert len(await bench.found(meant, a_window())) == 2
 
     await bench.model.drop(lost)
@@ -401,6 +402,37 @@ async def test_a_search_is_of_the_very_indices_that_were_meant(bench: Bench) -> 
             await bench.found(meant, a_window())
         assert len(await bench.found(meant[1:], a_window())) == 1
         await bench.model.create(lost)
+
+
+async def test_in_each_index_only_the_stream_partitions_that_count_there_are_searched(bench: Bench) -> None:
+    """The old index holds what some have left; the new one what others have not taken over yet."""
+    old, new, other = await bench.index(), await bench.index(), await bench.index(AUGUST)
+    orders = {partition: a_document(stream_partition=partition) for partition in (0, 7, 8, 9, 16)}
+    await bench.fill(old, orders.values())
+    newer = {partition: order | {"version": 2, "status": "SUCCESS"} for partition, order in orders.items()}
+    await bench.fill(new, newer.values())
+    alone = a_document(AUGUST, stream_partition=8)
+    await bench.fill(other, [alone])
+    places = await bench.places(old, new, other)
+    ours = [replace(places[0], stream_partitions=(0, 7)), replace(places[1], stream_partitions=(8, 9))]
+
+    async def versions(*where: Place, limit: int = 100, **window: Any) -> list[tuple[str, int]]:
+        rows = await bench.found(where, a_window(**window), routing=["alice"], limit=limit)
+        return [(str(row.key.order_id), row.version) for row in rows]
+
+    def expected(*documents: Document) -> list[tuple[str, int]]:
+        newest = sorted(documents, key=key_of, reverse=True)
+        return [(each["order_id"], each["version"]) for each in newest]
+
+    counting = [orders[0], orders[7], newer[8], newer[9]]
+    assert await versions(*ours) == expected(*counting)
+    assert await versions(*ours, limit=3) == expected(*counting)[:3]
+    assert await versions(*ours, filter=Filter(status="PENDING")) == expected(*counting[:2])
+    assert await versions(*ours, user_id="bob") == []
+    assert await versions(*ours, places[2]) == expected(*counting, alone), "an index in which all counts"
+    assert await versions(ours[1], places[2]) == expected(*counting[2:], alone)
+    assert await versions(replace(places[0], stream_partitions=())) == []
+    assert len(await versions(*places)) == 11
 
 
 async def test_a_search_beside_which_an_index_is_lost_and_made_again_finds_all_or_refuses(
@@ -412,7 +444,7 @@ async def test_a_search_beside_which_an_index_is_lost_and_made_again_finds_all_o
         await bench.model.drop(name)
         await bench.model.create(name)
 
-    async def search(meant: Sequence[IndexIdentity]) -> int:
+    async def search(meant: Sequence[Place]) -> int:
         try:
             return len(await bench.found(meant, a_window()))
         except ReadModelUnavailable:
@@ -420,7 +452,7 @@ async def test_a_search_beside_which_an_index_is_lost_and_made_again_finds_all_o
 
     for _ in range(5):
         await bench.fill(name, [a_document(), a_document()])
-        meant = await bench.identified(name)
+        meant = await bench.places(name)
         found = await asyncio.gather(*(search(meant) for _ in range(3)), make_again(), search(meant))
         assert {each for each in found if each is not None} <= {2, -1}
         assert await search(meant) == -1
@@ -500,7 +532,7 @@ async def test_an_unreachable_server_is_said_in_time(kind: str, how: str) -> Non
             case _:
                 model = MemoryReadModel(down=True)
         write = Write(index_name(month_of(SEPTEMBER), 1), a_document())
-        nobodys = IndexIdentity(write.index, "", "")
+        nobodys = Place(IndexIdentity(write.index, "", ""))
         asked: list[Callable[[], Awaitable[Any]]] = [
             lambda: model.write([write], timeout_s=0.3),
             lambda: model.search([nobodys], a_window(), routing=[], limit=1, timeout_s=0.3),

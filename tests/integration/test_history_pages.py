@@ -15,7 +15,8 @@ import pytest
 from chassis.errors import ShardUnavailable
 from chassis.ids import user_bucket
 from history_svc.errors import ReadModelUnavailable
-from history_svc.page import NEWEST, OLDEST, Filter, Key, Window
+from history_svc.finder import Finder
+from history_svc.page import EVERY_ORDER, NEWEST, OLDEST, Filter, Key, Window
 from history_svc.placement import Held
 from history_svc.reader import Reader, Served, ServedBy, Wish
 from history_svc.search import Searcher
@@ -255,44 +256,91 @@ async def test_what_cannot_be_relied_on_is_not_and_nothing_is_missing(history, h
     assert (served.served_by, ids(served.page.rows)) == (ServedBy.SQL_FALLBACK, newest_first(old))
 
 
-async def test_while_a_users_shards_serve_different_generations_neither_index_is_believed(
+async def test_each_shards_orders_are_found_in_the_generation_that_it_serves_and_in_no_other(
     history, shard_database
 ):
-    """What v1 had proven wrong, and left, stands in the index that s1 still reads, or the other way round."""
+    """What s1 has left, or found wrong, still stands in the index that v1 reads."""
     database = await shard_database()
-    async with opened(database) as dedicated, reading(history.shard.dsn, v1=database.dsn) as shards:
+    async with (
+        opened(database, partition_base=8) as dedicated,
+        reading(history.shard.dsn, v1=database.dsn) as shards,
+    ):
         both = {**HERE, "v1": (Held(4096, 1),)}
         wished = await dedicated.wish(user_id="alice", bucket=4096)
         made = await dedicated.store.create(open_order(wished, rules()), epoch=1, fingerprint=b"f")
         await dedicated.let_pass(timedelta(days=3))
         mine = await history.old(2)
-        projections = [history.projection, Projection(dedicated, history.read_model)]
-        for projection in projections:
+        for projection in (history.projection, Projection(dedicated, history.read_model)):
             await projection.catch_up()
+        at = await history.shard.value("SELECT ordermesh.clock()")
+        searcher = Searcher(history.read_model, READ_S, now=lambda: 0.0)
 
-        async def page() -> Served:
-            at = await history.shard.value("SELECT ordermesh.clock()")
-            searcher = Searcher(history.read_model, READ_S, now=lambda: 0.0)
-            return await Reader(shards, searcher, TWO_DAYS).read(both, wish(20), now=at, timeout_s=READ_S)
+        async def page(shown: Filter = EVERY_ORDER) -> tuple[ServedBy, dict[Any, int]]:
+            wished = wish(20, shown=shown)
+            served = await Reader(shards, searcher, TWO_DAYS).read(both, wished, now=at, timeout_s=READ_S)
+            return served.served_by, {row.key.order_id: row.version for row in served.page.rows}
+
+        async def found(shown: Filter = EVERY_ORDER) -> dict[Any, int]:
+            everybodys = Window(None, NEWEST, OLDEST, shown)
+            found = await Finder(shards, searcher).find(everybodys, 20, timeout_s=READ_S)
+            return {row.key.order_id: row.version for row in found.page.rows}
 
         everything = {mine[0].order_id: 1, mine[1].order_id: 1, made.order.order_id: 1}
-        served = await page()
-        assert served.served_by is ServedBy.READ_MODEL
-        assert {row.key.order_id: row.version for row in served.page.rows} == everything
+        assert await page() == (ServedBy.READ_MODEL, everything)
+        assert await found() == everything
 
-        (name,) = history.read_model.stored
-        newer = await history.read_model.create(name.replace("-v1-", "-v2-"))
-        stored, visible = history.read_model.stored, history.read_model.visible
-        stored[newer.name], visible[newer.name] = dict(stored[name]), dict(visible[name])
-        foreign = {**visible[name][str(mine[0].order_id)], "version": 9}
-        stored[name][str(mine[0].order_id)] = visible[name][str(mine[0].order_id)] = foreign
+        model = history.read_model
+        (name,) = model.stored
+        newer = await model.create(name.replace("-v1-", "-v2-"))
+        model.visible[newer.name] = {
+            str(order.order_id): model.visible[name][str(order.order_id)] for order in mine
+        }
+        leftovers: list[dict[str, Any]] = [{"version": 9}, {"status": "FAILED"}]
+        for order, left in zip(mine, leftovers, strict=True):
+            document = model.visible[name][str(order.order_id)]
+            model.visible[name] = {**model.visible[name], str(order.order_id): {**document, **left}}
         await history.shard.db.execute(
             "UPDATE projection_index SET generation = 2, index_name = $1, cluster_uuid = $2, index_uuid = $3",
             *newer,
         )
-        served = await page()
-        assert served.served_by is ServedBy.SQL_FALLBACK
-        assert {row.key.order_id: row.version for row in served.page.rows} == everything
+        for shown, expected in (
+            (EVERY_ORDER, everything),
+            (Filter(status="PENDING"), everything),
+            (Filter(asked=("book",)), everything),
+            (Filter(status="FAILED"), {}),
+        ):
+            assert await page(shown) == (ServedBy.READ_MODEL, expected)
+            assert await found(shown) == expected
+
+        await history.shard.db.execute("UPDATE projection_index SET state = 'BUILDING'")
+        assert await found() == {made.order.order_id: 1}, (
+            "a month that no index serves is left out, not guessed"
+        )
+        assert await page() == (ServedBy.SQL_FALLBACK, everything)
+
+
+async def test_an_index_that_two_shards_take_for_different_ones_is_believed_by_neither(
+    history, shard_database
+):
+    """One shard has noticed that it was lost and has built it again, the other one has not noticed yet."""
+    database = await shard_database()
+    async with (
+        opened(database, partition_base=8) as dedicated,
+        reading(history.shard.dsn, v1=database.dsn) as shards,
+    ):
+        wished = await dedicated.wish(user_id="alice", bucket=4096)
+        await dedicated.store.create(open_order(wished, rules()), epoch=1, fingerprint=b"f")
+        await dedicated.let_pass(timedelta(days=3))
+        mine = await history.old(2)
+        await history.projection.catch_up()
+        (name,) = history.read_model.stored
+        await history.read_model.drop(name)
+        await Projection(dedicated, history.read_model).catch_up()
+        at = await history.shard.value("SELECT ordermesh.clock()")
+        for placement in ({**HERE, "v1": (Held(4096, 1),)}, {"v1": (Held(4096, 1),), **HERE}):
+            reader = Reader(shards, Searcher(history.read_model, READ_S), TWO_DAYS)
+            served = await reader.read(placement, wish(20), now=at, timeout_s=READ_S)
+            assert (served.served_by, len(served.page.rows)) == (ServedBy.SQL_FALLBACK, len(mine) + 1)
 
 
 async def test_a_shard_that_is_away_may_be_left_out_only_when_that_is_asked_for(history):

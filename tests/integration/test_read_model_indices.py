@@ -22,7 +22,7 @@ from history_svc.document import index_name, month_of, next_month, to_us
 from history_svc.errors import IndexNotOurs, ReadModelUnavailable, TooMuchAtOnce
 from history_svc.page import NEWEST, OLDEST, Row
 from history_svc.readmodel.elastic import ElasticReadModel, Layout
-from history_svc.readmodel.port import IndexIdentity, Verdict, Write
+from history_svc.readmodel.port import IndexIdentity, Place, Verdict, Write
 from history_svc.readmodel.table import QUERIES, SESSION, TableReadModel
 from ops.elasticsearch import ElasticsearchServer
 from tests.conftest import DatabaseFactory
@@ -65,7 +65,7 @@ async def found(model: ElasticReadModel, *names: str) -> list[Row]:
     """What is found in indices of these names, whichever they are."""
     identities = await model.identities(names)
     return await model.search(
-        [identities[name] for name in names], a_window(), routing=[], limit=5, timeout_s=5
+        [Place(identities[name]) for name in names], a_window(), routing=[], limit=5, timeout_s=5
     )
 
 
@@ -200,8 +200,9 @@ ERROR = {"error": {"type": "some_exception", "reason": "some reason"}}
 async def test_a_search_that_leaves_anything_out_is_no_answer(answer: tuple[int, Any]) -> None:
     ours = (200, {"a": {"settings": {"index.uuid": "u"}}})
     async with answering(_search=[answer], **{"index.uuid": [ours]}) as model:
+        place = Place(IndexIdentity("a", "c", "u"))
         with pytest.raises(ReadModelUnavailable):
-            await model.search([IndexIdentity("a", "c", "u")], a_window(), routing=[], limit=1, timeout_s=5)
+            await model.search([place], a_window(), routing=[], limit=1, timeout_s=5)
 
 
 async def test_an_index_of_another_make_is_not_ours_also_when_it_cannot_be_searched(cluster: Cluster) -> None:
@@ -216,7 +217,7 @@ async def test_an_index_of_another_make_is_not_ours_also_when_it_cannot_be_searc
         await found(cluster.model, name)
     assert not isinstance(refused.value, IndexNotOurs), "it refuses to sort"
     with pytest.raises(IndexNotOurs):
-        await cluster.model.search([ours], a_window(), routing=[], limit=1, timeout_s=5)
+        await cluster.model.search([Place(ours)], a_window(), routing=[], limit=1, timeout_s=5)
     await cluster.model.drop(name)
 
 
@@ -276,8 +277,8 @@ async def test_a_search_walks_one_index_of_the_months_it_names(table: tuple[Tabl
         ]
         await model.write(writes, timeout_s=60)
 
-    for user in ("vip.1", "user-7", None):
-        plan = await explained(dsn, names[:3], user)
+    for user, narrowed in itertools.product(("vip.1", "user-7", None), (False, True)):
+        plan = await explained(dsn, names[:3], user, narrowed=narrowed)
         scans = [node for node in plan if node["Node Type"].endswith("Scan") and "Relation Name" in node]
         scans = [node for node in scans if node["Relation Name"].startswith("orders-v")]
         assert {node["Relation Name"] for node in scans} <= set(names[:3])
@@ -285,7 +286,9 @@ async def test_a_search_walks_one_index_of_the_months_it_names(table: tuple[Tabl
         assert sum(node["Actual Rows"] * node["Actual Loops"] for node in scans) < 100, user
 
 
-async def explained(dsn: str, names: list[str], user: str | None) -> list[dict[str, Any]]:
+async def explained(
+    dsn: str, names: list[str], user: str | None, *, narrowed: bool = False
+) -> list[dict[str, Any]]:
     """The executed nodes of the plan of a page of 20."""
     connection = await asyncpg.connect(dsn, server_settings={"search_path": "ordermesh", **SESSION})
     try:
@@ -294,7 +297,8 @@ async def explained(dsn: str, names: list[str], user: str | None) -> list[dict[s
         window = [to_us(OLDEST), to_us(NEWEST.created_at), NEWEST.order_id]
         sql = f"EXPLAIN (ANALYZE, FORMAT JSON) {QUERIES.search_documents}"
         identities = [[""] * len(names)] * 2
-        plan = await connection.fetchval(sql, names, *identities, user, *window, *asked)
+        kept = [names[:1], names[:1], [3]] if narrowed else [None, [], []]
+        plan = await connection.fetchval(sql, names, *identities, user, *window, *asked, *kept)
     finally:
         await connection.close()
     return [node for node in nodes(json.loads(plan)[0]["Plan"]) if node["Actual Loops"]]

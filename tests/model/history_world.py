@@ -1,11 +1,12 @@
-"""A user's history in a small world: a real shard, a read model with troubles of its own, a projector that
-may die at every await, and a reader. What the shard says is the truth that every page is held to.
+"""A user's history in a small world: one or two real shards, a read model with troubles of its own,
+projectors that may die at every await, and a reader. What the shards say is the truth that every page is
+held to.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -17,9 +18,10 @@ from chassis import pg
 from chassis.clock import SYSTEM_CLOCK, SystemClock
 from chassis.errors import OrdermeshError, StaleRoute
 from chassis.faults import FaultFired
-from chassis.ids import OrderIds, id_time, user_bucket
+from chassis.ids import OrderIds, id_bucket, id_time, user_bucket
 from history_svc.channel.log import ShardLog
 from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
+from history_svc.document import index_name
 from history_svc.errors import EventsUnavailable, ReadModelUnavailable
 from history_svc.events import Record
 from history_svc.page import NEWEST, OLDEST, Filter, Key, Row, Window
@@ -28,6 +30,7 @@ from history_svc.position import Position
 from history_svc.projector.indexer import CatalogChanged, Indexing, Parts, QuarantineFull
 from history_svc.projector.store import ProjectionStore
 from history_svc.reader import Reader, Served, ServedBy, Wish
+from history_svc.readmodel.port import IndexIdentity, Place
 from history_svc.search import Searcher
 from history_svc.store import Shards
 from order_svc import points
@@ -40,6 +43,8 @@ from tests.unit.orders import rules, told
 
 USERS = ("alice", "bob")
 DEDICATED = 4096
+DEDICATED_BASE = 8
+"""The first stream partition of the shard of that bucket."""
 READ_S = 10.0
 HOT = timedelta(hours=1)
 SIZES = (1, 2, 3, 7, 100)
@@ -51,6 +56,15 @@ SPANS_MAX = 2
 
 GOES_ON_FROM = (OrdermeshError, EventsUnavailable, QuarantineFull, CatalogChanged)
 """What an indexer begins anew after."""
+
+
+_SERVES = """
+INSERT INTO projection_index
+    (month, generation, index_name, cluster_uuid, index_uuid, state, catalog_version, created_at)
+VALUES ($1, $2, $3, $4, $5, 'SERVING', 0, clock_timestamp())
+ON CONFLICT (month, generation) DO UPDATE
+   SET state = 'SERVING', cluster_uuid = excluded.cluster_uuid, index_uuid = excluded.index_uuid
+"""
 
 
 class Violation(AssertionError):
@@ -92,13 +106,15 @@ class Open:
 
 
 class CountedReadModel(MemoryReadModel):
-    """Counts its searches."""
+    """Counts its searches; narrowed: those in which not all of an index counts."""
 
     searches = 0
+    narrowed = 0
 
-    async def search(self, *args: Any, **options: Any) -> list[Row]:
+    async def search(self, places: Sequence[Place], *args: Any, **options: Any) -> list[Row]:
         self.searches += 1
-        return await super().search(*args, **options)
+        self.narrowed += any(place.stream_partitions is not None for place in places)
+        return await super().search(places, *args, **options)
 
 
 class Troubled(OutboxSource):
@@ -126,11 +142,25 @@ class Troubled(OutboxSource):
         await super().rewind(watermarks)
 
 
-class World:
-    """Everything, and what is true of it."""
+@dataclass
+class Projecting:
+    """One shard's projector; indexing: while its process lives."""
 
-    def __init__(self, shard: Shard, shards: Shards) -> None:
+    name: str
+    shard: Shard
+    log: ShardLog
+    indexing: Indexing | None = None
+    source: Troubled | None = None
+
+
+class World:
+    """Everything, and what is true of it. dedicated: where the dedicated bucket is, when it is not on `shard`
+    too.
+    """
+
+    def __init__(self, shard: Shard, shards: Shards, dedicated: Shard | None = None) -> None:
         self.shard = shard
+        self.homes = {"s1": shard} if dedicated is None else {"s1": shard, "v1": dedicated}
         self.shards = shards
         self.read_model = CountedReadModel()
         self.orders: dict[UUID, Order] = {}
@@ -143,29 +173,44 @@ class World:
             world.shards, Searcher(world.read_model, READ_S, now=lambda: world.now_s), HOT
         )
         self.reader: Reader | None = None
-        self.make_indexing: Callable[[World], Awaitable[Indexing]] = begin_indexing
-        self.indexing: Indexing | None = None
         self.indexing_class = Indexing
-        self.shard_log = ShardLog("s1", shard.db)
-        self.source: Troubled | None = None
-        self.held: set[int] = set()
-        self.loses = 0
+        self.projecting = {
+            name: Projecting(name, home, ShardLog(name, home.db)) for name, home in self.homes.items()
+        }
+
+    @property
+    def indexing(self) -> Indexing | None:
+        """The first shard's projector."""
+        return self.projecting["s1"].indexing
+
+    @indexing.setter
+    def indexing(self, indexing: Indexing | None) -> None:
+        self.projecting["s1"].indexing = indexing
+
+    @property
+    def source(self) -> Troubled | None:
+        """What the first shard's projector reads."""
+        return self.projecting["s1"].source
+
+    def home(self, bucket: int) -> str:
+        """Where a bucket is."""
+        return "v1" if bucket == DEDICATED and "v1" in self.homes else "s1"
 
     # What happens to orders.
 
     async def create(self, user: str, store: OrderStore | None = None, *, at_ms: int | None = None) -> Order:
-        wish = await self.shard.wish(user_id=user, bucket=self.buckets[user][-1])
+        home = self.homes[self.home(self.buckets[user][-1])]
+        wish = await home.wish(user_id=user, bucket=self.buckets[user][-1])
         if at_ms is not None:
             wish = replace(wish, order_id=OrderIds(now_ms=lambda: at_ms).new(self.buckets[user][-1]))
         wish = replace(wish, description=random.choice(("a red book", "a Blue boat", "ein Buch")))
-        created = await (store or self.shard.store).create(
-            open_order(wish, rules()), epoch=EPOCH, fingerprint=b"m"
-        )
+        created = await (store or home.store).create(open_order(wish, rules()), epoch=EPOCH, fingerprint=b"m")
         self.orders[created.order.order_id] = created.order
         return created.order
 
     async def change(self, order_id: UUID, event: Any, store: OrderStore | None = None) -> None:
-        decided = await (store or self.shard.store).decide(
+        home = self.homes[self.home(id_bucket(order_id))]
+        decided = await (store or home.store).decide(
             order_id,
             event.event_id,
             lambda seen: transition(seen, event, rules(), jitter=0.5),
@@ -185,7 +230,8 @@ class World:
     async def begin(self, user: str) -> None:
         """Somebody creates an order and does not commit yet: everything after it stands above the fence."""
         connection = await asyncpg.connect(
-            self.shard.dsn, server_settings={"search_path": "ordermesh, public"}
+            self.homes[self.home(self.buckets[user][-1])].dsn,
+            server_settings={"search_path": "ordermesh, public"},
         )
         await pg._prepare_connection(connection)
         transaction = connection.transaction()
@@ -203,10 +249,11 @@ class World:
             await each.transaction.rollback()
         await each.connection.close()
         if commit:
-            for row in await self.shard.rows(
-                "SELECT order_id FROM orders WHERE order_id = ANY ($1)", list(each.orders)
-            ):
-                self.orders[row["order_id"]] = await self.shard.store.get(row["order_id"])
+            for home in self.homes.values():
+                for row in await home.rows(
+                    "SELECT order_id FROM orders WHERE order_id = ANY ($1)", list(each.orders)
+                ):
+                    self.orders[row["order_id"]] = await home.store.get(row["order_id"])
 
     async def close(self) -> None:
         await self.end_indexing()
@@ -214,14 +261,15 @@ class World:
             await each.connection.close()
 
     async def pass_time(self, time: timedelta) -> None:
-        await self.shard.let_pass(time)
-        await self.shard.db.execute("SELECT ordermesh.ensure_partitions()")
+        for home in self.homes.values():
+            await home.let_pass(time)
+            await home.db.execute("SELECT ordermesh.ensure_partitions()")
         self.now_s += time.total_seconds()
 
     # The projector.
 
     async def index(self, *, dies_at: int | None = None) -> None:
-        """Let the projector work until it has nothing to do, or until it dies at one of its awaits."""
+        """Let the projectors work until they have nothing to do, or until one dies at one of its awaits."""
         passes = 0
 
         async def at(_: str) -> None:
@@ -232,44 +280,84 @@ class World:
 
         self.read_model.at = at
         try:
-            if self.indexing is None:
-                self.indexing = await self.make_indexing(self)
-            for _ in range(INDEX_STEPS_MAX):
-                await self.indexing.step()
-                await self.indexing.prove()
-                if self.source is not None and self.source.is_whole:
-                    break
-        except (Died, FaultFired, BaseExceptionGroup, *GOES_ON_FROM):
-            # The process is gone with all that it knew; the next one starts at what is stored.
-            await self.end_indexing()
+            for each in self.projecting.values():
+                await self._index(each)
         finally:
             self.read_model.at = nothing
 
+    async def _index(self, each: Projecting) -> None:
+        try:
+            if each.indexing is None:
+                each.indexing = await begin_indexing(self, each)
+            for _ in range(INDEX_STEPS_MAX):
+                await each.indexing.step()
+                await each.indexing.prove()
+                if each.source is not None and each.source.is_whole:
+                    break
+        except (Died, FaultFired, BaseExceptionGroup, *GOES_ON_FROM):
+            # The process is gone with all that it knew; the next one starts at what is stored.
+            await end(each)
+
     async def end_indexing(self) -> None:
-        """The projector's process is gone, and what it had under way with it."""
-        if self.indexing is not None:
-            await self.indexing.close()
-        self.indexing = None
+        """The projectors' processes are gone, and what they had under way with them."""
+        for each in self.projecting.values():
+            await end(each)
+
+    async def change_over(self, name: str, which: int = 0) -> None:
+        """A month of a shard has been built again, and the shard reads and writes the new index from now on.
+        What it had in the old one stays there, where another shard may go on.
+        """
+        each = self.projecting[name]
+        await end(each)
+        serving = await each.shard.rows(
+            "SELECT month, generation, index_name, cluster_uuid, index_uuid FROM projection_index"
+            " WHERE state = 'SERVING' ORDER BY month"
+        )
+        if not serving or self.read_model.down:
+            return
+        month, generation, *identity = serving[which % len(serving)]
+        old = IndexIdentity(*identity)
+        if (await self.read_model.identities([old.name])).get(old.name) != old:
+            return
+        new = await self.read_model.create(index_name(month, generation + 1))
+        base = await each.shard.value("SELECT partition_base FROM shard_identity")
+        for documents in (self.read_model.stored, self.read_model.visible):
+            ours = [doc for doc in documents[old.name].values() if base <= doc["stream_partition"] < base + 8]
+            documents[new.name].update({doc["order_id"]: doc for doc in ours})
+        await each.shard.db.execute(
+            "UPDATE projection_index SET state = 'RETIRED', retired_at = clock() WHERE index_name = $1",
+            old.name,
+        )
+        await each.shard.db.execute(_SERVES, month, generation + 1, *new)
 
     # What a reader sees.
 
     async def truth(self, user: str) -> dict[UUID, int]:
         """The user's committed orders and their versions, as the shard has them now."""
-        rows = await self.shard.rows("SELECT order_id, version FROM orders WHERE user_id = $1", user)
+        rows = await self._rows("SELECT order_id, version FROM orders WHERE user_id = $1", user)
         return {row["order_id"]: row["version"] for row in rows}
 
+    async def _rows(self, sql: str, *args: object) -> list[Any]:
+        return [row for home in self.homes.values() for row in await home.rows(sql, *args)]
+
     async def matching(self, user: str, shown: Filter) -> set[UUID]:
-        rows = await self.shard.rows("SELECT * FROM orders WHERE user_id = $1", user)
+        rows = await self._rows("SELECT * FROM orders WHERE user_id = $1", user)
         return {row["order_id"] for row in rows if shown.shows(row)}
 
     async def owns(self, user: str) -> bool:
-        states = await self.shard.rows(
-            "SELECT state FROM bucket_fence WHERE bucket = ANY ($1)", self.buckets[user]
-        )
-        return all(row["state"] == "OWNED" for row in states)
+        states = [
+            await self.homes[name].value("SELECT state FROM bucket_fence WHERE bucket = $1", one.bucket)
+            for name, held in self.placement(user).items()
+            for one in held
+        ]
+        return all(state == "OWNED" for state in states)
 
     def placement(self, user: str) -> dict[str, tuple[Held, ...]]:
-        return {"s1": tuple(Held(bucket, EPOCH) for bucket in self.buckets[user])}
+        held: dict[str, tuple[Held, ...]] = {}
+        for bucket in self.buckets[user]:
+            name = self.home(bucket)
+            held[name] = (*held.get(name, ()), Held(bucket, EPOCH))
+        return held
 
     async def page(self, user: str, shown: Filter, size: int, before: Key) -> Served:
         if self.reader is None:
@@ -415,21 +503,29 @@ class Leads:
         return self.term
 
 
-async def begin_indexing(world: World) -> Indexing:
+async def end(each: Projecting) -> None:
+    """A projector's process is gone."""
+    if each.indexing is not None:
+        await each.indexing.close()
+    each.indexing = None
+
+
+async def begin_indexing(world: World, each: Projecting) -> Indexing:
     """A projector as it starts: from what is stored, and from nothing else."""
-    world.source = Troubled(
-        world.shard_log,
+    before = each.source
+    each.source = Troubled(
+        each.log,
         Leads(),
         clock=SYSTEM_CLOCK,
         jitter=lambda: 0.0,
         beat_every_s=0.0,
     )
-    world.source.held, world.source.loses = world.held, world.loses
-    world.loses = 0
+    if before is not None:
+        each.source.held = before.held
     parts = Parts(
-        source=world.source,
+        source=each.source,
         read_model=world.read_model,
-        store=ProjectionStore("s1", world.shard.db),
+        store=ProjectionStore(each.name, each.shard.db),
         dead_letters=LoggedDeadLetters(),
         clock=Impatient(),
         jitter=lambda: 0.0,

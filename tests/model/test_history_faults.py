@@ -5,6 +5,7 @@ life of a shard shows it. The same lives pass while nothing is broken.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,18 @@ from typing import Any
 import pytest
 
 from chassis.errors import StaleRoute
-from history_svc import descent, page, reader
+from history_svc import catalog, descent, page, reader
 from history_svc.channel import log as shard_log
 from history_svc.page import Filter, Source
 from history_svc.projector.domain import Progress
 from history_svc.projector.indexer import Indexing
+from history_svc.reader import ServedBy
 from history_svc.readmodel.port import Verdict
 from history_svc.settings import HistorySettings
 from history_svc.store import QUERIES, Shards
 from order_svc.events import Verdict as Said
 from tests.databases import Database
-from tests.model.history_world import SPANS_MAX, Violation, World, nothing
+from tests.model.history_world import DEDICATED, DEDICATED_BASE, SPANS_MAX, Violation, World, nothing
 from tests.readmodels import Died
 from tests.shards import opened
 from tests.unit.orders import relabelled
@@ -35,10 +37,15 @@ EVERYTHING = Filter()
 
 @pytest.fixture
 async def world(shard_database: Callable[[], Awaitable[Database]]) -> AsyncIterator[World]:
-    database = await shard_database()
-    wanted = HistorySettings(tls_dir=Path(), subject_dir=Path(), profile="local", shards={"s1": database.dsn})
-    async with opened(database) as shard, Shards.open(wanted) as shards:
-        made = World(shard, shards)
+    database, other = await shard_database(), await shard_database()
+    dsns = {"s1": database.dsn, "v1": other.dsn}
+    wanted = HistorySettings(tls_dir=Path(), subject_dir=Path(), profile="local", shards=dsns)
+    async with (
+        opened(database) as shard,
+        opened(other, partition_base=DEDICATED_BASE) as dedicated,
+        Shards.open(wanted) as shards,
+    ):
+        made = World(shard, shards, dedicated)
         yield made
         await made.close()
 
@@ -165,6 +172,30 @@ async def makes_orders_in_one_millisecond(world: World) -> None:
     await looks(world, size=1)
 
 
+async def is_built_again_on_one_of_two_shards(world: World) -> None:
+    ours = await world.create("alice")
+    world.buckets["alice"].append(DEDICATED)
+    await world.create("alice")
+    await world.pass_time(OLD)
+    await world.index()
+    await world.change_over("s1")
+    await world.change(ours.order_id, world.settling(ours.order_id, Said.SUCCEEDED))
+    await world.index()
+    served = await world.checked_page("alice", Filter(status="PENDING"), 2)
+    assert served.served_by is ServedBy.READ_MODEL, "both indices are read"
+
+
+def counts_whatever_is_in_an_index(world: World, patch: pytest.MonkeyPatch) -> None:
+    def months_in(*asked: Any) -> Any:
+        months = catalog.months_in(*asked)
+        return {
+            month: tuple(replace(place, stream_partitions=None) for place in places)
+            for month, places in months.items()
+        }
+
+    patch.setattr(reader, "months_in", months_in)
+
+
 def reads_watermarks_late(world: World, patch: pytest.MonkeyPatch) -> None:
     """The search comes first and the watermark after it."""
     model = world.read_model
@@ -281,6 +312,7 @@ FAULTS: dict[Fault, Life] = {
     believes_any_route: is_moved_away,
     asks_for_no_more_than_a_page: hides_what_was_found,
     sorts_equal_times_otherwise: makes_orders_in_one_millisecond,
+    counts_whatever_is_in_an_index: is_built_again_on_one_of_two_shards,
 }
 
 

@@ -1,8 +1,9 @@
-"""Is a user's history sound, whatever happens between the shard and the read model?
+"""Is a user's history sound, whatever happens between the shards and the read model?
 
 Hypothesis invents lives: orders are made and changed, also long after, transactions stay open, time passes,
-the projector dies at its awaits, the read model refuses, delays, stays away and loses indices, users become
-VIPs, and readers walk their lists meanwhile. Every page is held to what the shard says before and after it.
+projectors die at their awaits, the read model refuses, delays, stays away and loses indices, users become
+VIPs on a shard of their own, one shard reads another generation of a month than the other, and readers walk
+their lists meanwhile. Every page is held to what the shards say before and after it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from history_svc.settings import HistorySettings
 from history_svc.store import Shards
 from order_svc.events import Verdict
 from tests.databases import Databases
-from tests.model.history_world import DEDICATED, SIZES, USERS, Walk, World
+from tests.model.history_world import DEDICATED, DEDICATED_BASE, SIZES, USERS, Walk, World
 from tests.shards import opened
 from tests.unit.orders import relabelled
 
@@ -47,7 +48,7 @@ ANY = st.integers(0, 1 << 16)
 
 
 class HistoryMachine(RuleBasedStateMachine):
-    """One shard with two users."""
+    """Two shards with two users."""
 
     runner: asyncio.Runner
     databases: Databases
@@ -64,14 +65,22 @@ class HistoryMachine(RuleBasedStateMachine):
         self.do(self._open())
 
     async def _open(self) -> None:
-        database = await self.databases.create("shard")
-        self.stack.push_async_callback(self.databases.drop, database)
-        shard = await self.stack.enter_async_context(opened(database, pool_size=2))
+        homes = {}
+        for name, base in (("s1", 0), ("v1", DEDICATED_BASE)):
+            database = await self.databases.create("shard")
+            self.stack.push_async_callback(self.databases.drop, database)
+            homes[name] = await self.stack.enter_async_context(
+                opened(database, pool_size=2, partition_base=base)
+            )
         wanted = HistorySettings(
-            tls_dir=Path(), subject_dir=Path(), profile="local", pool_size=1, shards={"s1": database.dsn}
+            tls_dir=Path(),
+            subject_dir=Path(),
+            profile="local",
+            pool_size=1,
+            shards={name: home.dsn for name, home in homes.items()},
         )
         shards = await self.stack.enter_async_context(Shards.open(wanted))
-        self.world = World(shard, shards)
+        self.world = World(homes["s1"], shards, homes["v1"])
         self.stack.push_async_callback(self.world.close)
         self.alter(self.world)
 
@@ -80,6 +89,7 @@ class HistoryMachine(RuleBasedStateMachine):
             for served_by, count in self.world.served.items():
                 self.seen[served_by.value] = self.seen.get(served_by.value, 0) + count
             self.seen["overlaid"] = self.seen.get("overlaid", 0) + self.world.overlaid
+            self.seen["narrowed"] = self.seen.get("narrowed", 0) + self.world.read_model.narrowed
             self.do(self.stack.aclose())
 
     @rule(user=st.sampled_from(USERS), count=st.integers(1, 4))
@@ -157,6 +167,10 @@ class HistoryMachine(RuleBasedStateMachine):
         if len(self.world.buckets[user]) == 1:
             self.world.buckets[user].append(DEDICATED)
 
+    @rule(name=st.sampled_from(("s1", "v1")), which=ANY)
+    def change_over(self, name: str, which: int) -> None:
+        self.do(self.world.change_over(name, which))
+
     @rule(user=st.sampled_from(USERS), shown=st.sampled_from(FILTERS), size=st.sampled_from(SIZES))
     def page(self, user: str, shown: Filter, size: int) -> None:
         self.do(self.world.looked(user, shown, size))
@@ -230,3 +244,4 @@ def test_every_page_shows_what_the_shard_says_whatever_happens_on_the_way(databa
         "the machine sees every kind of page"
     )
     assert seen["overlaid"] > 20
+    assert seen["narrowed"] > 20, "and shards that serve different generations"
