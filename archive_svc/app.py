@@ -6,6 +6,7 @@ import os
 import random
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,19 +16,24 @@ from archive_svc.detach import Detacher
 from archive_svc.export import Exporter
 from archive_svc.keeper import Keeper
 from archive_svc.restore import Restorer
+from archive_svc.service import ArchiveService
 from archive_svc.store import PartitionStore
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
-from chassis import admin, faults, pg, supervise, telemetry
+from chassis import admin, auth, faults, pg, rpc, supervise, telemetry
 from chassis.clock import SYSTEM_CLOCK
+from chassis.limits import Limiter
 from chassis.s3 import open_store
+from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from archive_svc.settings import ArchiveSettings
     from chassis.s3 import ObjectStore
+    from chassis.supervise import Loop
 
+SERVICE = "ordermesh.archive.v1.ArchiveService"
 JITTER = random.SystemRandom().random
 QUEUE_PER_CONNECTION = 3
 PATIENT = {"statement_timeout": "1800000", "lock_timeout": "60000"}
@@ -46,19 +52,35 @@ async def serve(settings: ArchiveSettings) -> None:
     async with AsyncExitStack() as stack:
         stack.callback(telemetry.flush)
         objects = await stack.enter_async_context(open_store(settings.s3)) if settings.s3 else None
-        loops: list[supervise.Loop] = []
-        for name in settings.shards:
-            loops += await stack.enter_async_context(_shard(settings, name, objects))
+        shards = [
+            await stack.enter_async_context(_shard(settings, name, objects)) for name in settings.shards
+        ]
+        identity = ServerIdentity(TlsFiles(settings.tls_dir, "archive_svc"))
+        gate = rpc.Gate(
+            auth.BehindProxy(auth.SubjectVerifier(settings.subject_dir)),
+            Limiter(settings.calls_max, settings.calls_queue, name="archive_calls"),
+        )
+        catalogs = {shard.catalog.shard: shard.catalog for shard in shards}
+        mounts = [rpc.Mount(SERVICE, ArchiveService(catalogs, settings.pacing()))]
+        server = await stack.enter_async_context(rpc.serve(settings.listen, mounts, gate=gate, tls=identity))
         # Ready whatever a shard does: the others' partitions are kept all the same.
         readiness = admin.Readiness()
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
-        await supervise.until_stopped(*loops, drain=(readiness.drain,))
+        loops = [loop for shard in shards for loop in shard.loops]
+        loops.append(CertificateWatcher(identity, SYSTEM_CLOCK))
+        await supervise.until_stopped(*loops, drain=(readiness.drain, partial(server.stop, settings.drain_s)))
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What runs for one shard."""
+
+    catalog: Catalog
+    loops: list[Loop]
 
 
 @asynccontextmanager
-async def _shard(
-    settings: ArchiveSettings, name: str, objects: ObjectStore | None
-) -> AsyncIterator[list[supervise.Loop]]:
+async def _shard(settings: ArchiveSettings, name: str, objects: ObjectStore | None) -> AsyncIterator[Shard]:
     """One shard's connections, its keeper and, with an S3, its archiver; nothing connects before it runs."""
     wanted = pg.PgSettings(
         dsn=settings.shards[name].get_secret_value(),
@@ -66,24 +88,28 @@ async def _shard(
         queue=QUEUE_PER_CONNECTION * settings.pool_size,
     )
     async with pg.open_database(wanted, name=f"archive-{name}") as database:
-        keeper = Keeper(
-            PartitionStore(name, database),
-            settings.ahead(),
-            SYSTEM_CLOCK,
-            JITTER,
-            look_s=settings.look_s,
-            again_s=settings.again_s,
-        )
-        yield [keeper] if objects is None else [keeper, _archiver(settings, wanted, database, name, objects)]
+        catalog = Catalog(name, database)
+        loops: list[Loop] = [
+            Keeper(
+                PartitionStore(name, database),
+                settings.ahead(),
+                SYSTEM_CLOCK,
+                JITTER,
+                look_s=settings.look_s,
+                again_s=settings.again_s,
+            )
+        ]
+        if objects is not None:
+            loops.append(_archiver(settings, wanted, catalog, objects))
+        yield Shard(catalog, loops)
 
 
 def _archiver(
-    settings: ArchiveSettings, wanted: pg.PgSettings, database: pg.Database, name: str, objects: ObjectStore
+    settings: ArchiveSettings, wanted: pg.PgSettings, catalog: Catalog, objects: ObjectStore
 ) -> Archiver:
-    catalog = Catalog(name, database)
     throttle = Throttle(settings.archive_bytes_per_s, SYSTEM_CLOCK)
     patient = wanted.model_copy(update={"session": PATIENT})
-    sessions = partial(pg.open_session, patient, name=f"archive-{name}")
+    sessions = partial(pg.open_session, patient, name=f"archive-{catalog.shard}")
     verifier = Verifier(catalog, objects, throttle)
     return Archiver(
         catalog,

@@ -50,6 +50,34 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class MonthView:
+    """A month as operators see it. state, reach: None when nobody asked for it.
+
+    orders: about, while it is only in the tables; exactly, when they were counted.
+    parts, segments, verified, restored: how many are planned, stored, read back, copied back.
+    """
+
+    month: date
+    state: State | None
+    reach: State | None
+    quarantined: str
+    note: str
+    orders: int
+    table_bytes: int
+    stored_bytes: int
+    parts: int
+    segments: int
+    verified: int
+    restored: int
+    committed_at: datetime | None
+    detach_from: datetime | None
+    drop_from: datetime | None
+    actor: str
+    reason: str
+    blockers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """A piece of a month: the orders after one key, up to and with another.
 
@@ -103,6 +131,10 @@ class Catalog:
         self.shard = shard
         self._database = database
 
+    def until(self, deadline: float) -> Catalog:
+        """The same catalog for one call: nothing is waited for after its deadline."""
+        return Catalog(self.shard, self._database.until(deadline))
+
     async def take_lease(self, holder: str, lease: timedelta) -> int | None:
         """The fence under which this holder archives the shard now; None while somebody else does."""
         fence: int | None = await self._database.fetchval(QUERIES.take_lease, holder, lease)
@@ -134,6 +166,15 @@ class Catalog:
         """The months that are in the database, the oldest first, and what keeps each from being frozen."""
         rows = await self._database.fetch(QUERIES.candidates, ripe_until)
         return [Candidate(r["month"], r["rows"], r["bytes"], tuple(r["blockers"])) for r in rows]
+
+    async def overview(self, ripe_until: datetime) -> list[MonthView]:
+        """Every month that the shard has or had, the oldest first."""
+        return [_view(row) for row in await self._database.fetch(QUERIES.overview, ripe_until)]
+
+    async def floor(self) -> datetime | None:
+        """Before this instant lists are not answered from the tables; None when nothing is archived."""
+        at: datetime | None = await self._database.fetchval(QUERIES.floor)
+        return at
 
     async def want(self, month: date, archive_id: UUID, reach: State, actor: str, reason: str) -> Month:
         """Ask for a month to be taken that far; one that goes already is only told how far. Idempotent."""
@@ -300,6 +341,29 @@ def _month(row: Any) -> Month:
         *("frozen_at", "detach_from", "drop_from", "failures", "damages", "not_before"),
     )
     return Month(state=State(row["state"]), reach=State(row["reach"]), **{name: row[name] for name in names})
+
+
+def _view(row: Any) -> MonthView:
+    return MonthView(
+        month=row["month"],
+        state=State(row["state"]) if row["state"] else None,
+        reach=State(row["reach"]) if row["reach"] else None,
+        quarantined=row["quarantined"],
+        note=row["note"],
+        orders=row["order_count"],
+        table_bytes=row["table_bytes"],
+        stored_bytes=row["stored_bytes"] or 0,
+        parts=row["parts"] or 0,
+        segments=row["segments"] or 0,
+        verified=row["verified"] or 0,
+        restored=row["restored"] or 0,
+        committed_at=row["committed_at"],
+        detach_from=row["detach_from"],
+        drop_from=row["drop_from"],
+        actor=row["actor"],
+        reason=row["reason"],
+        blockers=tuple(row["blockers"]),
+    )
 
 
 def _part(row: Any) -> Part:

@@ -43,6 +43,34 @@ SELECT m.month, m.rows, m.bytes, ordermesh.month_blockers(m.month, $1) AS blocke
          GROUP BY 1) AS m
  ORDER BY 1;
 
+-- name: overview
+-- Every month that the shard has tables of or that was ever asked for, with how far it is. $1: as `candidates`.
+WITH here AS (
+    SELECT (date_trunc('month', (regexp_match(pg_get_expr(c.relpartbound, c.oid),
+                                              'FROM \(''([^'']+)''\)'))[1]::timestamptz AT TIME ZONE 'UTC'))::date AS month,
+           sum(CASE WHEN i.inhparent = 'ordermesh.orders'::regclass THEN greatest(c.reltuples, 0) ELSE 0 END)::bigint AS rows,
+           sum(pg_total_relation_size(c.oid))::bigint AS bytes
+      FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+     WHERE i.inhparent IN ('ordermesh.orders'::regclass, 'ordermesh.order_journal'::regclass)
+     GROUP BY 1),
+stored AS (
+    SELECT p.archive_id, count(DISTINCT p.part) AS parts, count(s.key) AS segments, sum(s.size_bytes)::bigint AS bytes,
+           count(s.verified_at) AS verified, count(s.restored_at) AS restored
+      FROM ordermesh.archive_parts p LEFT JOIN ordermesh.archive_segments s USING (archive_id, part)
+     GROUP BY 1)
+SELECT month, m.state, m.reach, coalesce(m.quarantined, '') AS quarantined, coalesce(m.note, '') AS note,
+       coalesce(m.order_count, h.rows, 0) AS order_count, s.bytes AS stored_bytes, s.parts, s.segments, s.verified, s.restored,
+       coalesce(h.bytes, pg_total_relation_size(m.orders_oid) + pg_total_relation_size(m.journal_oid), 0) AS table_bytes,
+       m.committed_at, m.detach_from, m.drop_from, coalesce(m.actor, '') AS actor, coalesce(m.reason, '') AS reason,
+       CASE WHEN h.month IS NULL OR m.state NOT IN ('WANTED', 'THAWED', 'RESTORED') THEN '{}'
+            ELSE ordermesh.month_blockers(month, $1) END AS blockers
+  FROM here h FULL JOIN ordermesh.archive_months m USING (month) LEFT JOIN stored s ON s.archive_id = m.archive_id
+ ORDER BY month;
+
+-- name: floor
+-- Before this instant lists are not answered from the tables; NULL when nothing is archived.
+SELECT nullif(ordermesh.archive_floor(), '-infinity');
+
 -- name: want
 -- Ask for a month.
 -- $1: month; $2: archive_id; $3: reach; $4: actor; $5: reason. A month that goes already only gets another reach; the row.

@@ -7,6 +7,18 @@ from grpc import StatusCode
 from chassis.errors import OrdermeshError, Reason
 
 
+class UnknownShard(OrdermeshError):
+    """There is no shard of this name."""
+
+    code, reason = StatusCode.NOT_FOUND, Reason.UNKNOWN_SHARD
+
+
+class MonthNotFound(OrdermeshError):
+    """The shard has no such month, neither in its tables nor in the archive."""
+
+    code, reason = StatusCode.NOT_FOUND, Reason.MONTH_NOT_FOUND
+
+
 class LeaseLost(OrdermeshError):
     """Another process archives this shard by now; nothing more is done under the old lease."""
 

@@ -42,8 +42,10 @@ PARQUET = "application/vnd.apache.parquet"
 def rows_of(shape: Shape, part: Part) -> str:
     """The statement that gives a part's rows of a table, in the order of its key. $1 to $6: after, until."""
     if shape is ORDERS:
-        return QUERIES.orders_of_part.format(orders=part.orders_table, columns=shape.select_list("o"))
-    return QUERIES.journal_of_part.format(
+        template: str = QUERIES.orders_of_part
+        return template.format(orders=part.orders_table, columns=shape.select_list("o"))
+    template = QUERIES.journal_of_part
+    return template.format(
         orders=part.orders_table, journal=part.journal_table, columns=shape.select_list("j")
     )
 

@@ -1,8 +1,8 @@
 """Brings the rows of a dropped month back from its segments, each proven as it is read.
 
 A segment's rows and the note that they are back are one transaction, so a restore that was killed goes on
-where it was. Nobody reads the tables until all rows are back and are, by the database's count and hash, what was
-proven.
+where it was. Nobody reads the tables until all rows are back and are, by the database's count and hash,
+what was proven.
 """
 
 from __future__ import annotations

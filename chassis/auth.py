@@ -79,6 +79,7 @@ _B = "/ordermesh.order.v1.BucketService/"
 _T = "/ordermesh.routing.v1.RoutingService/"
 _H = "/ordermesh.history.v1.HistoryService/"
 _P = "/ordermesh.history.v1.ProjectionService/"
+_A = "/ordermesh.archive.v1.ArchiveService/"
 _U = "/ordermesh.upstream.v1.UpstreamService/"
 _S = "/ordermesh.upstream.v1.SimulatorService/"
 _WRITE = frozenset({Role.USER, Role.SERVICE, Role.OPERATOR})
@@ -118,6 +119,9 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _P + "StartOperation": _STEER,
     _P + "ListOperations": _STEER,
     _P + "CancelOperation": _STEER,
+    _A + "ListMonths": _STEER,
+    _A + "MoveMonth": _STEER,
+    _A + "HaltArchive": _STEER,
     _R + "ListHangingOrders": _STEER,
     _R + "ProbeOrder": _STEER,
     _R + "PauseRecovery": _STEER,

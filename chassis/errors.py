@@ -67,6 +67,7 @@ class Reason(StrEnum):
     NOT_A_VIP = "NOT_A_VIP"
     READ_MODEL_UNAVAILABLE = "READ_MODEL_UNAVAILABLE"
     OPERATION_NOT_FOUND = "OPERATION_NOT_FOUND"
+    MONTH_NOT_FOUND = "MONTH_NOT_FOUND"
 
 
 @dataclass(frozen=True, slots=True)

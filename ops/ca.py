@@ -34,6 +34,7 @@ from ops.files import write_private, write_public
 TRUST_DOMAIN: Final = "ordermesh"
 SERVICES: Final = (
     *("gateway", "shard_proxy", "order_svc", "history_svc", "projector", "recovery_svc"),
+    "archive_svc",
     *("upstream", "ops"),
 )
 SUBJECT_ISSUERS: Final = ("gateway", "shard_proxy")

@@ -15,6 +15,7 @@ import grpc
 from chassis import rpc
 from chassis.auth import ACTOR_HEADER
 from chassis.tls import TlsFiles
+from ordermesh.archive.v1.archive_service_pb2_grpc import ArchiveServiceStub
 from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceStub
 from ordermesh.history.v1.projection_service_pb2_grpc import ProjectionServiceStub
 from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceStub
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ops.stack.endpoints import Endpoints
+    from ordermesh.archive.v1.archive_service_pb2_grpc import ArchiveServiceAsyncStub
     from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceAsyncStub
     from ordermesh.history.v1.projection_service_pb2_grpc import ProjectionServiceAsyncStub
     from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceAsyncStub
@@ -51,6 +53,7 @@ class Mesh:
     orders: OrderServiceAsyncStub
     history: HistoryServiceAsyncStub
     projection: ProjectionServiceAsyncStub
+    archive: ArchiveServiceAsyncStub
     recovery: RecoveryServiceAsyncStub
     routing: RoutingServiceAsyncStub
 
@@ -68,6 +71,7 @@ async def connect(endpoints: Endpoints) -> AsyncIterator[Mesh]:
             OrderServiceStub(channel),
             HistoryServiceStub(channel),
             ProjectionServiceStub(channel),
+            ArchiveServiceStub(channel),
             RecoveryServiceStub(channel),
             RoutingServiceStub(channel),
         )

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from shard_proxy.domain import MapSnapshot
 
 log = structlog.get_logger("lanes")
-ORDER, HISTORY, PROJECTOR, RECOVERY = "order_svc", "history_svc", "projector", "recovery_svc"
+ORDER, HISTORY, PROJECTOR = "order_svc", "history_svc", "projector"
+RECOVERY, ARCHIVE = "recovery_svc", "archive_svc"
 LOOK_EVERY_S = 1.0
 """A connection's state is looked at this often even when nothing was reported, which also follows a renewed
 certificate.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID, uuid5
@@ -14,7 +13,7 @@ from ops.cli import output
 from ops.cli.bars import KINDS, bars, doing
 from ops.cli.calls import TIMEOUT_S, ask
 from ops.cli.edge import ExitCode
-from ops.cli.options import Actor, Format, OneShard, Output, RequestId, StateDir, Why, duration
+from ops.cli.options import Actor, Format, OneShard, Output, RequestId, StateDir, Why, duration, month
 from ops.mesh import spoken_by
 from ordermesh.history.v1 import projection_service_pb2 as pb
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from ops.mesh import Mesh
 
 Operation = pb.Operation
-_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])", re.ASCII)
 _STATES = {number: name.lower() for name, number in Operation.State.items()}
 
 app = typer.Typer(
@@ -35,16 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-
-
-def month(text: str) -> str:
-    """Read a month.
-
-    Raises: BadParameter.
-    """
-    if not _MONTH.fullmatch(text):
-        raise typer.BadParameter(f"{text!r} is no month; write it as 2026-09")
-    return text
 
 
 Months = Annotated[

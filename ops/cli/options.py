@@ -20,6 +20,7 @@ REQUEST_ID_KEY = "ordermesh.request_id"
 """Where the parsed options leave what the edge needs when the command fails."""
 ACTOR_CHARS_MAX = 32
 _NO_ACTOR = re.compile(r"[^A-Za-z0-9_.-]")
+_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -52,6 +53,16 @@ def duration(text: str | timedelta) -> timedelta:
     if found is None:
         raise typer.BadParameter(f"{text!r} is no duration; write it as 500ms, 5s, 2m, 1h or 1d")
     return timedelta(seconds=float(found[1]) * _UNIT_S[found[2] or "s"])
+
+
+def month(text: str) -> str:
+    """Read a month.
+
+    Raises: BadParameter.
+    """
+    if not _MONTH.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is no month; write it as 2026-09")
+    return text
 
 
 def os_user() -> str:

@@ -187,7 +187,7 @@ async def _bring_up_orders(stack: LocalStack, plan: Plan, servers: Servers) -> N
             servers.control,
             lanes=plan.lanes(),
             history=plan.address("history_svc"),
-            services={name: plan.address(name) for name in ("recovery_svc", "projector")},
+            services={name: plan.address(name) for name in ("recovery_svc", "projector", "archive_svc")},
         )
     await stack.start(*plan.processes())
     if servers.replicas:

@@ -58,6 +58,7 @@ EXPECTED = {
         "ListOperations": "---o",
         "CancelOperation": "---o",
     },
+    "archive.v1.ArchiveService": {"ListMonths": "---o", "MoveMonth": "---o", "HaltArchive": "---o"},
     "recovery.v1.RecoveryService": {
         "ListHangingOrders": "---o",
         "ProbeOrder": "---o",
@@ -89,6 +90,7 @@ PEERS = {
     "history_svc": "",
     "projector": "",
     "recovery_svc": "r",
+    "archive_svc": "",
     "upstream": "",
     "ops": "so",
 }

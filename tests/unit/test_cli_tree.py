@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ops.cli import COMMANDS, app
 
-SCREEN_LINES = 36
+SCREEN_LINES = 44
 SCREEN_COLUMNS = 80
 HELP_CPU_S_MAX = 0.5
 OF_THE_STACK = frozenset({"dev", "down", "stop", "start", "demo"})

@@ -114,6 +114,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Older orders and searches cannot be answered now; orders themselves are not affected."""
     REASON_OPERATION_NOT_FOUND: _Reason.ValueType  # 45
     """No operation of this id on this shard."""
+    REASON_MONTH_NOT_FOUND: _Reason.ValueType  # 46
+    """The shard has no such month, neither in its tables nor in the archive."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -210,4 +212,6 @@ REASON_READ_MODEL_UNAVAILABLE: Reason.ValueType  # 44
 """Older orders and searches cannot be answered now; orders themselves are not affected."""
 REASON_OPERATION_NOT_FOUND: Reason.ValueType  # 45
 """No operation of this id on this shard."""
+REASON_MONTH_NOT_FOUND: Reason.ValueType  # 46
+"""The shard has no such month, neither in its tables nor in the archive."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -1,0 +1,98 @@
+"""The handlers of ArchiveService: proto -> the shards' catalogs -> proto.
+
+Any archive_svc answers: what is asked for is a row in each shard, and whoever holds the shard carries it on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from uuid import uuid5
+
+from archive_svc import wire
+from archive_svc.errors import MonthNotFound, UnknownShard
+from archive_svc.lifecycle import ripe_until
+from chassis.errors import DeadlineExceeded, InvalidField, Overloaded, ShardUnavailable
+from ordermesh.archive.v1 import archive_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date
+    from uuid import UUID
+
+    from archive_svc.archiver import Pacing
+    from archive_svc.catalog import Catalog, MonthView
+    from chassis import rpc
+
+
+class ArchiveService:
+    """Implements ordermesh.archive.v1.ArchiveService. catalogs: by shard."""
+
+    def __init__(self, catalogs: Mapping[str, Catalog], pacing: Pacing) -> None:
+        self._catalogs = catalogs
+        self._pacing = pacing
+
+    async def ListMonths(self, request: pb.ListMonthsRequest, call: rpc.Call) -> pb.ListMonthsResponse:
+        """Say which months each shard has and had."""
+        catalogs = self._of(request.shard)
+        said = await asyncio.gather(*(self._listed(catalog.until(call.deadline)) for catalog in catalogs))
+        return pb.ListMonthsResponse(
+            shards=[each for each in said if each is not None],
+            unreachable=[
+                f"shards/{catalog.shard}"
+                for catalog, each in zip(catalogs, said, strict=True)
+                if each is None
+            ],
+        )
+
+    async def MoveMonth(self, request: pb.MoveMonthRequest, call: rpc.Call) -> pb.MoveMonthResponse:
+        """Note where a month is to be, in one shard or in all that have it."""
+        asked = wire.move(request)
+        found: list[pb.Month] = []
+        for catalog in self._of(asked.shard):
+            there = catalog.until(call.deadline)
+            if await self._view(there, asked.month) is None:
+                continue
+            archive_id = archive_id_of(asked.request_id, catalog.shard)
+            await there.want(asked.month, archive_id, asked.reach, call.subject.name, asked.reason)
+            view = await self._view(there, asked.month)
+            assert view is not None, "it was just written"
+            found.append(wire.month(catalog.shard, view))
+        if not found:
+            raise MonthNotFound(month=request.month)
+        return pb.MoveMonthResponse(months=found)
+
+    async def HaltArchive(self, request: pb.HaltArchiveRequest, call: rpc.Call) -> pb.HaltArchiveResponse:
+        """Set the kill switch of one shard or of all."""
+        if wrong := [*wire.why(request.reason)]:
+            raise InvalidField(*wrong)
+        for catalog in self._of(request.shard):
+            await catalog.until(call.deadline).halt(request.halted, call.subject.name, request.reason)
+        return pb.HaltArchiveResponse()
+
+    async def _listed(self, catalog: Catalog) -> pb.ListMonthsResponse.Shard | None:
+        """One shard's months; None when it does not answer."""
+        try:
+            control = await catalog.control()
+            ripe = ripe_until(control.at, self._pacing.months_min, self._pacing.days_min)
+            return wire.shard(catalog.shard, control, await catalog.floor(), await catalog.overview(ripe))
+        except (DeadlineExceeded, Overloaded, ShardUnavailable):
+            return None
+
+    async def _view(self, catalog: Catalog, month: date) -> MonthView | None:
+        control = await catalog.control()
+        ripe = ripe_until(control.at, self._pacing.months_min, self._pacing.days_min)
+        return next((view for view in await catalog.overview(ripe) if view.month == month), None)
+
+    def _of(self, shard: str) -> list[Catalog]:
+        """The catalog of one shard, or all. Raises: UnknownShard."""
+        if not shard:
+            return list(self._catalogs.values())
+        if shard not in self._catalogs:
+            raise UnknownShard(shard=shard)
+        return [self._catalogs[shard]]
+
+
+def archive_id_of(request_id: UUID, shard: str) -> UUID:
+    """What a wish begins in one shard; the same for the same wish."""
+    return uuid5(request_id, shard)

@@ -1,0 +1,122 @@
+"""Between protos and months. Pure."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from archive_svc.lifecycle import REACHES, State
+from chassis.errors import InvalidField, Violation
+from ordermesh.archive.v1 import archive_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from archive_svc.catalog import Control, MonthView
+
+REASON_CHARS_MAX = 512
+_MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
+
+
+class Move(NamedTuple):
+    """A checked wish for a month."""
+
+    request_id: UUID
+    shard: str
+    month: date
+    reach: State
+    reason: str
+
+
+def move(request: pb.MoveMonthRequest) -> Move:
+    """Check a wish for a month.
+
+    Raises: InvalidField with every wrong field.
+    """
+    wrong = [*why(request.reason)]
+    request_id, month, reach = _uuid(request.request_id), parsed_month(request.month), _reach(request.reach)
+    if request_id is None:
+        wrong.append(Violation("request_id", "must be a UUID"))
+    if month is None:
+        wrong.append(Violation("month", "must be a month such as 2023-08"))
+    if reach is None:
+        wrong.append(Violation("reach", f"must be one of {', '.join(REACHES)}"))
+    if wrong or request_id is None or month is None or reach is None:
+        raise InvalidField(*wrong)
+    return Move(request_id, request.shard, month, reach, request.reason)
+
+
+def why(text: str) -> Iterator[Violation]:
+    """What is wrong with a reason."""
+    if not 1 <= len(text) <= REASON_CHARS_MAX:
+        yield Violation("reason", f"must have 1 to {REASON_CHARS_MAX} characters")
+
+
+def parsed_month(text: str) -> date | None:
+    """The first day of a month; None when the text is none."""
+    found = _MONTH.fullmatch(text)
+    return date(int(found[1]), int(found[2]), 1) if found and int(found[1]) else None
+
+
+def shard(
+    name: str, control: Control, floor: datetime | None, months: Sequence[MonthView]
+) -> pb.ListMonthsResponse.Shard:
+    """One shard's months."""
+    return pb.ListMonthsResponse.Shard(
+        shard=name,
+        floor_time=_time(floor),
+        halted=control.is_halted,
+        actor=control.actor,
+        reason=control.reason,
+        holder=control.holder if control.lease_until > control.at else "",
+        months=[month(name, view) for view in months],
+    )
+
+
+def month(name: str, view: MonthView) -> pb.Month:
+    """A month. Months that nobody asked for are HOT."""
+    return pb.Month(
+        shard=name,
+        month=f"{view.month:%Y-%m}",
+        state=pb.Month.State.Value(view.state or "HOT"),
+        reach=pb.Month.State.Value(view.reach) if view.reach else pb.Month.STATE_UNSPECIFIED,
+        blockers=view.blockers,
+        quarantined=view.quarantined,
+        note=view.note,
+        order_count=view.orders,
+        table_bytes=view.table_bytes,
+        stored_bytes=view.stored_bytes,
+        part_count=view.parts,
+        stored_count=view.segments,
+        verified_count=view.verified,
+        restored_count=view.restored,
+        commit_time=_time(view.committed_at),
+        detach_time=_time(view.detach_from),
+        drop_time=_time(view.drop_from),
+        actor=view.actor,
+        reason=view.reason,
+    )
+
+
+def _time(at: datetime | None) -> Timestamp | None:
+    if at is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(at)
+    return stamp
+
+
+def _reach(number: int) -> State | None:
+    return next((each for each in REACHES if pb.Month.State.Value(each) == number), None)
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

@@ -1,0 +1,89 @@
+"""Following months on their way into the archive and back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from ops.mesh import TIMEOUT_S, CallFailed
+from ordermesh.archive.v1 import archive_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from ops.mesh import Mesh
+
+    Tell = Callable[[Sequence[pb.Month]], None]
+
+LOOK_EVERY_S = 0.3
+Month = pb.Month
+READY = frozenset({Month.HOT, Month.THAWED, Month.RESTORED})
+"""States of months that are in their shard and could leave it."""
+GIB = 1024**3
+S3_USD_PER_GIB_MONTH = 0.0245
+"""STANDARD in Frankfurt; list prices of 2025."""
+DISK_USD_PER_GIB_MONTH = 0.115
+COPIES = 3
+"""Of the database's disk: primary, replica, backup."""
+PER_STORED_BYTE = 4.0
+"""Bytes of tables and indexes for one byte of segments, before it is known; seeded months had 4 to 6."""
+
+
+async def listed(mesh: Mesh, shard: str = "") -> pb.ListMonthsResponse:
+    """Every month of every shard, or of one.
+
+    Raises: CallFailed.
+    """
+    return await mesh.archive.ListMonths(pb.ListMonthsRequest(shard=shard), timeout=TIMEOUT_S)
+
+
+def ready(shard: pb.ListMonthsResponse.Shard) -> list[Month]:
+    """The months that could leave now, the oldest first: an older one that cannot holds the others up."""
+    found: list[Month] = []
+    for month in shard.months:
+        if month.state not in READY:
+            continue
+        blockers = [each for each in month.blockers if each != "OLDER_MONTH_FIRST"]
+        if blockers:
+            break
+        found.append(month)
+    return found
+
+
+def is_there(month: Month) -> bool:
+    """Whether a month is where it is to be, or waits for a person."""
+    return month.state == month.reach or bool(month.quarantined)
+
+
+async def followed(mesh: Mesh, begun: Collection[Month], *, wait_s: float, tell: Tell) -> list[Month]:
+    """Months as they are when each is where it is to be, or when the time is; told again and again.
+
+    A mesh that does not answer meanwhile is asked again.
+    """
+    known = {(each.shard, each.month): each for each in begun}
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end and not all(map(is_there, known.values())):
+        try:
+            answer = await listed(mesh)
+        except CallFailed:
+            await asyncio.sleep(LOOK_EVERY_S)
+            continue
+        for shard in answer.shards:
+            for month in shard.months:
+                if (month.shard, month.month) in known:
+                    known[month.shard, month.month] = month
+        tell(list(known.values()))
+        await asyncio.sleep(LOOK_EVERY_S)
+    return list(known.values())
+
+
+def stored_estimate(month: Month) -> float:
+    """About how many bytes a month takes up in S3; exactly, when it is stored."""
+    return month.stored_bytes or month.table_bytes / PER_STORED_BYTE
+
+
+def saved_usd(month: Month) -> float:
+    """About what a month less in the database saves in a month, in US dollars, at list prices."""
+    disk = month.table_bytes / GIB * DISK_USD_PER_GIB_MONTH * COPIES
+    return disk - stored_estimate(month) / GIB * S3_USD_PER_GIB_MONTH

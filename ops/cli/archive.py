@@ -1,0 +1,338 @@
+"""`ordermesh archive`: take old months out of the shards, and bring them back."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID, uuid5
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ops import archive
+from ops.cli import output
+from ops.cli.calls import TIMEOUT_S, ask
+from ops.cli.edge import ExitCode
+from ops.cli.options import Actor, Format, OneShard, Output, RequestId, StateDir, Why, duration, month
+from ops.mesh import spoken_by
+from ordermesh.archive.v1 import archive_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.progress import TaskID
+    from rich.table import Table
+
+    from ops.mesh import Mesh
+
+Month = pb.Month
+HALF_AN_HOUR = timedelta(minutes=30)
+_MIB = 1024**2
+_STATES = {number: name.lower() for name, number in Month.State.items()}
+
+app = typer.Typer(
+    help="plan, run, status, thaw, restore, halt, resume.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+TheMonth = Annotated[str, typer.Option("--month", parser=month, metavar="YYYY-MM", help="Which month.")]
+Wait = Annotated[
+    timedelta,
+    typer.Option(
+        "--wait",
+        parser=duration,
+        metavar="DURATION",
+        show_default="30m",
+        help="How long to watch it; 0s to return at once. It goes on either way.",
+    ),
+]
+
+
+@app.command()
+def status(state_dir: StateDir, shard: OneShard = "", form: Output = Format.TABLE) -> None:
+    """Say where the months stand that leave their shards, or left them.
+
+    Exit code 1 when one waits for a person, or a shard does not answer.
+
+    \b
+    Example:
+      ordermesh archive status
+    """
+    answer = ask(state_dir, lambda mesh: archive.listed(mesh, shard))
+    months = [each for part in answer.shards for each in part.months if each.state != Month.HOT]
+    output.emit(form, answer, _table(months))
+    for part in answer.shards:
+        if part.halted:
+            output.note(f"shards/{part.shard} is halted by {part.actor}: {part.reason}")
+    for name in answer.unreachable:
+        output.note(f"{name} does not answer")
+    if answer.unreachable or any(each.quarantined for each in months):
+        raise typer.Exit(ExitCode.NO)
+
+
+@app.command()
+def plan(state_dir: StateDir, shard: OneShard = "", form: Output = Format.TABLE) -> None:
+    """Say which months are in the shards, what they take up, and what keeps each from leaving.
+
+    Changes nothing.
+
+    \b
+    Example:
+      ordermesh archive plan
+    """
+    answer = ask(state_dir, lambda mesh: archive.listed(mesh, shard))
+    there = [each for part in answer.shards for each in part.months if each.table_bytes]
+    columns = ("shard", "month", "orders", "in the shard", "in S3", "saves a month", "what keeps it")
+    rows = [
+        (
+            each.shard,
+            each.month,
+            f"{each.order_count:,}",
+            _mib(each.table_bytes),
+            f"~{_mib(archive.stored_estimate(each))}",
+            f"~{archive.saved_usd(each):.2f} USD",
+            ", ".join(each.blockers) or ("" if each.state in archive.READY else _STATES[each.state]),
+        )
+        for each in there
+    ]
+    output.emit(form, answer, output.table(*columns, rows=rows))
+    for name in answer.unreachable:
+        output.note(f"{name} does not answer")
+    if answer.unreachable:
+        raise typer.Exit(ExitCode.NO)
+
+
+@app.command()
+def run(
+    reason: Why,
+    actor: Actor,
+    request_id: RequestId,
+    state_dir: StateDir,
+    months: Annotated[
+        list[str],
+        typer.Option("--month", parser=month, metavar="YYYY-MM", help="This month; may be given again."),
+    ] = [],  # noqa: B006 - typer copies it
+    oldest: Annotated[int, typer.Option(min=1, max=120, help="So many of the oldest, of each shard.")] = 1,
+    reach: Annotated[
+        str, typer.Option(help="How far: verified, committed, grace or dropped.", metavar="STATE")
+    ] = "dropped",
+    shard: OneShard = "",
+    execute: Annotated[
+        bool, typer.Option("--execute", help="Do it; without it, only what would be done is said.")
+    ] = False,
+    wait: Wait = HALF_AN_HOUR,
+    form: Output = Format.TABLE,
+) -> None:
+    """Take months out of the shards: copied, read back, compared, and only then given up.
+
+    Exit code 1 when one waits for a person, or is not there in time.
+
+    \b
+    Example:
+      ordermesh archive run --oldest 6 --reason "it is time" --execute
+    """
+    goal = _reach(reach, Month.VERIFIED, Month.COMMITTED, Month.GRACE, Month.DROPPED)
+    answer = ask(state_dir, lambda mesh: archive.listed(mesh, shard))
+    chosen = [each for part in answer.shards for each in _chosen(part, months, oldest)]
+    if not chosen:
+        output.note("no month can leave now; `ordermesh archive plan` says why")
+        raise typer.Exit(ExitCode.NO)
+    if not execute:
+        output.emit(form, chosen, _table(chosen))
+        output.note(f"nothing was done; with --execute these {len(chosen)} would go as far as {reach}")
+        return
+    _moved(state_dir, chosen, goal, reason, actor, request_id, wait, form)
+
+
+@app.command()
+def thaw(
+    the_month: TheMonth,
+    reason: Why,
+    actor: Actor,
+    request_id: RequestId,
+    state_dir: StateDir,
+    shard: OneShard = "",
+    wait: Wait = HALF_AN_HOUR,
+    form: Output = Format.TABLE,
+) -> None:
+    """Let a month stay that readers still read from its tables.
+
+    \b
+    Example:
+      ordermesh archive thaw --month 2023-08 --reason "not yet"
+    """
+    asked = [Month(shard=shard, month=the_month)]
+    _moved(state_dir, asked, Month.THAWED, reason, actor, request_id, wait, form)
+
+
+@app.command()
+def restore(
+    the_month: TheMonth,
+    reason: Why,
+    actor: Actor,
+    request_id: RequestId,
+    state_dir: StateDir,
+    shard: OneShard = "",
+    wait: Wait = HALF_AN_HOUR,
+    form: Output = Format.TABLE,
+) -> None:
+    """Bring a month back into its tables, from wherever it stands; readers read these then.
+
+    \b
+    Example:
+      ordermesh archive restore --month 2023-08 --reason "a court wants it"
+    """
+    asked = [Month(shard=shard, month=the_month)]
+    _moved(state_dir, asked, Month.RESTORED, reason, actor, request_id, wait, form)
+
+
+@app.command()
+def halt(
+    reason: Why, actor: Actor, state_dir: StateDir, shard: OneShard = "", form: Output = Format.TABLE
+) -> None:
+    """Stop every change of a table at once; what only copies or compares goes on.
+
+    \b
+    Example:
+      ordermesh archive halt --reason "a migration is under way"
+    """
+    _halted(state_dir, True, shard, reason, actor, form)
+
+
+@app.command()
+def resume(
+    reason: Why, actor: Actor, state_dir: StateDir, shard: OneShard = "", form: Output = Format.TABLE
+) -> None:
+    """Let tables be changed again.
+
+    \b
+    Example:
+      ordermesh archive resume --reason "the migration is over"
+    """
+    _halted(state_dir, False, shard, reason, actor, form)
+
+
+def _chosen(part: pb.ListMonthsResponse.Shard, months: Sequence[str], oldest: int) -> list[Month]:
+    if months:
+        return [each for each in part.months if each.month in months and each.state != Month.DROPPED]
+    return archive.ready(part)[:oldest]
+
+
+def _reach(text: str, *allowed: Month.State.ValueType) -> Month.State.ValueType:
+    for number in allowed:
+        if _STATES[number] == text.lower():
+            return number
+    raise typer.BadParameter(f"{text!r} is none of {', '.join(_STATES[each] for each in allowed)}")
+
+
+def _moved(
+    state_dir: StateDir,
+    chosen: Sequence[Month],
+    goal: Month.State.ValueType,
+    reason: str,
+    actor: str,
+    request_id: UUID,
+    wait: timedelta,
+    form: Format,
+) -> None:
+    """Ask for months to be somewhere, and watch them until they are."""
+
+    async def work(mesh: Mesh) -> list[Month]:
+        begun: list[Month] = []
+        for each in chosen:
+            request = pb.MoveMonthRequest(
+                request_id=str(uuid5(request_id, each.month)),
+                shard=each.shard,
+                month=each.month,
+                reach=goal,
+                reason=reason,
+            )
+            answer = await mesh.archive.MoveMonth(request, timeout=TIMEOUT_S, metadata=spoken_by(actor))
+            begun += answer.months
+        with _bars(form) as tell:
+            return await archive.followed(mesh, begun, wait_s=wait.total_seconds(), tell=tell)
+
+    months = ask(state_dir, work)
+    output.emit(form, months, _table(months))
+    for each in months:
+        if each.quarantined:
+            output.note(f"{each.shard} {each.month} waits for a person: {each.quarantined}")
+    if wait and any(each.state != each.reach for each in months):
+        raise typer.Exit(ExitCode.NO)
+
+
+def _halted(state_dir: StateDir, is_halted: bool, shard: str, reason: str, actor: str, form: Format) -> None:
+    request = pb.HaltArchiveRequest(shard=shard, halted=is_halted, reason=reason)
+
+    async def work(mesh: Mesh) -> pb.ListMonthsResponse:
+        await mesh.archive.HaltArchive(request, timeout=TIMEOUT_S, metadata=spoken_by(actor))
+        return await archive.listed(mesh, shard)
+
+    answer = ask(state_dir, work)
+    rows = [(each.shard, "yes" if each.halted else "no", each.actor, each.reason) for each in answer.shards]
+    output.emit(form, answer, output.table("shard", "halted", "by", "reason", rows=rows))
+
+
+@contextmanager
+def _bars(form: Format) -> Iterator[archive.Tell]:
+    """A bar on the terminal for each month that is on its way."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    is_shown = form is Format.TABLE and sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_shown) as progress:
+        shown: dict[tuple[str, str], TaskID] = {}
+
+        def tell(months: Sequence[Month]) -> None:
+            for each in months:
+                key = (each.shard, each.month)
+                if key not in shown:
+                    shown[key] = progress.add_task("", total=None)
+                # Every segment is stored, then read back; or copied back.
+                back = each.state == Month.RESTORING
+                progress.update(
+                    shown[key],
+                    description=f"{each.shard} {each.month} {_STATES[each.state]}",
+                    total=(2 if back else 4) * each.part_count or None,
+                    completed=each.restored_count if back else each.stored_count + each.verified_count,
+                )
+
+        yield tell
+
+
+def _table(months: Sequence[Month]) -> Table:
+    columns = (
+        "shard",
+        "month",
+        "state",
+        "reach",
+        "orders",
+        "in the shard",
+        "in S3",
+        "segments",
+        "why it waits",
+    )
+    return output.table(
+        *columns,
+        rows=[
+            (
+                each.shard,
+                each.month,
+                _STATES[each.state],
+                _STATES[each.reach] if each.reach else "",
+                f"{each.order_count:,}",
+                _mib(each.table_bytes) if each.table_bytes else "",
+                _mib(each.stored_bytes) if each.stored_bytes else "",
+                f"{each.verified_count}/{each.stored_count}/{2 * each.part_count}" if each.part_count else "",
+                each.quarantined or each.note,
+            )
+            for each in months
+        ],
+    )
+
+
+def _mib(size_bytes: float) -> str:
+    return f"{size_bytes / _MIB:,.1f} MiB"
