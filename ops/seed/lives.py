@@ -393,6 +393,9 @@ LIVES: tuple[tuple[Callable[[Life], None], float, timedelta], ...] = (
 )
 """The lives, how many orders live each of them, and how long it may take."""
 _WEIGHTS = [weight for _, weight, _ in LIVES]
+_LEFT_OPEN = frozenset({is_parked, is_mismatched, hangs})
+OPEN_MAX = 60 * DAY
+"""Nobody leaves a case for longer: an older order of that kind was resolved by a person."""
 
 
 def lived(draft: Draft, *, until: datetime, now: datetime) -> Life:
@@ -405,6 +408,8 @@ def lived(draft: Draft, *, until: datetime, now: datetime) -> Life:
     live, _, longest = draft.draw.choices(LIVES, _WEIGHTS)[0]
     if life.at + longest > until:
         live = succeeds
+    elif live in _LEFT_OPEN and life.at < until - OPEN_MAX:
+        live = is_resolved
     live(life)
     if life.order.stage is not Stage.DONE:
         _wait_on(life, now)

@@ -12,8 +12,8 @@ from ops.errors import OpsError
 
 USERS_MAX: Final = 100_000
 ORDERS_MAX: Final = 50_000_000
-MONTHS_MAX: Final = 27
-"""As many as a shard keeps partitions of."""
+MONTHS_MAX: Final = 48
+"""Beyond the 24 that stay in the shards, so that there is something to archive."""
 SEED_MAX: Final = 2**31 - 1
 HEAVY_SHARE_MAX: Final = 0.99
 AGE_MIN: Final = timedelta(hours=49)

@@ -12,7 +12,7 @@ from history_svc.document import month_of
 from history_svc.text import words
 from ops.seed import lives
 from ops.seed.drafts import Drafts
-from ops.seed.lives import LIVES, Life, lived
+from ops.seed.lives import LIVES, OPEN_MAX, Life, lived
 from ops.seed.plan import AGE_MIN, Origin, Plan, PlanRefused, latest_end
 from ops.seed.rows import COLUMNS, records
 from ops.seed.run import KINDS
@@ -35,7 +35,7 @@ def everyone(count: int = PLAN.orders) -> list[Life]:
     [
         ({"users": 0}, "--users"),
         ({"orders": 0}, "--orders"),
-        ({"months": 28}, "--months"),
+        ({"months": 49}, "--months"),
         ({"seed": -1}, "--seed"),
         ({"heavy_share": 1.0}, "--heavy-user"),
     ],
@@ -97,6 +97,16 @@ def test_nothing_is_told_of_the_last_two_days_and_no_timer_is_overdue():
         assert life.journal[-1][1] < UNTIL + LATER < NOW - timedelta(days=2)
         if life.timer is not None:
             assert life.timer.due_at > NOW + LATER
+
+
+def test_no_case_is_left_open_for_months():
+    plan = Plan(users=5, orders=2000, months=6, seed=3)
+    drafts = Drafts(plan, UNTIL, KINDS)
+    found = [lived(drafts.draft(number), until=UNTIL, now=NOW) for number in range(plan.orders)]
+    old = [life for life in found if life.order.created_at < UNTIL - OPEN_MAX]
+    assert len(old) > 500
+    assert {life.order.stage for life in old} == {Stage.DONE}
+    assert {life.order.stage for life in found if life not in old} > {Stage.DONE}
 
 
 def test_every_stage_kind_and_currency_can_be_found_and_so_can_words():
