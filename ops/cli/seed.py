@@ -57,7 +57,8 @@ def seed(
 
     Each order lived through the rules of order_svc: most are settled; of the last two months some are parked
     with open dead letters, a few hang. The upstreams' ledgers get their side of it, so the audit passes.
-    Nothing is younger than two days. The same arguments again add nothing; a run that was cut off is completed.
+    Nothing is younger than two days. The same arguments again add nothing; a run that was cut off is
+    completed.
 
     The read model builds these months by itself; until then their lists come from the shards.
 
