@@ -213,6 +213,9 @@ class Archiver:
             await self._wait(month, fence, WAITS, "NOT_SEARCHABLE")
             return
         parts = await self._catalog.plan(month, fence, self._pacing.part_bytes)
+        if parts < 0:
+            await self._wait(month, fence, BLOCKED, "SETTLED_LATELY")
+            return
         self._tell(month, State.PLANNED, parts=parts)
         await faults.point(points.AFTER_PLAN)
 

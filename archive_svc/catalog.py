@@ -195,7 +195,10 @@ class Catalog:
         return bool(await self._database.fetchval(QUERIES.is_searchable, at))
 
     async def plan(self, month: Month, fence: int, part_bytes: int) -> int:
-        """Cut a frozen month into parts; how many. Raises: LeaseLost."""
+        """Cut a frozen month into parts; how many, -1 while a request of it may still be repeated.
+
+        Raises: LeaseLost.
+        """
         planned: int | None = await self._database.fetchval(
             QUERIES.plan, month.month, fence, part_bytes, timeout_s=PLAN_S_MAX
         )

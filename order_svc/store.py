@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from chassis import faults, pg
-from chassis.errors import FROZEN_W, Contended, StaleRoute
+from chassis.errors import FROZEN_W, Contended, OrderArchived, StaleRoute
 from chassis.ids import id_bucket, id_time
 from order_svc import points, rows
 from order_svc.errors import DeadLetterNotFound, OrderElsewhere, OrderNotFound, RequestIdReused
@@ -146,7 +146,7 @@ class OrderStore:
     async def get(self, order_id: UUID) -> Order:
         """One order as it is now.
 
-        Raises: OrderNotFound; StaleRoute when its bucket is not ours.
+        Raises: OrderNotFound; OrderArchived; StaleRoute when its bucket is not ours.
         """
         row = await self._db.fetchrow(queries.get_order, order_id, id_time(order_id), id_bucket(order_id))
         return rows.order(_found(row, order_id))
@@ -180,7 +180,8 @@ class OrderStore:
         lease_token: from the claim; a Rewait moves the timer only while it is valid.
         known: the situation as this process wrote it a moment ago; saves the first read of an event that was
         never tried before. When it is out of date the version says so.
-        Raises: whatever the rule raises; OrderNotFound; StaleRoute; Contended when the tries are spent.
+        Raises: whatever the rule raises; OrderNotFound; OrderArchived; StaleRoute; Contended when the tries
+        are spent.
         """
         if known is not None and isinstance(guess := rule(known), Change):
             written = await self._apply(guess, at)
@@ -262,12 +263,14 @@ class OrderStore:
     async def events(self, order_id: UUID, after_version: int, limit: int) -> list[OrderEvent]:
         """The journal after a version, oldest first.
 
-        Raises: OrderNotFound when there is none at all; StaleRoute.
+        Raises: OrderNotFound when there is none at all; OrderArchived; StaleRoute.
         """
         bucket = id_bucket(order_id)
         key = (order_id, id_time(order_id), bucket)
         found = await self._db.fetch(queries.list_events, *key, after_version, limit)
-        events = [rows.event(row) for row in found if _owned(row, bucket)["version"] is not None]
+        events = [
+            rows.event(row) for row in found if _hot(_owned(row, bucket), order_id)["version"] is not None
+        ]
         if not events and after_version == 0:
             raise OrderNotFound(order_id=order_id)
         return events
@@ -361,7 +364,17 @@ def _owned(row: Any, bucket: int) -> Any:
     return row
 
 
+def _hot(row: Any, order_id: UUID) -> Any:
+    """The row, if its month is served from here.
+
+    Raises: OrderArchived, whether or not there was such an order.
+    """
+    if row["is_archived"]:
+        raise OrderArchived(order_id=order_id, month=f"{id_time(order_id):%Y-%m}")
+    return row
+
+
 def _found(row: Any, order_id: UUID) -> Any:
-    if _owned(row, id_bucket(order_id))["order_id"] is None:
+    if _hot(_owned(row, id_bucket(order_id)), order_id)["order_id"] is None:
         raise OrderNotFound(order_id=order_id)
     return row

@@ -213,15 +213,19 @@ CREATE FUNCTION ordermesh.is_searchable(p_at timestamptz) RETURNS boolean
               LEFT JOIN ordermesh.watermarks w ON w.stream_partition >= i.partition_base
                                               AND w.stream_partition < i.partition_base + i.partition_count);
 
--- Cuts a frozen month into parts of about so many bytes of rows. Returns how many; NULL when it was not to be done.
+-- Cuts a frozen month into parts of about so many bytes of rows. Returns how many; NULL when it was not to be done; -1 while an
+-- order of it was settled less than 72 hours ago, since its request may be repeated until then and has to find it.
 CREATE FUNCTION ordermesh.plan_month(p_month date, p_fence bigint, p_part_bytes bigint) RETURNS int
     LANGUAGE plpgsql SET timezone = 'UTC' AS $$
 DECLARE
     m ordermesh.archive_months;
     planned int;
+    is_fresh boolean;
 BEGIN
     SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'FROZEN';
     IF NOT FOUND THEN RETURN NULL; END IF;
+    EXECUTE format('SELECT max(settled_at) > ordermesh.clock() - interval ''72 hours'' FROM %s', m.orders_oid::regclass) INTO is_fresh;
+    IF is_fresh THEN RETURN -1; END IF;
     DELETE FROM ordermesh.archive_parts WHERE archive_id = m.archive_id;
     EXECUTE format($plan$
         INSERT INTO ordermesh.archive_parts (archive_id, part, after_user, after_created_at, after_order,

@@ -1,11 +1,15 @@
 """A month's way out of a real Postgres into an S3, and everything that must keep it from going further."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
 from archive_svc.lifecycle import State
-from chassis.errors import OrdermeshError
+from chassis.errors import OrderArchived, OrdermeshError
+from order_svc.errors import OrderNotFound
+from order_svc.store import OrderStore
 from tests.archiving import AUGUST, SEPTEMBER, Archive, Twin, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
@@ -121,3 +125,128 @@ async def test_a_restored_month_that_is_not_what_was_proven_is_not_given_to_read
     month = await archive.work()
     assert "not what was proven" in month.quarantined
     assert not await archive.is_attached("ordermesh.orders_2023_08")
+
+
+async def test_orders_of_a_month_change_no_more_once_it_is_frozen_and_are_not_read_once_it_is_committed(
+    archive: Archive,
+) -> None:
+    orders = OrderStore(archive.shard)
+    order_id = await archive.value("SELECT order_id FROM ordermesh.orders LIMIT 1")
+    unknown = UUID(int=order_id.int ^ 1)
+    await archive.want(AUGUST, State.VERIFIED)
+    await archive.work()
+    assert (await orders.get(order_id)).order_id == order_id
+    assert len(await orders.events(order_id, 0, 10)) == 2
+    with pytest.raises(OrderNotFound):
+        await orders.get(unknown)
+    with pytest.raises(OrderArchived):
+        await archive.shard.execute("UPDATE ordermesh.orders SET labels = '{}' WHERE order_id = $1", order_id)
+
+    for state in (State.COMMITTED, State.GRACE, State.DROPPED):
+        await archive.want(AUGUST, state)
+        assert (await archive.work()).state is state
+        for known in (order_id, unknown):
+            for asked in (orders.get(known), orders.events(known, 0, 10), orders.events(known, 1, 10)):
+                with pytest.raises(OrderArchived) as refused:
+                    await asked
+                assert refused.value.facts == {"order_id": str(known), "month": "2023-08"}
+        assert await orders.get_many([order_id]) == []
+
+
+async def test_an_order_that_was_settled_lately_keeps_its_month(archive: Archive) -> None:
+    """Its request may be repeated, and has to find it."""
+    await archive.shard.execute(
+        "UPDATE ordermesh.orders SET settled_at = ordermesh.clock() - interval '71 hours' "
+        "WHERE order_id = (SELECT order_id FROM ordermesh.orders LIMIT 1)"
+    )
+    await archive.want(AUGUST)
+    assert (await archive.work()).state is State.FROZEN
+    assert await archive.value("SELECT note FROM ordermesh.archive_months") == "SETTLED_LATELY"
+
+
+TIMER = """
+INSERT INTO ordermesh.order_timers
+       (order_id, created_at, user_id, bucket, route_epoch, upstream, stage, class, due_at)
+SELECT order_id, created_at, user_id, bucket, 1, 'payments', 'UNKNOWN', 'PROBE', created_at
+  FROM ordermesh.orders LIMIT 1"""
+CASE = """
+INSERT INTO ordermesh.dead_letters
+       (dead_letter_id, order_id, created_at, user_id, bucket, route_epoch, reason, severity, evidence,
+        opened_at, opened_version)
+SELECT gen_random_uuid(), order_id, created_at, user_id, bucket, 1, 'CONTRADICTION', 1, '{}', created_at, 2
+  FROM ordermesh.orders LIMIT 1"""
+POISON = """
+INSERT INTO ordermesh.quarantine
+SELECT order_id, created_at, user_id, 0, 2, 'poison', created_at FROM ordermesh.orders LIMIT 1"""
+
+
+@pytest.mark.parametrize(
+    ("trouble", "blocker"),
+    [(TIMER, "UNSETTLED_ORDERS"), (CASE, "OPEN_DEAD_LETTERS"), (POISON, "NOT_SEARCHABLE")],
+)
+async def test_a_month_with_open_business_is_not_frozen(archive: Archive, trouble: str, blocker: str) -> None:
+    await archive.shard.execute(trouble)
+    await archive.want(AUGUST)
+    assert (await archive.work()).state is State.WANTED
+    assert await archive.value("SELECT note FROM ordermesh.archive_months") == blocker
+    assert await archive.shard.execute("UPDATE ordermesh.orders SET labels = labels") == f"UPDATE {COUNT}"
+
+
+async def test_a_month_whose_changes_are_not_searchable_yet_is_not_copied(archive: Archive) -> None:
+    await archive.shard.execute(
+        "UPDATE ordermesh.watermarks SET source_at = '2023-08-15Z' WHERE stream_partition = 3"
+    )
+    await archive.want(AUGUST)
+    assert (await archive.work()).state is State.FROZEN
+    await archive.shard.execute("DELETE FROM ordermesh.watermarks WHERE stream_partition = 3")
+    await archive.shard.execute("UPDATE ordermesh.archive_months SET not_before = 'epoch'")
+    assert (await archive.work()).state is State.FROZEN, (
+        "a partition that was never indexed is not searchable"
+    )
+
+
+async def test_the_kill_switch_keeps_the_tables_and_lets_copying_go_on(archive: Archive) -> None:
+    await archive.want(AUGUST)
+    await archive.work(until=State.PLANNED)
+    await archive.catalog.halt(True, "a test", "stop")
+    assert (await archive.work()).state is State.COMMITTED
+    assert await archive.is_attached("ordermesh.orders_2023_08")
+    await archive.catalog.halt(False, "a test", "go on")
+    assert (await archive.work()).state is State.DROPPED
+
+
+async def test_tables_stay_for_their_settle_and_grace_times(
+    database: Database, s3_server: InProcessS3
+) -> None:
+    async with opened(
+        database, Place.of(s3_server), settle=timedelta(hours=1), grace=timedelta(hours=1)
+    ) as archive:
+        await fill(database, 50)
+        await archive.want(AUGUST)
+        assert (await archive.work()).state is State.COMMITTED
+        await archive.shard.execute("UPDATE ordermesh.archive_months SET detach_from = clock_timestamp()")
+        assert (await archive.work()).state is State.GRACE
+        await archive.shard.execute("UPDATE ordermesh.archive_months SET drop_from = clock_timestamp()")
+        assert (await archive.work()).state is State.DROPPED
+
+
+async def test_an_empty_month_leaves_too(archive: Archive) -> None:
+    await archive.want(AUGUST)
+    await archive.work()
+    await archive.want(SEPTEMBER)
+    assert (await archive.work(month=SEPTEMBER)).state is State.DROPPED
+    assert await archive.segments(SEPTEMBER) == []
+    await archive.want(SEPTEMBER, State.RESTORED)
+    assert (await archive.work(month=SEPTEMBER)).state is State.RESTORED
+
+
+async def test_months_go_by_themselves_when_they_are_old_enough(
+    database: Database, s3_server: InProcessS3
+) -> None:
+    async with opened(database, Place.of(s3_server), reach=State.DROPPED) as archive:
+        await fill(database, 50)
+        await archive.work()
+        assert [month.state for month in await archive.catalog.months()] == [State.DROPPED, State.DROPPED]
+        assert await archive.value(
+            "SELECT count(*) > 3 FROM pg_inherits WHERE inhparent = 'ordermesh.orders'::regclass"
+        )

@@ -294,7 +294,7 @@ class BatchGetOrdersResponse(_message.Message):
 
     @_builtins.property
     def missing_order_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those that do not."""
+        """Those that do not, or whose month is archived."""
 
     def __init__(
         self,

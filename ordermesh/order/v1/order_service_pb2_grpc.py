@@ -134,7 +134,7 @@ class OrderServiceServicer:
     def GetOrder(self, request, context):
         """Returns one order as it is now.
 
-        Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
+        Refuses with ORDER_NOT_FOUND, ORDER_ARCHIVED or ORDER_ID_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,7 +144,7 @@ class OrderServiceServicer:
         """Gives an order other labels, all of them, at any stage: settled ones too, until their month is archived.
 
         Nothing else of the order changes but its version. A repeat with the same `request_id` returns the order as it is.
-        Refuses with ORDER_NOT_FOUND, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
+        Refuses with ORDER_NOT_FOUND, ORDER_ARCHIVED, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,7 +153,7 @@ class OrderServiceServicer:
     def BatchGetOrders(self, request, context):
         """Returns up to 100 orders of any shards, in no particular order.
 
-        Ids without an order are listed in `missing_order_ids`.
+        Ids without an order, or of an archived month, are listed in `missing_order_ids`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,7 +172,7 @@ class OrderServiceServicer:
     def ListOrderEvents(self, request, context):
         """Lists the order's journal, oldest first.
 
-        Refuses with ORDER_NOT_FOUND.
+        Refuses with ORDER_NOT_FOUND or ORDER_ARCHIVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,18 +42,18 @@ class OrderServiceStub:
     GetOrder: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.GetOrderRequest, _order_service_pb2.GetOrderResponse]
     """Returns one order as it is now.
 
-    Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
+    Refuses with ORDER_NOT_FOUND, ORDER_ARCHIVED or ORDER_ID_INVALID.
     """
     UpdateOrder: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.UpdateOrderRequest, _order_service_pb2.UpdateOrderResponse]
     """Gives an order other labels, all of them, at any stage: settled ones too, until their month is archived.
 
     Nothing else of the order changes but its version. A repeat with the same `request_id` returns the order as it is.
-    Refuses with ORDER_NOT_FOUND, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
+    Refuses with ORDER_NOT_FOUND, ORDER_ARCHIVED, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
     """
     BatchGetOrders: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.BatchGetOrdersRequest, _order_service_pb2.BatchGetOrdersResponse]
     """Returns up to 100 orders of any shards, in no particular order.
 
-    Ids without an order are listed in `missing_order_ids`.
+    Ids without an order, or of an archived month, are listed in `missing_order_ids`.
     """
     WatchOrder: _grpc.UnaryStreamMultiCallable[_order_service_pb2.WatchOrderRequest, _order_service_pb2.WatchOrderResponse]
     """Streams the order now and after every change, until it is settled.
@@ -64,7 +64,7 @@ class OrderServiceStub:
     ListOrderEvents: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.ListOrderEventsRequest, _order_service_pb2.ListOrderEventsResponse]
     """Lists the order's journal, oldest first.
 
-    Refuses with ORDER_NOT_FOUND.
+    Refuses with ORDER_NOT_FOUND or ORDER_ARCHIVED.
     """
     ClaimDueOrders: _grpc.UnaryUnaryMultiCallable[_order_service_pb2.ClaimDueOrdersRequest, _order_service_pb2.ClaimDueOrdersResponse]
     """Hands due orders of one shard to recovery for the time of a lease.
@@ -132,18 +132,18 @@ class OrderServiceAsyncStub(OrderServiceStub):
     GetOrder: _aio.UnaryUnaryMultiCallable[_order_service_pb2.GetOrderRequest, _order_service_pb2.GetOrderResponse]  # type: ignore[assignment]
     """Returns one order as it is now.
 
-    Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
+    Refuses with ORDER_NOT_FOUND, ORDER_ARCHIVED or ORDER_ID_INVALID.
     """
     UpdateOrder: _aio.UnaryUnaryMultiCallable[_order_service_pb2.UpdateOrderRequest, _order_service_pb2.UpdateOrderResponse]  # type: ignore[assignment]
     """Gives an order other labels, all of them, at any stage: settled ones too, until their month is archived.
 
     Nothing else of the order changes but its version. A repeat with the same `request_id` returns the order as it is.
-    Refuses with ORDER_NOT_FOUND, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
+    Refuses with ORDER_NOT_FOUND, ORDER_ARCHIVED, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
     """
     BatchGetOrders: _aio.UnaryUnaryMultiCallable[_order_service_pb2.BatchGetOrdersRequest, _order_service_pb2.BatchGetOrdersResponse]  # type: ignore[assignment]
     """Returns up to 100 orders of any shards, in no particular order.
 
-    Ids without an order are listed in `missing_order_ids`.
+    Ids without an order, or of an archived month, are listed in `missing_order_ids`.
     """
     WatchOrder: _aio.UnaryStreamMultiCallable[_order_service_pb2.WatchOrderRequest, _order_service_pb2.WatchOrderResponse]  # type: ignore[assignment]
     """Streams the order now and after every change, until it is settled.
@@ -154,7 +154,7 @@ class OrderServiceAsyncStub(OrderServiceStub):
     ListOrderEvents: _aio.UnaryUnaryMultiCallable[_order_service_pb2.ListOrderEventsRequest, _order_service_pb2.ListOrderEventsResponse]  # type: ignore[assignment]
     """Lists the order's journal, oldest first.
 
-    Refuses with ORDER_NOT_FOUND.
+    Refuses with ORDER_NOT_FOUND or ORDER_ARCHIVED.
     """
     ClaimDueOrders: _aio.UnaryUnaryMultiCallable[_order_service_pb2.ClaimDueOrdersRequest, _order_service_pb2.ClaimDueOrdersResponse]  # type: ignore[assignment]
     """Hands due orders of one shard to recovery for the time of a lease.
@@ -231,7 +231,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_order_service_pb2.GetOrderResponse, _abc.Awaitable[_order_service_pb2.GetOrderResponse]]:
         """Returns one order as it is now.
 
-        Refuses with ORDER_NOT_FOUND or ORDER_ID_INVALID.
+        Refuses with ORDER_NOT_FOUND, ORDER_ARCHIVED or ORDER_ID_INVALID.
         """
 
     @_abc_1.abstractmethod
@@ -243,7 +243,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gives an order other labels, all of them, at any stage: settled ones too, until their month is archived.
 
         Nothing else of the order changes but its version. A repeat with the same `request_id` returns the order as it is.
-        Refuses with ORDER_NOT_FOUND, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
+        Refuses with ORDER_NOT_FOUND, ORDER_ARCHIVED, VERSION_MISMATCH, REQUEST_ID_REUSED or INVALID_FIELD.
         """
 
     @_abc_1.abstractmethod
@@ -254,7 +254,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_order_service_pb2.BatchGetOrdersResponse, _abc.Awaitable[_order_service_pb2.BatchGetOrdersResponse]]:
         """Returns up to 100 orders of any shards, in no particular order.
 
-        Ids without an order are listed in `missing_order_ids`.
+        Ids without an order, or of an archived month, are listed in `missing_order_ids`.
         """
 
     @_abc_1.abstractmethod
@@ -277,7 +277,7 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_order_service_pb2.ListOrderEventsResponse, _abc.Awaitable[_order_service_pb2.ListOrderEventsResponse]]:
         """Lists the order's journal, oldest first.
 
-        Refuses with ORDER_NOT_FOUND.
+        Refuses with ORDER_NOT_FOUND or ORDER_ARCHIVED.
         """
 
     @_abc_1.abstractmethod
