@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,14 +16,18 @@ from history_svc.channel.wire import encode, encode_dead
 from history_svc.errors import EventsUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from history_svc.events import Record, StreamRange
+
+    OpenProducer = Callable[[], AbstractAsyncContextManager[kafka.Producer]]
 
 log = structlog.get_logger("kafka")
 TOPIC = "ordermesh.order-events.v1"
 DEAD_PARTITIONS = 4
 DEAD_S_MAX = 30.0
+"""For one dead letter, and as long again to wait for its turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +109,15 @@ async def _acknowledged(stored: asyncio.Future[None]) -> None:
 
 
 class KafkaDeadLetters:
-    """Puts changes that cannot be indexed into a topic of their own, each with the reason, one at a time."""
+    """Puts changes that cannot be indexed into a topic of their own, each with the reason, one at a time.
 
-    def __init__(self, topics: Topics, name: str) -> None:
+    The producer is its whose turn it is: nobody else opens it, and nobody else throws it away.
+    """
+
+    def __init__(self, topics: Topics, open_producer: OpenProducer, *, put_s: float = DEAD_S_MAX) -> None:
         self._topics = topics
-        self._name = name
+        self._open_producer = open_producer
+        self._put_s = put_s
         self._turn = asyncio.Lock()
         self._opened = AsyncExitStack()
         self._producer: kafka.Producer | None = None
@@ -117,11 +126,16 @@ class KafkaDeadLetters:
     @asynccontextmanager
     async def open(cls, topics: Topics, name: str) -> AsyncIterator[KafkaDeadLetters]:
         """Dead letters as long as the context lives; nothing connects before the first."""
-        letters = cls(topics, name)
+        letters = cls(topics, partial(_open_dead, topics, name))
         try:
             yield letters
         finally:
-            await letters._close()
+            await letters.close()
+
+    async def close(self) -> None:
+        """Throw the producer away; the next letter opens another."""
+        self._producer = None
+        await self._opened.aclose()
 
     async def put(self, record: Record, reason: str) -> None:
         """Keep one, stored by every replica that has to.
@@ -130,14 +144,15 @@ class KafkaDeadLetters:
         """
         assert record.event is not None
         entry = encode_dead(record, reason)
-        try:
-            async with asyncio.timeout(DEAD_S_MAX), self._turn:
-                producer = self._producer or await self._open()
-                partition = record.stream_partition % DEAD_PARTITIONS
-                await (await producer.send(self._topics.dead, partition, [entry]))
-        except (kafka.KafkaUnavailable, TimeoutError) as away:
-            await self._close()
-            raise EventsUnavailable(str(away)) from away
+        async with self._my_turn():
+            try:
+                async with asyncio.timeout(self._put_s):
+                    producer = self._producer or await self._open()
+                    partition = record.stream_partition % DEAD_PARTITIONS
+                    await (await producer.send(self._topics.dead, partition, [entry]))
+            except (kafka.KafkaUnavailable, TimeoutError) as away:
+                await self.close()
+                raise EventsUnavailable(str(away) or "a dead letter is not acknowledged") from away
         metrics.DEAD_EVENTS.labels("kafka").inc()
         log.error(
             "dead_event",
@@ -147,15 +162,27 @@ class KafkaDeadLetters:
             reason=reason,
         )
 
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._put_s):
+                await self._turn.acquire()
+        except TimeoutError as late:
+            raise EventsUnavailable("other dead letters take long") from late
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     async def _open(self) -> kafka.Producer:
-        topics = self._topics
-        await kafka.ensure_topic(
-            topics.cluster, topics.dead, partitions=DEAD_PARTITIONS, replicas=topics.replicas
-        )
-        opening = kafka.open_producer(topics.cluster, name=self._name)
-        self._producer = await self._opened.enter_async_context(opening)
+        self._producer = await self._opened.enter_async_context(self._open_producer())
         return self._producer
 
-    async def _close(self) -> None:
-        self._producer = None
-        await self._opened.aclose()
+
+@asynccontextmanager
+async def _open_dead(topics: Topics, name: str) -> AsyncIterator[kafka.Producer]:
+    await kafka.ensure_topic(
+        topics.cluster, topics.dead, partitions=DEAD_PARTITIONS, replicas=topics.replicas
+    )
+    async with kafka.open_producer(topics.cluster, name=name) as producer:
+        yield producer
