@@ -183,21 +183,35 @@ async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def ensure_topic(cluster: Cluster, topic: str, *, partitions: int, replicas: int) -> None:
-    """Make a topic, or give it more partitions when it has fewer. Idempotent.
+async def administer(
+    cluster: Cluster, work: Callable[[Any], Coroutine[Any, Any, T]], *, within_s: float = CONNECT_S_MAX
+) -> T:
+    """Have an administrator's client, which is aiokafka's and connected, do something for so long at most.
 
     Raises: KafkaUnavailable.
     """
     with _one_error():
         client = AIOKafkaAdminClient(**cluster.options(), request_timeout_ms=REQUEST_TIMEOUT_MS)
+
+        async def connected() -> T:
+            await client.start()
+            return await work(client)
+
         try:
-            await _within(CONNECT_S_MAX, _ensure(client, NewTopic(topic, partitions, replicas)))
+            return await _within(within_s, connected())
         finally:
             await _end(client, client.close, _no_tasks)
 
 
-async def _ensure(client: Any, topic: NewTopic) -> None:
-    await client.start()
+async def ensure_topic(cluster: Cluster, topic: str, *, partitions: int, replicas: int) -> None:
+    """Make a topic, or give it more partitions when it has fewer. Idempotent.
+
+    Raises: KafkaUnavailable.
+    """
+    await administer(cluster, partial(_ensure, NewTopic(topic, partitions, replicas)))
+
+
+async def _ensure(topic: NewTopic, client: Any) -> None:
     found = await client.describe_topics([topic.name])
     has = len(found[0]["partitions"]) if found and not found[0]["error_code"] else 0
     if has == 0:

@@ -12,15 +12,15 @@ mistyped a name. What it owns, and how it lives and dies, says ops.owned.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError as Refusal
+from aiokafka.admin import NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
+from chassis import kafka
 from ops.jvm import JavaServer
 from ops.owned import HOST, ServerError
 
@@ -28,7 +28,7 @@ logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # What fails he
 
 _CLUSTER_ID: Final = "b3JkZXJtZXNoLWxvY2FsMQ"  # 16 bytes in base64url; one node, so it distinguishes nothing.
 _FORMAT_TIMEOUT_S: Final = 60.0
-_REQUEST_TIMEOUT_MS: Final = 15_000
+_REQUEST_TIMEOUT_S: Final = 15.0
 _CONNECT_TIMEOUT_S: Final = 1.0
 
 _PROPERTIES: Final = """\
@@ -102,17 +102,9 @@ class KafkaServer(JavaServer):
         partitions: how many each topic gets.
         Raises: KafkaError when the broker refuses one.
         """
+        wanted = [NewTopic(name, count, replication_factor=1) for name, count in partitions.items()]
+        answer = await _asked(self.address, lambda client: client.create_topics(wanted))
         made = []
-        client = AIOKafkaAdminClient(bootstrap_servers=self.address, request_timeout_ms=_REQUEST_TIMEOUT_MS)
-        try:
-            await client.start()
-            answer = await client.create_topics(
-                [NewTopic(name, count, replication_factor=1) for name, count in partitions.items()]
-            )
-        except Refusal as failed:
-            raise KafkaError(f"Kafka at {self.address} does not answer: {failed}.") from failed
-        finally:
-            await client.close()
         for name, code, *_ in answer.topic_errors:
             if code == TopicAlreadyExistsError.errno:
                 continue
@@ -168,17 +160,22 @@ class KafkaServer(JavaServer):
         return False
 
 
-async def topics(address: str, *, timeout_ms: int = _REQUEST_TIMEOUT_MS) -> dict[str, int]:
+async def topics(address: str, *, within_s: float = _REQUEST_TIMEOUT_S) -> dict[str, int]:
     """The topics of a broker, and how many partitions of each have a leader.
 
     Raises: KafkaError when it does not answer.
     """
-    client = AIOKafkaAdminClient(bootstrap_servers=address, request_timeout_ms=timeout_ms)
-    try:
-        await client.start()
-        described = await client.describe_topics()
-    except Refusal as failed:
-        raise KafkaError(f"Kafka at {address} does not answer: {failed}.") from failed
-    finally:
-        await client.close()
+    described = await _asked(address, lambda client: client.describe_topics(), within_s=within_s)
     return {each["topic"]: sum(part["leader"] >= 0 for part in each["partitions"]) for each in described}
+
+
+async def _asked(
+    address: str,
+    question: Callable[[Any], Coroutine[Any, Any, Any]],
+    *,
+    within_s: float = _REQUEST_TIMEOUT_S,
+) -> Any:
+    try:
+        return await kafka.administer(kafka.Cluster(addresses=address), question, within_s=within_s)
+    except kafka.KafkaUnavailable as failed:
+        raise KafkaError(f"Kafka at {address} does not answer: {failed}.") from failed

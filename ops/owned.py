@@ -231,7 +231,7 @@ class OwnedServer(ABC):
     async def _until_ready(self, process: subprocess.Popen[bytes], timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                while process.poll() is None and not await self._answers():  # noqa: ASYNC110 - it tells nobody
+                while process.poll() is None and not await self._is_up():  # noqa: ASYNC110 - it tells nobody
                     await asyncio.sleep(_ASK_EVERY_S)
         except TimeoutError:
             raise ServerError(
@@ -239,6 +239,10 @@ class OwnedServer(ABC):
             ) from None
         if process.poll() is not None:
             raise self._diagnosed(self._log_tail())
+
+    async def _is_up(self) -> bool:
+        """Whether it answers, and it is not another's server that came to its port meanwhile."""
+        return await self._answers() and processes.listens(self._remaining(), self.port, self.title)
 
     async def _kill_all(self) -> None:
         """End what still works in the data directory; then forget its pid."""

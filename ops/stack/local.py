@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from ops import ca
+from ops import ca, processes
 from ops.errors import OpsError
 from ops.ports import PortBook
 from ops.stack import databases, layout, objects
@@ -80,7 +80,8 @@ class LocalStack:
     async def until_ready(self) -> None:
         """Wait until every process says that it can be given work.
 
-        Raises: OpsError with the end of its log when one does not come up.
+        Raises: OpsError with the end of its log when one does not come up; PortBusy when it is somebody else
+        that says so.
         """
         end = time.monotonic() + READY_TIMEOUT_S
         waiting = [unit for unit in self._units if isinstance(unit, Process) and unit.admin_url]
@@ -100,7 +101,10 @@ class LocalStack:
             answer = await self._http.get(f"{process.admin_url}/readyz")
         except httpx.HTTPError:
             return False
-        return answer.status_code == httpx.codes.OK
+        ours = [process.pid] if process.pid else []
+        return answer.status_code == httpx.codes.OK and processes.listens(
+            ours, process.admin_port, f"admin port of {process.name}"
+        )
 
     async def close(self) -> None:
         """Stop everything, those who take work in first."""

@@ -50,7 +50,7 @@ class Unit(Protocol):
 class Process:
     """A service as a child process that dies with us even when we are killed.
 
-    environment: what it gets beyond ours. ready_url: answers 200 when it can be given work; empty for none.
+    environment: what it gets beyond ours. admin_url: `http://host:port` of its admin port; empty for none.
     """
 
     name: str
@@ -67,6 +67,11 @@ class Process:
         """The child, or 0 while there is none."""
         child = self._child
         return child.pid if child is not None and child.returncode is None else 0
+
+    @property
+    def admin_port(self) -> int:
+        """Where `admin_url` is."""
+        return int(self.admin_url.rpartition(":")[2])
 
     @property
     def service(self) -> str:
