@@ -106,5 +106,5 @@ def period(first: date, last: date, zone: ZoneInfo, as_of: datetime) -> tuple[da
 
 
 def _begin(day: date, zone: ZoneInfo) -> datetime:
-    """The first instant of a local day: where midnight is skipped or comes twice, the earlier reading of it."""
+    """The first instant of a local day, also where midnight is skipped or comes twice."""
     return datetime.combine(day, time(), zone).astimezone(UTC)
