@@ -110,7 +110,8 @@ def _archiver(
     throttle = Throttle(settings.archive_bytes_per_s, SYSTEM_CLOCK)
     patient = wanted.model_copy(update={"session": PATIENT})
     sessions = partial(pg.open_session, patient, name=f"archive-{catalog.shard}")
-    verifier = Verifier(catalog, objects, throttle)
+    pacing = settings.pacing()
+    verifier = Verifier(catalog, objects, throttle, enough_for=pacing.enough_for)
     return Archiver(
         catalog,
         objects,
@@ -118,7 +119,7 @@ def _archiver(
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
-        settings.pacing(),
+        pacing,
         SYSTEM_CLOCK,
         JITTER,
         holder=f"{socket.gethostname()}:{os.getpid()}",

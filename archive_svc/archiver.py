@@ -61,6 +61,7 @@ class Pacing:
     reach:        how far months go by themselves when they are old enough; None when somebody has to ask.
     lease:        how long a process that died keeps the shard.
     look_s:       pause after a look that found nothing to do.
+    enough_for:   a segment that was read back is read once more after so long, for ever.
     part_bytes:   of rows in a part; a segment is a fraction of it.
     """
 
@@ -71,6 +72,7 @@ class Pacing:
     reach: State | None
     lease: timedelta
     look_s: float
+    enough_for: timedelta
     part_bytes: int
 
 
@@ -171,7 +173,7 @@ class Archiver:
             return True
         due = next_due(months, control.at, is_halted=control.is_halted)
         if due is None:
-            return False
+            return await self._check(fence)
         month, step = due
         try:
             await self._steps[step](month, fence)
@@ -181,6 +183,22 @@ class Archiver:
             await self._quarantine(month, fence, f"{step.value}: {wrong}")
         except (OrdermeshError, S3Error) as failed:
             await self._failed(month, fence, step, failed)
+        return True
+
+    async def _check(self, fence: int) -> bool:
+        """Read one segment once more; whether one was due. Damage is for a person: nobody else has it."""
+        try:
+            checked = await self._verifier.check_one(fence)
+        except S3Error as failed:
+            metrics.FAILED.labels(self._catalog.shard, "CHECK").inc()
+            log.warning("check_failed", shard=self._catalog.shard, because=str(failed))
+            return False
+        if checked is None:
+            return False
+        month, wrong = checked
+        if wrong:
+            found = next(each for each in await self._catalog.months() if each.month == month)
+            await self._quarantine(found, fence, f"CHECK: {wrong}")
         return True
 
     async def _want(self, months: list[Month], at: datetime, reach: State) -> bool:

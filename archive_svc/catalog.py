@@ -55,6 +55,7 @@ class MonthView:
 
     orders: about, while it is only in the tables; exactly, when they were counted.
     parts, segments, verified, restored: how many are planned, stored, read back, copied back.
+    verified_at: since then every segment was read back. due: how many wait to be read once more.
     """
 
     month: date
@@ -69,6 +70,8 @@ class MonthView:
     segments: int
     verified: int
     restored: int
+    verified_at: datetime | None
+    due: int
     committed_at: datetime | None
     detach_from: datetime | None
     drop_from: datetime | None
@@ -249,18 +252,31 @@ class Catalog:
             )
         )
 
-    async def note_verified(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> None:
+    async def note_verified(
+        self, fence: int, archive_id: UUID, segment: CataloguedSegment, enough_for: timedelta
+    ) -> None:
         """Note that every byte was read and compared. Raises: LeaseLost."""
-        await self._note(QUERIES.verified, fence, archive_id, segment)
+        await self._note(QUERIES.verified, fence, archive_id, segment, enough_for)
+
+    async def due_check(self) -> tuple[date, UUID, CataloguedSegment] | None:
+        """The segment to read once more, with its month and archive_id; None when none is due."""
+        row = await self._database.fetchrow(QUERIES.due_check)
+        return None if row is None else (row["month"], row["archive_id"], _segment(row))
+
+    async def check_month(self, month: date) -> None:
+        """Let a month's segments be read once more now."""
+        await self._database.execute(QUERIES.check_month, month)
 
     async def note_seen(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> None:
         """Note that the object is there as it was written. Raises: LeaseLost."""
         await self._note(QUERIES.seen, fence, archive_id, segment)
 
-    async def _note(self, sql: str, fence: int, archive_id: UUID, segment: CataloguedSegment) -> None:
+    async def _note(
+        self, sql: str, fence: int, archive_id: UUID, segment: CataloguedSegment, *more: object
+    ) -> None:
         await self._must(
             await self._database.fetchval(
-                sql, fence, archive_id, segment.part, segment.table, segment.facts.sha256
+                sql, fence, archive_id, segment.part, segment.table, segment.facts.sha256, *more
             )
         )
 
@@ -360,6 +376,8 @@ def _view(row: Any) -> MonthView:
         segments=row["segments"] or 0,
         verified=row["verified"] or 0,
         restored=row["restored"] or 0,
+        verified_at=row["verified_at"],
+        due=row["due"] or 0,
         committed_at=row["committed_at"],
         detach_from=row["detach_from"],
         drop_from=row["drop_from"],

@@ -55,11 +55,13 @@ WITH here AS (
      GROUP BY 1),
 stored AS (
     SELECT p.archive_id, count(DISTINCT p.part) AS parts, count(s.key) AS segments, sum(s.size_bytes)::bigint AS bytes,
-           count(s.verified_at) AS verified, count(s.restored_at) AS restored
+           count(s.verified_at) AS verified, count(s.restored_at) AS restored, min(s.verified_at) AS verified_at,
+           count(*) FILTER (WHERE s.check_from <= clock_timestamp()) AS due
       FROM ordermesh.archive_parts p LEFT JOIN ordermesh.archive_segments s USING (archive_id, part)
      GROUP BY 1)
 SELECT month, m.state, m.reach, coalesce(m.quarantined, '') AS quarantined, coalesce(m.note, '') AS note,
        coalesce(m.order_count, h.rows, 0) AS order_count, s.bytes AS stored_bytes, s.parts, s.segments, s.verified, s.restored,
+       s.verified_at, s.due,
        coalesce(h.bytes, pg_total_relation_size(m.orders_oid) + pg_total_relation_size(m.journal_oid), 0) AS table_bytes,
        m.committed_at, m.detach_from, m.drop_from, coalesce(m.actor, '') AS actor, coalesce(m.reason, '') AS reason,
        CASE WHEN h.month IS NULL OR m.state NOT IN ('WANTED', 'THAWED', 'RESTORED') THEN '{}'
@@ -133,10 +135,23 @@ DELETE FROM ordermesh.archive_segments s USING back
  WHERE s.archive_id = back.archive_id AND s.part = $3 AND s.of_table = $4 RETURNING true;
 
 -- name: verified
--- Every byte was read and compared. $1: fence; $2: archive_id; $3: part; $4: table; $5: sha256.
+-- Every byte was read and compared. $1: fence; $2: archive_id; $3: part; $4: table; $5: sha256; $6: how long that is enough.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
-UPDATE ordermesh.archive_segments s SET verified_at = clock_timestamp(), seen_at = clock_timestamp()
+UPDATE ordermesh.archive_segments s
+   SET verified_at = clock_timestamp(), seen_at = clock_timestamp(), check_from = clock_timestamp() + $6
   FROM held WHERE s.archive_id = $2 AND s.part = $3 AND s.of_table = $4 AND s.sha256 = $5 RETURNING true;
+
+-- name: due_check
+-- The segment that is to be read once more before all others, of months that readers read from their copies.
+SELECT s.*, m.month FROM ordermesh.archive_segments s JOIN ordermesh.archive_months m USING (archive_id)
+ WHERE m.committed_at IS NOT NULL AND m.quarantined = '' AND s.verified_at IS NOT NULL AND s.check_from <= clock_timestamp()
+ ORDER BY s.check_from, s.key LIMIT 1;
+
+-- name: check_month
+-- Let a month's segments be read once more now. $1: month.
+UPDATE ordermesh.archive_segments s SET check_from = clock_timestamp()
+  FROM ordermesh.archive_months m
+ WHERE m.month = $1 AND m.archive_id = s.archive_id AND m.committed_at IS NOT NULL;
 
 -- name: seen
 -- The object is there as it was written. As `verified`.

@@ -36,6 +36,7 @@ RESTORED = Counter(
 READ_BACK_BYTES = Counter(
     "ordermesh_archive_read_back_bytes_total", "Bytes of segments read back and compared.", ["shard"]
 )
+CHECKED = Counter("ordermesh_archive_checked_total", "Segments read once more and found whole.", ["shard"])
 DAMAGES = Counter(
     "ordermesh_archive_damages_total",
     "Segments that did not read back as they were written, by the proof that failed.",

@@ -62,6 +62,20 @@ class ArchiveService:
             raise MonthNotFound(month=request.month)
         return pb.MoveMonthResponse(months=found)
 
+    async def VerifyMonth(self, request: pb.VerifyMonthRequest, call: rpc.Call) -> pb.VerifyMonthResponse:
+        """Let a month be read back once more, in one shard or in all that have it in the archive."""
+        month = wire.month_of_request(request.month)
+        found: list[pb.Month] = []
+        for catalog in self._of(request.shard):
+            there = catalog.until(call.deadline)
+            await there.check_month(month)
+            view = await self._view(there, month)
+            if view is not None and view.committed_at is not None:
+                found.append(wire.month(catalog.shard, view))
+        if not found:
+            raise MonthNotFound(month=request.month)
+        return pb.VerifyMonthResponse(months=found)
+
     async def HaltArchive(self, request: pb.HaltArchiveRequest, call: rpc.Call) -> pb.HaltArchiveResponse:
         """Set the kill switch of one shard or of all."""
         if wrong := [*wire.why(request.reason)]:

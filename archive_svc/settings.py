@@ -53,6 +53,9 @@ class ArchiveSettings(ProcessSettings):
     archive_lease_s: float = Field(
         60.0, ge=3, le=600, description="How long a process that died keeps a shard from being archived."
     )
+    check_every_days: float = Field(
+        365.0, gt=0, le=3650, description="A segment is read back once more after so many days, for ever."
+    )
     part_bytes: int = Field(
         128 * MIB, ge=65_536, le=512 * MIB, description="Rows of a part, in bytes of the tables."
     )
@@ -73,6 +76,7 @@ class ArchiveSettings(ProcessSettings):
             reach=State(self.archive_reach) if self.archive_reach else None,
             lease=timedelta(seconds=self.archive_lease_s),
             look_s=min(0.5, self.archive_look_s) if is_local else self.archive_look_s,
+            enough_for=timedelta(days=self.check_every_days),
             part_bytes=self.part_bytes,
         )
 

@@ -17,6 +17,8 @@ from chassis import faults
 from chassis.s3 import ObjectChanged, ObjectDamaged, ObjectNotFound, stream
 
 if TYPE_CHECKING:
+    from datetime import date, timedelta
+
     from archive_svc.catalog import Catalog, CataloguedSegment
     from archive_svc.lifecycle import Month
     from archive_svc.throttle import Throttle
@@ -30,12 +32,15 @@ class Mismatch(Exception):
 
 
 class Verifier:
-    """Proves the segments of one shard."""
+    """Proves the segments of one shard. enough_for: how long a proof is believed."""
 
-    def __init__(self, catalog: Catalog, store: ObjectStore, throttle: Throttle) -> None:
+    def __init__(
+        self, catalog: Catalog, store: ObjectStore, throttle: Throttle, *, enough_for: timedelta
+    ) -> None:
         self._catalog = catalog
         self._store = store
         self._throttle = throttle
+        self._enough_for = enough_for
 
     async def verify(self, month: Month, fence: int) -> bool:
         """Read back what was not yet, and note it; False when segments were damaged and are to be made anew.
@@ -50,13 +55,13 @@ class Verifier:
             try:
                 await self.read_back(segment)
             except SegmentDamaged as damaged:
-                self._tell(month, segment, damaged)
+                self._tell(month.name, segment, damaged)
                 await self._catalog.forget_segment(fence, month.archive_id, segment)
                 is_whole = False
                 continue
             if segment.table == ORDERS.table:
                 await self._compare(month, segment)
-            await self._catalog.note_verified(fence, month.archive_id, segment)
+            await self._catalog.note_verified(fence, month.archive_id, segment, self._enough_for)
             await faults.point(points.AFTER_READ_BACK)
         return is_whole
 
@@ -77,6 +82,24 @@ class Verifier:
         await asyncio.to_thread(prove, SHAPES[segment.table], whole, segment.facts)
         metrics.READ_BACK_BYTES.labels(self._catalog.shard).inc(len(whole))
         return whole
+
+    async def check_one(self, fence: int) -> tuple[date, str] | None:
+        """Read the segment that is most due once more; the month and what is wrong, None when none was due.
+
+        Raises: LeaseLost; S3Error; what chassis.pg raises.
+        """
+        due = await self._catalog.due_check()
+        if due is None:
+            return None
+        month, archive_id, segment = due
+        try:
+            await self.read_back(segment)
+        except SegmentDamaged as damaged:
+            self._tell(f"{month:%Y-%m}", segment, damaged)
+            return month, f"{segment.stored.key}: {damaged}"
+        await self._catalog.note_verified(fence, archive_id, segment, self._enough_for)
+        metrics.CHECKED.labels(self._catalog.shard).inc()
+        return month, ""
 
     async def look(self, segment: CataloguedSegment) -> None:
         """See that an object is as it was stored, by size and checksums. Raises: SegmentDamaged; S3Error."""
@@ -106,12 +129,12 @@ class Verifier:
         if differs:
             raise Mismatch(f"part {orders.part}: {differs}")
 
-    def _tell(self, month: Month, segment: CataloguedSegment, damaged: SegmentDamaged) -> None:
+    def _tell(self, month: str, segment: CataloguedSegment, damaged: SegmentDamaged) -> None:
         metrics.DAMAGES.labels(self._catalog.shard, damaged.step.value).inc()
         log.error(
             "segment_damaged",
             shard=self._catalog.shard,
-            month=month.name,
+            month=month,
             part=segment.part,
             table=segment.table,
             key=segment.stored.key,

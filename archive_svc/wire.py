@@ -100,7 +100,17 @@ def month(name: str, view: MonthView) -> pb.Month:
         drop_time=_time(view.drop_from),
         actor=view.actor,
         reason=view.reason,
+        verify_time=_time(view.verified_at),
+        due_count=view.due,
     )
+
+
+def month_of_request(text: str) -> date:
+    """A checked month. Raises: InvalidField."""
+    found = parsed_month(text)
+    if found is None:
+        raise InvalidField.of("month", "must be a month such as 2023-08")
+    return found
 
 
 def _time(at: datetime | None) -> Timestamp | None:

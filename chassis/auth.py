@@ -121,6 +121,7 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _P + "CancelOperation": _STEER,
     _A + "ListMonths": _STEER,
     _A + "MoveMonth": _STEER,
+    _A + "VerifyMonth": _STEER,
     _A + "HaltArchive": _STEER,
     _R + "ListHangingOrders": _STEER,
     _R + "ProbeOrder": _STEER,

@@ -56,14 +56,26 @@ def is_there(month: Month) -> bool:
     return month.state == month.reach or bool(month.quarantined)
 
 
-async def followed(mesh: Mesh, begun: Collection[Month], *, wait_s: float, tell: Tell) -> list[Month]:
-    """Months as they are when each is where it is to be, or when the time is; told again and again.
+def is_read(month: Month) -> bool:
+    """Whether no segment of a month waits to be read back once more, or a person has to look."""
+    return not month.due_count or bool(month.quarantined)
+
+
+async def followed(
+    mesh: Mesh,
+    begun: Collection[Month],
+    *,
+    wait_s: float,
+    tell: Tell,
+    is_over: Callable[[Month], bool] = is_there,
+) -> list[Month]:
+    """Months as they are when each is over, or when the time is; told again and again.
 
     A mesh that does not answer meanwhile is asked again.
     """
     known = {(each.shard, each.month): each for each in begun}
     end = time.monotonic() + wait_s
-    while time.monotonic() < end and not all(map(is_there, known.values())):
+    while time.monotonic() < end and not all(map(is_over, known.values())):
         try:
             answer = await listed(mesh)
         except CallFailed:

@@ -42,6 +42,7 @@ PACING = Pacing(
     reach=None,
     lease=timedelta(seconds=30),
     look_s=0.05,
+    enough_for=timedelta(days=365),
     part_bytes=64 * 1024,
 )
 STEPS_MAX = 100
@@ -136,7 +137,7 @@ def archive_of(database: Database, shard: pg.Database, store: ObjectStore, pacin
     """Who archives a shard that is there already."""
     catalog = Catalog("s1", shard)
     throttle = Throttle(1e9, SYSTEM_CLOCK)
-    verifier = Verifier(catalog, store, throttle)
+    verifier = Verifier(catalog, store, throttle, enough_for=pacing.enough_for)
     patient = pg.PgSettings(dsn=database.dsn, session={"statement_timeout": "60000", "lock_timeout": "20000"})
 
     def sessions():

@@ -47,7 +47,12 @@ COMMANDS = (
     Entry(
         "Operations", "index", "ops.cli.index:app", "status, rebuild, verify, replay, reset, list, cancel."
     ),
-    Entry("Operations", "archive", "ops.cli.archive:app", "plan, run, status, thaw, restore, halt, resume."),
+    Entry(
+        "Operations",
+        "archive",
+        "ops.cli.archive:app",
+        "plan, run, status, verify, thaw, restore, halt, resume.",
+    ),
     Entry("Operations", "recovery", "ops.cli.recovery:app", "status, hanging, probe, pause, resume."),
     Entry("Operations", "upstream", "ops.cli.upstream:app", "Simulated upstreams: break, heal, ledger."),
     Entry("Operations", "vip", "ops.cli.vip:app", "Dedicated buckets: promote, demote, list, show."),

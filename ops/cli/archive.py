@@ -34,7 +34,7 @@ _MIB = 1024**2
 _STATES = {number: name.lower() for name, number in Month.State.items()}
 
 app = typer.Typer(
-    help="plan, run, status, thaw, restore, halt, resume.",
+    help="plan, run, status, verify, thaw, restore, halt, resume.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -150,6 +150,37 @@ def run(
 
 
 @app.command()
+def verify(
+    the_month: TheMonth,
+    state_dir: StateDir,
+    shard: OneShard = "",
+    wait: Wait = HALF_AN_HOUR,
+    form: Output = Format.TABLE,
+) -> None:
+    """Read every segment of an archived month back once more, and compare it.
+
+    Exit code 1 when one is damaged, or not all were read in time.
+
+    \b
+    Example:
+      ordermesh archive verify --month 2023-08
+    """
+    request = pb.VerifyMonthRequest(shard=shard, month=the_month)
+
+    async def work(mesh: Mesh) -> list[Month]:
+        answer = await mesh.archive.VerifyMonth(request, timeout=TIMEOUT_S)
+        with _bars(form) as tell:
+            return await archive.followed(
+                mesh, answer.months, wait_s=wait.total_seconds(), tell=tell, is_over=archive.is_read
+            )
+
+    months = ask(state_dir, work)
+    _shown(months, form)
+    if any(each.quarantined for each in months) or (wait and not all(map(archive.is_read, months))):
+        raise typer.Exit(ExitCode.NO)
+
+
+@app.command()
 def thaw(
     the_month: TheMonth,
     reason: Why,
@@ -258,12 +289,16 @@ def _moved(
             return await archive.followed(mesh, begun, wait_s=wait.total_seconds(), tell=tell)
 
     months = ask(state_dir, work)
+    _shown(months, form)
+    if wait and any(each.state != each.reach for each in months):
+        raise typer.Exit(ExitCode.NO)
+
+
+def _shown(months: Sequence[Month], form: Format) -> None:
     output.emit(form, months, _table(months))
     for each in months:
         if each.quarantined:
             output.note(f"{each.shard} {each.month} waits for a person: {each.quarantined}")
-    if wait and any(each.state != each.reach for each in months):
-        raise typer.Exit(ExitCode.NO)
 
 
 def _halted(state_dir: StateDir, is_halted: bool, shard: str, reason: str, actor: str, form: Format) -> None:

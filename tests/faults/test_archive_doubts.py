@@ -136,6 +136,26 @@ async def test_a_segment_that_is_lost_after_the_commit_keeps_the_tables(
     assert await archive.exists("orders_2023_08")
 
 
+async def test_what_is_archived_is_read_again_and_again_and_damage_is_found(
+    archive: Archive, server: InProcessS3
+) -> None:
+    await archive.want(AUGUST)
+    await archive.work()
+    assert server.seen["GetObject"]
+    before = server.seen["GetObject"]
+    assert not await archive.archiver.once(await archive.fence()), "nothing is due for a year"
+    await archive.catalog.check_month(AUGUST)
+    await archive.work()
+    assert server.seen["GetObject"] == before + len(await archive.segments())
+
+    victim = (await archive.segments())[2]
+    flip(version_of(server, archive, victim).body)
+    await archive.catalog.check_month(AUGUST)
+    month = await archive.work()
+    assert month.state is State.DROPPED
+    assert victim.stored.key in month.quarantined
+
+
 async def test_rows_that_postgres_has_and_the_copy_has_not_quarantine_the_month(archive: Archive) -> None:
     """A person with too many rights changes a row of a frozen month behind the trigger."""
     await archive.want(AUGUST)
@@ -218,7 +238,7 @@ async def test_an_archiver_whose_lease_was_lost_changes_nothing_more(archive: Ar
     month = await archive.month(AUGUST)
     believed = []
     calls: list[Coroutine[Any, Any, object]] = [
-        archive.catalog.note_verified(old, month.archive_id, segment),
+        archive.catalog.note_verified(old, month.archive_id, segment, timedelta(0)),
         archive.catalog.forget_segment(old, month.archive_id, segment),
         archive.catalog.add_segment(old, month.archive_id, 0, segment.stored, segment.facts),
         archive.catalog.move(month, old, State.VERIFIED),

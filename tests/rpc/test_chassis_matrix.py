@@ -58,7 +58,12 @@ EXPECTED = {
         "ListOperations": "---o",
         "CancelOperation": "---o",
     },
-    "archive.v1.ArchiveService": {"ListMonths": "---o", "MoveMonth": "---o", "HaltArchive": "---o"},
+    "archive.v1.ArchiveService": {
+        "ListMonths": "---o",
+        "MoveMonth": "---o",
+        "VerifyMonth": "---o",
+        "HaltArchive": "---o",
+    },
     "recovery.v1.RecoveryService": {
         "ListHangingOrders": "---o",
         "ProbeOrder": "---o",

@@ -93,11 +93,13 @@ CREATE TABLE archive_segments (
     verified_at   timestamptz,
     seen_at       timestamptz,
     restored_at   timestamptz,
+    check_from    timestamptz,
     PRIMARY KEY (archive_id, part, of_table),
     FOREIGN KEY (archive_id, part) REFERENCES archive_parts ON UPDATE CASCADE ON DELETE CASCADE
 );
 COMMENT ON TABLE archive_segments IS 'The object in S3 that holds one part of one table; facts: what proves it, and where in it each user is.';
 COMMENT ON COLUMN archive_segments.seen_at IS 'When it was last seen in S3 as it was written; verified_at: when every byte was last read and compared.';
+COMMENT ON COLUMN archive_segments.check_from IS 'From when on it is read and compared once more; set by the last time, or by a person.';
 
 -- Below this instant no list is answered from here: those months are served from their copies. '-infinity' when there is none.
 CREATE FUNCTION ordermesh.archive_floor() RETURNS timestamptz

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from ordermesh.routing.v1 import options_pb2 as ordermesh_dot_routing_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordermesh/archive/v1/archive_service.proto\x12\x14ordermesh.archive.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"ordermesh/routing/v1/options.proto\"\xd2\x05\n\x05Month\x12\r\n\x05shard\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.ordermesh.archive.v1.Month.State\x12\x30\n\x05reach\x18\x04 \x01(\x0e\x32!.ordermesh.archive.v1.Month.State\x12\x10\n\x08\x62lockers\x18\x05 \x03(\t\x12\x13\n\x0bquarantined\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12\x13\n\x0border_count\x18\x08 \x01(\x03\x12\x13\n\x0btable_bytes\x18\t \x01(\x03\x12\x14\n\x0cstored_bytes\x18\n \x01(\x03\x12\x12\n\npart_count\x18\x0b \x01(\x05\x12\x14\n\x0cstored_count\x18\x0c \x01(\x05\x12\x16\n\x0everified_count\x18\r \x01(\x05\x12\x16\n\x0erestored_count\x18\x0e \x01(\x05\x12/\n\x0b\x63ommit_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65tach_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdrop_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x12 \x01(\t\x12\x0e\n\x06reason\x18\x13 \x01(\t\"\xc7\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x07\n\x03HOT\x10\x01\x12\n\n\x06WANTED\x10\x02\x12\n\n\x06\x46ROZEN\x10\x03\x12\x0b\n\x07PLANNED\x10\x04\x12\x0c\n\x08\x45XPORTED\x10\x05\x12\x0c\n\x08VERIFIED\x10\x06\x12\r\n\tCOMMITTED\x10\x07\x12\r\n\tDETACHING\x10\x08\x12\t\n\x05GRACE\x10\t\x12\x0b\n\x07\x44ROPPED\x10\n\x12\n\n\x06THAWED\x10\x0b\x12\r\n\tRESTORING\x10\x0c\x12\x0c\n\x08RESTORED\x10\r\"(\n\x11ListMonthsRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"\x9e\x02\n\x12ListMonthsResponse\x12>\n\x06shards\x18\x01 \x03(\x0b\x32..ordermesh.archive.v1.ListMonthsResponse.Shard\x12\x13\n\x0bunreachable\x18\x02 \x03(\t\x1a\xb2\x01\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\t\x12.\n\nfloor_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06halted\x18\x03 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06holder\x18\x06 \x01(\t\x12+\n\x06months\x18\x07 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\"\xa4\x01\n\x10MoveMonthRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shard\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05month\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x36\n\x05reach\x18\x04 \x01(\x0e\x32!.ordermesh.archive.v1.Month.StateB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\"@\n\x11MoveMonthResponse\x12+\n\x06months\x18\x01 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\"O\n\x12HaltArchiveRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x0e\n\x06halted\x18\x02 \x01(\x08\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"\x15\n\x13HaltArchiveResponse2\xd1\x02\n\x0e\x41rchiveService\x12i\n\nListMonths\x12\'.ordermesh.archive.v1.ListMonthsRequest\x1a(.ordermesh.archive.v1.ListMonthsResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12\x66\n\tMoveMonth\x12&.ordermesh.archive.v1.MoveMonthRequest\x1a\'.ordermesh.archive.v1.MoveMonthResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12l\n\x0bHaltArchive\x12(.ordermesh.archive.v1.HaltArchiveRequest\x1a).ordermesh.archive.v1.HaltArchiveResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordermesh/archive/v1/archive_service.proto\x12\x14ordermesh.archive.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"ordermesh/routing/v1/options.proto\"\x96\x06\n\x05Month\x12\r\n\x05shard\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.ordermesh.archive.v1.Month.State\x12\x30\n\x05reach\x18\x04 \x01(\x0e\x32!.ordermesh.archive.v1.Month.State\x12\x10\n\x08\x62lockers\x18\x05 \x03(\t\x12\x13\n\x0bquarantined\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12\x13\n\x0border_count\x18\x08 \x01(\x03\x12\x13\n\x0btable_bytes\x18\t \x01(\x03\x12\x14\n\x0cstored_bytes\x18\n \x01(\x03\x12\x12\n\npart_count\x18\x0b \x01(\x05\x12\x14\n\x0cstored_count\x18\x0c \x01(\x05\x12\x16\n\x0everified_count\x18\r \x01(\x05\x12\x16\n\x0erestored_count\x18\x0e \x01(\x05\x12/\n\x0b\x63ommit_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65tach_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdrop_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x12 \x01(\t\x12\x0e\n\x06reason\x18\x13 \x01(\t\x12/\n\x0bverify_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdue_count\x18\x15 \x01(\x05\"\xc7\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x07\n\x03HOT\x10\x01\x12\n\n\x06WANTED\x10\x02\x12\n\n\x06\x46ROZEN\x10\x03\x12\x0b\n\x07PLANNED\x10\x04\x12\x0c\n\x08\x45XPORTED\x10\x05\x12\x0c\n\x08VERIFIED\x10\x06\x12\r\n\tCOMMITTED\x10\x07\x12\r\n\tDETACHING\x10\x08\x12\t\n\x05GRACE\x10\t\x12\x0b\n\x07\x44ROPPED\x10\n\x12\n\n\x06THAWED\x10\x0b\x12\r\n\tRESTORING\x10\x0c\x12\x0c\n\x08RESTORED\x10\r\"(\n\x11ListMonthsRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"\x9e\x02\n\x12ListMonthsResponse\x12>\n\x06shards\x18\x01 \x03(\x0b\x32..ordermesh.archive.v1.ListMonthsResponse.Shard\x12\x13\n\x0bunreachable\x18\x02 \x03(\t\x1a\xb2\x01\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\t\x12.\n\nfloor_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06halted\x18\x03 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06holder\x18\x06 \x01(\t\x12+\n\x06months\x18\x07 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\"\xa4\x01\n\x10MoveMonthRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shard\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05month\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x36\n\x05reach\x18\x04 \x01(\x0e\x32!.ordermesh.archive.v1.Month.StateB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\"@\n\x11MoveMonthResponse\x12+\n\x06months\x18\x01 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\">\n\x12VerifyMonthRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05month\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"B\n\x13VerifyMonthResponse\x12+\n\x06months\x18\x01 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\"O\n\x12HaltArchiveRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x0e\n\x06halted\x18\x02 \x01(\x08\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"\x15\n\x13HaltArchiveResponse2\xbf\x03\n\x0e\x41rchiveService\x12i\n\nListMonths\x12\'.ordermesh.archive.v1.ListMonthsRequest\x1a(.ordermesh.archive.v1.ListMonthsResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12\x66\n\tMoveMonth\x12&.ordermesh.archive.v1.MoveMonthRequest\x1a\'.ordermesh.archive.v1.MoveMonthResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12l\n\x0bVerifyMonth\x12(.ordermesh.archive.v1.VerifyMonthRequest\x1a).ordermesh.archive.v1.VerifyMonthResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12l\n\x0bHaltArchive\x12(.ordermesh.archive.v1.HaltArchiveRequest\x1a).ordermesh.archive.v1.HaltArchiveResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MOVEMONTHREQUEST'].fields_by_name['reach']._serialized_options = b'\342A\001\002'
   _globals['_MOVEMONTHREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_MOVEMONTHREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\002'
+  _globals['_VERIFYMONTHREQUEST'].fields_by_name['shard']._loaded_options = None
+  _globals['_VERIFYMONTHREQUEST'].fields_by_name['shard']._serialized_options = b'\342A\001\001'
+  _globals['_VERIFYMONTHREQUEST'].fields_by_name['month']._loaded_options = None
+  _globals['_VERIFYMONTHREQUEST'].fields_by_name['month']._serialized_options = b'\342A\001\002'
   _globals['_HALTARCHIVEREQUEST'].fields_by_name['shard']._loaded_options = None
   _globals['_HALTARCHIVEREQUEST'].fields_by_name['shard']._serialized_options = b'\342A\001\001'
   _globals['_HALTARCHIVEREQUEST'].fields_by_name['reason']._loaded_options = None
@@ -54,26 +58,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARCHIVESERVICE'].methods_by_name['ListMonths']._serialized_options = b'\312\363\030\004\010\005\030\001'
   _globals['_ARCHIVESERVICE'].methods_by_name['MoveMonth']._loaded_options = None
   _globals['_ARCHIVESERVICE'].methods_by_name['MoveMonth']._serialized_options = b'\312\363\030\004\010\005\030\002'
+  _globals['_ARCHIVESERVICE'].methods_by_name['VerifyMonth']._loaded_options = None
+  _globals['_ARCHIVESERVICE'].methods_by_name['VerifyMonth']._serialized_options = b'\312\363\030\004\010\005\030\001'
   _globals['_ARCHIVESERVICE'].methods_by_name['HaltArchive']._loaded_options = None
   _globals['_ARCHIVESERVICE'].methods_by_name['HaltArchive']._serialized_options = b'\312\363\030\004\010\005\030\001'
   _globals['_MONTH']._serialized_start=171
-  _globals['_MONTH']._serialized_end=893
-  _globals['_MONTH_STATE']._serialized_start=694
-  _globals['_MONTH_STATE']._serialized_end=893
-  _globals['_LISTMONTHSREQUEST']._serialized_start=895
-  _globals['_LISTMONTHSREQUEST']._serialized_end=935
-  _globals['_LISTMONTHSRESPONSE']._serialized_start=938
-  _globals['_LISTMONTHSRESPONSE']._serialized_end=1224
-  _globals['_LISTMONTHSRESPONSE_SHARD']._serialized_start=1046
-  _globals['_LISTMONTHSRESPONSE_SHARD']._serialized_end=1224
-  _globals['_MOVEMONTHREQUEST']._serialized_start=1227
-  _globals['_MOVEMONTHREQUEST']._serialized_end=1391
-  _globals['_MOVEMONTHRESPONSE']._serialized_start=1393
-  _globals['_MOVEMONTHRESPONSE']._serialized_end=1457
-  _globals['_HALTARCHIVEREQUEST']._serialized_start=1459
-  _globals['_HALTARCHIVEREQUEST']._serialized_end=1538
-  _globals['_HALTARCHIVERESPONSE']._serialized_start=1540
-  _globals['_HALTARCHIVERESPONSE']._serialized_end=1561
-  _globals['_ARCHIVESERVICE']._serialized_start=1564
-  _globals['_ARCHIVESERVICE']._serialized_end=1901
+  _globals['_MONTH']._serialized_end=961
+  _globals['_MONTH_STATE']._serialized_start=762
+  _globals['_MONTH_STATE']._serialized_end=961
+  _globals['_LISTMONTHSREQUEST']._serialized_start=963
+  _globals['_LISTMONTHSREQUEST']._serialized_end=1003
+  _globals['_LISTMONTHSRESPONSE']._serialized_start=1006
+  _globals['_LISTMONTHSRESPONSE']._serialized_end=1292
+  _globals['_LISTMONTHSRESPONSE_SHARD']._serialized_start=1114
+  _globals['_LISTMONTHSRESPONSE_SHARD']._serialized_end=1292
+  _globals['_MOVEMONTHREQUEST']._serialized_start=1295
+  _globals['_MOVEMONTHREQUEST']._serialized_end=1459
+  _globals['_MOVEMONTHRESPONSE']._serialized_start=1461
+  _globals['_MOVEMONTHRESPONSE']._serialized_end=1525
+  _globals['_VERIFYMONTHREQUEST']._serialized_start=1527
+  _globals['_VERIFYMONTHREQUEST']._serialized_end=1589
+  _globals['_VERIFYMONTHRESPONSE']._serialized_start=1591
+  _globals['_VERIFYMONTHRESPONSE']._serialized_end=1657
+  _globals['_HALTARCHIVEREQUEST']._serialized_start=1659
+  _globals['_HALTARCHIVEREQUEST']._serialized_end=1738
+  _globals['_HALTARCHIVERESPONSE']._serialized_start=1740
+  _globals['_HALTARCHIVERESPONSE']._serialized_end=1761
+  _globals['_ARCHIVESERVICE']._serialized_start=1764
+  _globals['_ARCHIVESERVICE']._serialized_end=2211
 # @@protoc_insertion_point(module_scope)

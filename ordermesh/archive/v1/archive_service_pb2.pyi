@@ -112,6 +112,8 @@ class Month(_message.Message):
     DROP_TIME_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    VERIFY_TIME_FIELD_NUMBER: _builtins.int
+    DUE_COUNT_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard."""
     month: _builtins.str
@@ -142,6 +144,8 @@ class Month(_message.Message):
     """Who asked for it last."""
     reason: _builtins.str
     """Why."""
+    due_count: _builtins.int
+    """Segments that wait to be read back once more."""
     @_builtins.property
     def blockers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What keeps it from being frozen, such as UNSETTLED_ORDERS; only of months that are in the shard."""
@@ -157,6 +161,10 @@ class Month(_message.Message):
     @_builtins.property
     def drop_time(self) -> _timestamp_pb2.Timestamp:
         """When its tables may be dropped."""
+
+    @_builtins.property
+    def verify_time(self) -> _timestamp_pb2.Timestamp:
+        """Since then every segment was read back."""
 
     def __init__(
         self,
@@ -180,10 +188,12 @@ class Month(_message.Message):
         drop_time: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
+        verify_time: _timestamp_pb2.Timestamp | None = ...,
+        due_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "verify_time", b"verify_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "blockers", b"blockers", "commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "month", b"month", "note", b"note", "order_count", b"order_count", "part_count", b"part_count", "quarantined", b"quarantined", "reach", b"reach", "reason", b"reason", "restored_count", b"restored_count", "shard", b"shard", "state", b"state", "stored_bytes", b"stored_bytes", "stored_count", b"stored_count", "table_bytes", b"table_bytes", "verified_count", b"verified_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "blockers", b"blockers", "commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "due_count", b"due_count", "month", b"month", "note", b"note", "order_count", b"order_count", "part_count", b"part_count", "quarantined", b"quarantined", "reach", b"reach", "reason", b"reason", "restored_count", b"restored_count", "shard", b"shard", "state", b"state", "stored_bytes", b"stored_bytes", "stored_count", b"stored_count", "table_bytes", b"table_bytes", "verified_count", b"verified_count", "verify_time", b"verify_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,6 +360,56 @@ class MoveMonthResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MoveMonthResponse: _TypeAlias = MoveMonthResponse  # noqa: Y015
+
+@_typing.final
+class VerifyMonthRequest(_message.Message):
+    """Asks for a month to be read back once more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """On this shard only; empty for all that have it in the archive."""
+    month: _builtins.str
+    """The month, `2023-08`."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+        month: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyMonthRequest: _TypeAlias = VerifyMonthRequest  # noqa: Y015
+
+@_typing.final
+class VerifyMonthResponse(_message.Message):
+    """What will be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MONTHS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def months(self) -> _containers.RepeatedCompositeFieldContainer[Global___Month]:
+        """The months; their `due_count` is 0 when all of it was read."""
+
+    def __init__(
+        self,
+        *,
+        months: _abc.Iterable[Global___Month] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["months", b"months"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyMonthResponse: _TypeAlias = VerifyMonthResponse  # noqa: Y015
 
 @_typing.final
 class HaltArchiveRequest(_message.Message):

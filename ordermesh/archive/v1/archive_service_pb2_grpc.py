@@ -48,6 +48,11 @@ class ArchiveServiceStub:
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.MoveMonthRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.MoveMonthResponse.FromString,
                 _registered_method=True)
+        self.VerifyMonth = channel.unary_unary(
+                '/ordermesh.archive.v1.ArchiveService/VerifyMonth',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthResponse.FromString,
+                _registered_method=True)
         self.HaltArchive = channel.unary_unary(
                 '/ordermesh.archive.v1.ArchiveService/HaltArchive',
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.HaltArchiveRequest.SerializeToString,
@@ -81,6 +86,16 @@ class ArchiveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyMonth(self, request, context):
+        """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
+        quarantine.
+
+        For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def HaltArchive(self, request, context):
         """Stops every change of a table at once, or lets it go on; what is only copied or compared goes on meanwhile.
 
@@ -102,6 +117,11 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
                     servicer.MoveMonth,
                     request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.MoveMonthRequest.FromString,
                     response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.MoveMonthResponse.SerializeToString,
+            ),
+            'VerifyMonth': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyMonth,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthResponse.SerializeToString,
             ),
             'HaltArchive': grpc.unary_unary_rpc_method_handler(
                     servicer.HaltArchive,
@@ -167,6 +187,33 @@ class ArchiveService:
             '/ordermesh.archive.v1.ArchiveService/MoveMonth',
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.MoveMonthRequest.SerializeToString,
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.MoveMonthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyMonth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.ArchiveService/VerifyMonth',
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,12 @@ class ArchiveServiceStub:
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
     """
+    VerifyMonth: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]
+    """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
+    quarantine.
+
+    For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+    """
     HaltArchive: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.HaltArchiveRequest, _archive_service_pb2.HaltArchiveResponse]
     """Stops every change of a table at once, or lets it go on; what is only copied or compared goes on meanwhile.
 
@@ -71,6 +77,12 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     MoveMonth: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.MoveMonthRequest, _archive_service_pb2.MoveMonthResponse]  # type: ignore[assignment]
     """Notes where a month is to be; returns before it is there. Asking again changes how far it goes, and lets a month in
     quarantine go on.
+
+    For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+    """
+    VerifyMonth: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]  # type: ignore[assignment]
+    """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
+    quarantine.
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
     """
@@ -106,6 +118,18 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_archive_service_pb2.MoveMonthResponse, _abc.Awaitable[_archive_service_pb2.MoveMonthResponse]]:
         """Notes where a month is to be; returns before it is there. Asking again changes how far it goes, and lets a month in
         quarantine go on.
+
+        For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyMonth(
+        self,
+        request: _archive_service_pb2.VerifyMonthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_service_pb2.VerifyMonthResponse, _abc.Awaitable[_archive_service_pb2.VerifyMonthResponse]]:
+        """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
+        quarantine.
 
         For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
         """
