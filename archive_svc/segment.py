@@ -19,13 +19,13 @@ class Step(Enum):
     """A step of a proof, in the order in which they are taken."""
 
     BYTES = "BYTES"
-    """The object has another size or another SHA-256."""
+    """The object, or what was fetched of it, has another size or another SHA-256."""
     FOOTER = "FOOTER"
     """Its footer cannot be read, is another one, or says that it is about something else."""
     SCHEMA = "SCHEMA"
     """Its columns are not those of the shape."""
     GROUPS = "GROUPS"
-    """Its row groups do not lie where they should."""
+    """Its row groups do not lie where they should, or are others."""
     PAGES = "PAGES"
     """A page cannot be decoded, or its checksum is wrong."""
     ROWS = "ROWS"
@@ -76,13 +76,14 @@ class Key(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One row group: whose rows it has, and which bytes to fetch for them."""
+    """One row group: whose rows it has, and which bytes to fetch for them. sha256: of these bytes, hex."""
 
     first_user: str
     last_user: str
     offset: int
     size_bytes: int
     rows: int
+    sha256: str
 
 
 class Sum(NamedTuple):

@@ -10,8 +10,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from archive_svc.codec.rows import Tally, key_at, rendered, rises, schema_of
-from archive_svc.codec.writer import footer_bytes, own_metadata
-from archive_svc.segment import Group, SegmentDamaged, Step
+from archive_svc.codec.writer import footer_bytes, own_metadata, sha256_of
+from archive_svc.segment import Group, Range, RowsRefused, SegmentDamaged, Step
 
 if TYPE_CHECKING:
     from archive_svc.columns import Shape
@@ -40,6 +40,8 @@ def prove(shape: Shape, body: bytes, expected: Facts) -> Proof:
     _check(Step.GROUPS, file.metadata.num_row_groups == len(expected.groups), "their number")
     reading = _Reading(shape)
     for number, group in enumerate(expected.groups):
+        there = sha256_of(body, Range(group.offset, group.size_bytes))
+        _check(Step.GROUPS, there == group.sha256, f"the SHA-256 of group {number}")
         reading.take(_decoded(file, number, group), number, group)
     reading.compare(expected)
     return Proof(reading.rows, len(body), reading.stream_bytes)
@@ -53,13 +55,14 @@ def _check(step: Step, holds: bool, detail: str) -> None:
 def _opened(shape: Shape, body: bytes, expected: Facts) -> Any:
     footer = footer_bytes(body)
     _check(Step.FOOTER, footer == expected.footer_bytes, "its length")
-    _check(Step.FOOTER, hashlib.sha256(body[-footer:]).hexdigest() == expected.footer_sha256, "its SHA-256")
+    _check(Step.FOOTER, sha256_of(body, expected.footer) == expected.footer_sha256, "its SHA-256")
     try:
         file = parquet.ParquetFile(pa.BufferReader(body), page_checksum_verification=True, pre_buffer=False)
     except (pa.ArrowException, OSError):
         raise SegmentDamaged(Step.FOOTER, "it cannot be read") from None
-    said = {name.decode(): value.decode() for name, value in (file.metadata.metadata or {}).items()}
-    _check(Step.FOOTER, said == own_metadata(shape, expected.about, expected.rows), "what it says of itself")
+    own = own_metadata(shape, expected.about, expected.rows)
+    said = {name.encode(): value.encode() for name, value in own.items()}
+    _check(Step.FOOTER, file.metadata.metadata == said, "what it says of itself")
     return file
 
 
@@ -76,7 +79,7 @@ def _decoded(file: Any, number: int, group: Group) -> Any:
         table.validate(full=True)
     except (pa.ArrowException, OSError):
         raise SegmentDamaged(Step.PAGES, f"of group {number}") from None
-    _check(Step.ROWS, table.num_rows == group.rows, f"of group {number}")
+    _check(Step.ROWS, table.num_rows == group.rows > 0, f"of group {number}")
     return table.combine_chunks()
 
 
@@ -94,12 +97,12 @@ class _Reading:
 
     def take(self, table: Any, number: int, group: Group) -> None:
         """Look at one row group."""
-        first, last = key_at(self._shape, table, 0), key_at(self._shape, table, -1)
-        _check(
-            Step.KEYS,
-            (first.user_id, last.user_id) == (group.first_user, group.last_user),
-            f"of group {number}",
-        )
+        try:
+            first, last = key_at(self._shape, table, 0), key_at(self._shape, table, -1)
+        except RowsRefused:
+            raise SegmentDamaged(Step.KEYS, f"of group {number}") from None
+        users = (first.user_id, last.user_id)
+        _check(Step.KEYS, users == (group.first_user, group.last_user), f"of group {number}")
         above = self._last is None or self._last < first
         _check(Step.KEYS, above and rises(self._shape, table), f"they do not rise in group {number}")
         self._first, self._last = self._first or first, last

@@ -79,7 +79,8 @@ def read_groups(
     """The rows of some row groups as an Arrow table, in order; only those of a user, if one is named.
 
     file: has the ranges that `ranges_of` says.
-    Raises: ReadOutsidePlan. SegmentDamaged at FOOTER, SCHEMA or PAGES: every byte that is used is checked.
+    Every byte is checked before it is used.
+    Raises: ReadOutsidePlan; SegmentDamaged at FOOTER, SCHEMA, BYTES or PAGES.
     """
     footer = file.range(*facts.footer)
     if hashlib.sha256(footer).hexdigest() != facts.footer_sha256:
@@ -92,6 +93,9 @@ def read_groups(
         raise SegmentDamaged(Step.SCHEMA, "its columns")
     tables = [schema_of(shape).empty_table()]
     for number in groups:
+        there = file.range(facts.groups[number].offset, facts.groups[number].size_bytes)
+        if hashlib.sha256(there).hexdigest() != facts.groups[number].sha256:
+            raise SegmentDamaged(Step.BYTES, f"of group {number}")
         try:
             table = opened.read_row_group(number, use_threads=False)
         except (pa.ArrowException, OSError):
@@ -101,9 +105,9 @@ def read_groups(
 
 
 def csv_rows(shape: Shape, body: bytes) -> Iterator[bytes]:
-    """All rows of a proven segment as the CSV that they came as, for COPY with `COPY_BACK_OPTIONS`.
+    """All rows of a segment as the CSV that they came as, a row group at a time, for COPY_BACK_OPTIONS.
 
-    A row group at a time.
+    body: proven before, since Arrow may end the process over another.
     """
     file = parquet.ParquetFile(pa.BufferReader(body), page_checksum_verification=True, pre_buffer=False)
     for number in range(file.metadata.num_row_groups):

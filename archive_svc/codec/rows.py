@@ -92,15 +92,13 @@ def viewed(table: Any, schema: Any) -> Any:
 
 
 def key_at(shape: Shape, table: Any, row: int) -> Key:
-    """The key of one row; a negative one counts from the end."""
-    row %= table.num_rows
-    values = [table.column(name)[row] for name in shape.key]
-    return Key(
-        values[0].as_py(),
-        EPOCH + timedelta(microseconds=values[1].value),
-        UUID(values[2].as_py()),
-        *(value.as_py() for value in values[3:]),
-    )
+    """The key of one row; a negative one counts from the end. Raises: RowsRefused when it is none."""
+    values = [table.column(name)[row % table.num_rows] for name in shape.key]
+    try:
+        created_at, order_id = EPOCH + timedelta(microseconds=values[1].value), UUID(values[2].as_py())
+    except (ValueError, OverflowError):
+        raise RowsRefused(f"a row of {shape.table} has no key") from None
+    return Key(values[0].as_py(), created_at, order_id, *(value.as_py() for value in values[3:]))
 
 
 def rises(shape: Shape, table: Any) -> bool:

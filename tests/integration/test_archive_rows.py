@@ -9,10 +9,12 @@ import asyncpg
 import pytest
 
 from archive_svc.codec.proof import prove
-from archive_svc.codec.reading import csv_rows
+from archive_svc.codec.reading import SparseFile, csv_rows, ranges_of, read_groups
 from archive_svc.codec.writer import SegmentWriter
 from archive_svc.columns import COPY_BACK_OPTIONS, COPY_OPTIONS, ORDERS, SHAPES, Shape
 from archive_svc.segment import RowsRefused, Segment, Sum
+from ops import seed
+from ops.seed import Plan
 from tests.archives import ABOUT
 from tests.databases import Database
 
@@ -66,8 +68,12 @@ both_shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 @pytest.fixture
-async def session(shard_database: Callable[[], Awaitable[Database]]) -> AsyncIterator[asyncpg.Connection]:
-    database = await shard_database()
+async def database(shard_database: Callable[[], Awaitable[Database]]) -> Database:
+    return await shard_database()
+
+
+@pytest.fixture
+async def session(database: Database) -> AsyncIterator[asyncpg.Connection]:
     session = await asyncpg.connect(
         database.dsn, timeout=10, command_timeout=60, server_settings={"search_path": "ordermesh, public"}
     )
@@ -96,6 +102,7 @@ async def archived(
 
 async def restored(session: asyncpg.Connection, shape: Shape, segment: Segment) -> str:
     """A new table like the real one, with the rows of a segment."""
+    await session.execute("DROP TABLE IF EXISTS pg_temp.staging, pg_temp.restored")
     await session.execute(f"CREATE TEMP TABLE staging ({shape.staging_columns()})")
     await session.execute(f"CREATE TEMP TABLE restored (LIKE ordermesh.{shape.table})")
 
@@ -147,6 +154,49 @@ async def test_tortured_rows_come_back_bit_for_bit(session: asyncpg.Connection, 
     assert segment.facts.rows == await session.fetchval("SELECT count(*) FROM source") > 20
     assert segment.facts.sums == await summed(session, shape, "source")
     table = await restored(session, shape, segment)
+    assert await differing(session, "source", table) == []
+
+
+async def test_a_seeded_shard_comes_back_bit_for_bit(session: asyncpg.Connection, database: Database) -> None:
+    """Orders and journals as the domain's functions make them; a user's rows are those that SQL finds."""
+    await session.execute(
+        "SELECT ordermesh.identify_shard('s1'); SELECT ordermesh.own_buckets(0, 4095, 's1')"
+    )
+    await seed.run(Plan(users=30, orders=3000, months=2, seed=5, heavy_share=0.4), {"s1": database.dsn}, {})
+    for shape in SHAPES.values():
+        segment = await archived(session, shape, shape.table)
+        prove(shape, segment.body, segment.facts)
+        assert segment.facts.rows >= 3000
+        assert segment.facts.sums == await summed(session, shape, shape.table)
+        table = await restored(session, shape, segment)
+        assert await differing(session, shape.table, table) == []
+        for user_id in ("seed.5.heavy", "seed.5.7"):
+            his = f"FROM {shape.table} AS t WHERE user_id = $1 ORDER BY {shape.order_by('t')}"
+            expected = [
+                row["id"] for row in await session.fetch(f"SELECT order_id::text AS id {his}", user_id)
+            ]
+            assert read(shape, segment, user_id).column("order_id").to_pylist() == expected != []
+
+
+def read(shape: Shape, segment: Segment, user_id: str) -> Any:
+    """A user's rows, out of his groups."""
+    facts = segment.facts
+    groups = facts.groups_of(user_id)
+    parts = {at: segment.body[at : at + size] for at, size in ranges_of(facts, groups)}
+    return read_groups(shape, facts, SparseFile(facts.size_bytes, parts), groups, user_id=user_id)
+
+
+async def test_a_session_s_settings_change_nothing(session: asyncpg.Connection) -> None:
+    """Neither on the way out nor back: another zone, another style, fewer digits."""
+    await session.execute("CREATE TEMP TABLE source (LIKE ordermesh.orders)")
+    await session.execute(TORTURE["orders"])
+    segment = await archived(session, ORDERS, "source")
+    await session.execute(
+        "SET TimeZone = 'Asia/Kathmandu'; SET DateStyle = 'German'; SET IntervalStyle = 'sql_standard';"
+        "SET extra_float_digits = -15"
+    )
+    assert (await archived(session, ORDERS, "source")).facts.stream_sha256 == segment.facts.stream_sha256
+    table = await restored(session, ORDERS, segment)
     assert await differing(session, "source", table) == []
 
 
