@@ -19,7 +19,7 @@ import tempfile
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,13 @@ from chassis.clock import SYSTEM_CLOCK
 from chassis.es import EsSettings, open_elastic
 from chassis.ids import user_bucket
 from chassis.kafka import Cluster, open_consumer
+from history_svc.catalog import FIRST_SPAN
 from history_svc.channel.hub import Hub, Watching
 from history_svc.channel.kafka import KafkaPublisher, Topics
 from history_svc.channel.leadership import Leadership
 from history_svc.channel.log import SESSION, ShardLog
 from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
+from history_svc.document import month_of
 from history_svc.page import EVERY_ORDER, NEWEST, OLDEST, Filter, Key, Window
 from history_svc.placement import Held
 from history_svc.projector import indexer, relay
@@ -46,7 +48,7 @@ from history_svc.readmodel.elastic import ElasticReadModel, Layout
 from history_svc.readmodel.port import IndexIdentity, Place
 from history_svc.search import Searcher
 from history_svc.settings import HistorySettings
-from history_svc.store import Shards
+from history_svc.store import Reading, Shards
 from ops import places, ports
 from ops.cli.calls import quietly
 from ops.elasticsearch import ElasticsearchServer
@@ -317,9 +319,12 @@ async def pages_of(
         await reader.read(placement, wish, now=datetime.now(UTC), timeout_s=10)
 
     await in_turns(WARM_UP, deep, {"page": page})
+    places_ = await places_of(run)
     works: dict[str, Callable[[Key], Awaitable[None]]] = {
         "sql": partial(keyset, shards, user),
-        "search": partial(searched, run, user),
+        "search": partial(searched, run, places_, user),
+        "asked": partial(asked, shards, user),
+        "proven": partial(proven, run, places_, user),
         "page": page,
     }
     lines = []
@@ -330,6 +335,8 @@ async def pages_of(
         if not changed:
             lines.append(Line(f"{count} orders: SQL keyset query alone", cells_of_times(taken["sql"])))
             lines.append(Line(f"{count} orders: Elasticsearch query alone", cells_of_times(taken["search"])))
+            lines.append(Line(f"{count} orders: what a page asks the shard", cells_of_times(taken["asked"])))
+            lines.append(Line(f"{count} orders: what it asks Elasticsearch", cells_of_times(taken["proven"])))
         sources = percentile(taken["sql"], 0.5) + percentile(taken["search"], 0.5)
         ratio = percentile(taken["page"], 0.5) / sources
         lines.append(Line(f"{count} orders: page, {changed} changed", cells_of_times(taken["page"], ratio)))
@@ -356,27 +363,47 @@ async def keyset(shards: Shards, user: str, before: Key) -> None:
     )
 
 
-async def searched(run: Machine, user: str, before: Key) -> None:
+async def searched(run: Machine, places_: Mapping[date, Place], user: str, before: Key) -> None:
     """The plain query of the read model, in the months that a page searches first."""
-    await run.read_model.found(await places_of(run), Window(user, before, OLDEST), (user,), SIZE + 1, 10)
+    await run.read_model.found(
+        first_below(places_, before), Window(user, before, OLDEST), (user,), SIZE + 1, 10
+    )
 
 
-_PLACES: list[Place] = []
+async def asked(shards: Shards, user: str, before: Key) -> None:
+    """What a page asks the shard: rows, changes, watermarks, fence and catalog in one statement."""
+    since = datetime.now(UTC) - timedelta(days=2)
+    wanted = Reading(Window(user, before, OLDEST), since, SIZE + 1, overlay_max=SIZE + 1)
+    await shards.read(SHARD, (Held(user_bucket(user), 1),), wanted, timeout_s=10)
 
 
-async def places_of(run: Machine) -> list[Place]:
-    """The indices of the three newest months, as a page searches them first."""
-    if not _PLACES:
-        connection = await run.bench.connect()
-        try:
-            rows = await connection.fetch(
-                "SELECT index_name, cluster_uuid, index_uuid FROM projection_index"
-                " WHERE month <= current_date ORDER BY month DESC LIMIT 3"
-            )
-        finally:
-            await connection.close()
-        _PLACES.extend(Place(IndexIdentity(*row)) for row in rows)
-    return _PLACES
+async def proven(run: Machine, places_: Mapping[date, Place], user: str, before: Key) -> None:
+    """What a page asks the read model: the plain query, and then whether the indices were the right ones."""
+    await run.read_model.search(
+        first_below(places_, before),
+        Window(user, before, OLDEST),
+        routing=(user,),
+        limit=SIZE + 1,
+        timeout_s=10,
+    )
+
+
+async def places_of(run: Machine) -> dict[date, Place]:
+    """The index of each month, newest first."""
+    connection = await run.bench.connect()
+    try:
+        rows = await connection.fetch(
+            "SELECT month, index_name, cluster_uuid, index_uuid FROM projection_index ORDER BY month DESC"
+        )
+    finally:
+        await connection.close()
+    return {month: Place(IndexIdentity(*names)) for month, *names in rows}
+
+
+def first_below(places_: Mapping[date, Place], before: Key) -> list[Place]:
+    """The indices of a position's month and the two before it, as a page searches them first."""
+    newest = month_of(min(before.created_at, datetime.now(UTC)))
+    return [place for month, place in places_.items() if month <= newest][:FIRST_SPAN]
 
 
 async def in_turns(
@@ -423,6 +450,9 @@ def document(facts: dict[str, str], bulk: list[Line], read: list[Line]) -> str:
         f"## Pages of {SIZE} orders, one after the other",
         "",
         "A page asks the shard, then the read model; the last column compares p50 with both queries' sum.",
+        "Beside the plain queries stand those that a page makes: of the shard also what changed, how far the",
+        "read model has it, the fence and the catalog; of Elasticsearch also, once it has answered, whether",
+        "the indices are those that the catalog means, a second round trip. The rest of a page is the merge.",
         "",
         "| what | p50 ms | p99 ms | of the sum of its sources |",
         "|:--|--:|--:|--:|",
