@@ -61,7 +61,7 @@ async def serve(settings: ArchiveSettings) -> None:
             Limiter(settings.calls_max, settings.calls_queue, name="archive_calls"),
         )
         catalogs = {shard.catalog.shard: shard.catalog for shard in shards}
-        mounts = [rpc.Mount(SERVICE, ArchiveService(catalogs, settings.pacing()))]
+        mounts = [rpc.Mount(SERVICE, ArchiveService(catalogs, settings.pacing(), objects))]
         server = await stack.enter_async_context(rpc.serve(settings.listen, mounts, gate=gate, tls=identity))
         # Ready whatever a shard does: the others' partitions are kept all the same.
         readiness = admin.Readiness()

@@ -16,7 +16,7 @@ from chassis import pg
 from chassis.s3 import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import date, datetime, timedelta
     from uuid import UUID
 
@@ -318,6 +318,22 @@ class Catalog:
             await self._database.fetchval(QUERIES.drop, month.month, fence, timeout_s=PLAN_S_MAX)
         )
 
+    async def adopt(
+        self,
+        manifest: Mapping[str, Any],
+        where: Stored,
+        sha256: str,
+        grace: timedelta,
+        actor: str,
+        reason: str,
+    ) -> bool:
+        """Make the catalog of a month again of its manifest; False when the shard has or knows the month."""
+        return bool(
+            await self._database.fetchval(
+                QUERIES.adopt, manifest, where.key, where.version_id, sha256, grace, actor, reason
+            )
+        )
+
     async def begin_restore(self, month: Month, fence: int) -> None:
         """Make the tables of a month that comes back, empty and alone. Raises: LeaseLost."""
         await self._must(await self._database.fetchval(QUERIES.begin_restore, month.month, fence))
@@ -359,7 +375,13 @@ def _month(row: Any) -> Month:
         *("month", "archive_id", "quarantined", "begins_at", "ends_at", "orders_oid", "journal_oid"),
         *("frozen_at", "detach_from", "drop_from", "failures", "damages", "not_before"),
     )
-    return Month(state=State(row["state"]), reach=State(row["reach"]), **{name: row[name] for name in names})
+    return Month(
+        state=State(row["state"]),
+        reach=State(row["reach"]),
+        orders_hash=None if row["orders_hash"] is None else int(row["orders_hash"]),
+        journal_hash=None if row["journal_hash"] is None else int(row["journal_hash"]),
+        **{name: row[name] for name in names},
+    )
 
 
 def _view(row: Any) -> MonthView:

@@ -144,7 +144,7 @@ UPDATE ordermesh.archive_segments s
 -- name: due_check
 -- The segment that is to be read once more before all others, of months that readers read from their copies.
 SELECT s.*, m.month FROM ordermesh.archive_segments s JOIN ordermesh.archive_months m USING (archive_id)
- WHERE m.committed_at IS NOT NULL AND m.quarantined = '' AND s.verified_at IS NOT NULL AND s.check_from <= clock_timestamp()
+ WHERE m.committed_at IS NOT NULL AND m.quarantined = '' AND s.check_from <= clock_timestamp()
  ORDER BY s.check_from, s.key LIMIT 1;
 
 -- name: check_month
@@ -202,6 +202,10 @@ SELECT {columns} FROM {orders} AS o JOIN {journal} AS j USING (order_id, created
 -- name: copy_back
 -- Make rows of what was copied as text. {table}; {columns}, {values}: as Shape says.
 INSERT INTO {table} ({columns}) SELECT {values} FROM copied AS c;
+
+-- name: adopt
+-- Make the catalog of a month again. $1: manifest; $2: its key; $3: version; $4: sha256; $5: grace; $6: actor; $7: reason.
+SELECT ordermesh.adopt_month($1, $2, $3, $4, $5, $6, $7);
 
 -- name: begin_restore
 -- Make the tables of a month that comes back. $1: month; $2: fence.

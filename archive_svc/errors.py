@@ -19,6 +19,13 @@ class MonthNotFound(OrdermeshError):
     code, reason = StatusCode.NOT_FOUND, Reason.MONTH_NOT_FOUND
 
 
+class StorageUnavailable(OrdermeshError):
+    """The archive's storage gives no answer now, or there is none; orders themselves are not affected."""
+
+    code, reason = StatusCode.UNAVAILABLE, Reason.STORAGE_UNAVAILABLE
+    retry_after_s = 5.0
+
+
 class LeaseLost(OrdermeshError):
     """Another process archives this shard by now; nothing more is done under the old lease."""
 

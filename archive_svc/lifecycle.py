@@ -98,6 +98,7 @@ class Month:
     reach:        the state in which it is to be.
     quarantined:  why a person has to look; empty when nobody has to.
     orders_oid, journal_oid: its tables while it has some.
+    orders_hash, journal_hash: of all rows when they were proven; each is a sum over its rows.
     detach_from, drop_from:  when they may be detached, and dropped; aware.
     failures:     of the step that is due, in a row; it waits until `not_before`.
     damages:      segments that did not read back as they were written.
@@ -112,6 +113,8 @@ class Month:
     ends_at: datetime
     orders_oid: int | None = None
     journal_oid: int | None = None
+    orders_hash: int | None = None
+    journal_hash: int | None = None
     frozen_at: datetime | None = None
     detach_from: datetime | None = None
     drop_from: datetime | None = None
@@ -190,9 +193,14 @@ def data_key(shard: str, month: date, of_table: str, part: int, attempt: str) ->
     return f"{of_table}/v1/shard={shard}/month={month:%Y-%m}/part-{part:05}-{attempt}.parquet"
 
 
+def manifest_prefix(shard: str) -> str:
+    """Where a shard's manifests are stored, apart from the data, which engines read by prefix."""
+    return f"_manifest/orders/v1/shard={shard}/"
+
+
 def manifest_key(shard: str, month: date, archive_id: UUID) -> str:
-    """Where a month's manifest is stored, apart from the data, which engines read by prefix."""
-    return f"_manifest/orders/v1/shard={shard}/{month:%Y-%m}/{archive_id}.json"
+    """Where a month's manifest is stored; keys of one month follow each other."""
+    return f"{manifest_prefix(shard)}{month:%Y-%m}/{archive_id}.json"
 
 
 def mismatches(expected: Sequence[tuple[str, object, object]]) -> str:

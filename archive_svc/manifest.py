@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from archive_svc.segment import Facts
+from chassis.s3 import Stored
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from archive_svc.catalog import CataloguedSegment, Part
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     from archive_svc.segment import Key
 
 FORMAT = "ordermesh.archive.v1"
+
+
+class ManifestUnreadable(Exception):
+    """An object where a manifest should be is none, or says what nobody here understands."""
 
 
 def manifest_of(
@@ -32,6 +39,8 @@ def manifest_of(
         "ends_at": month.ends_at.isoformat(),
         "orders": sum(part.order_count for part in parts),
         "journal_entries": sum(part.journal_count for part in parts),
+        "orders_hash": str(month.orders_hash),
+        "journal_hash": str(month.journal_hash),
         "parts": [_part(part) for part in parts],
         "segments": [
             {
@@ -45,6 +54,33 @@ def manifest_of(
         ],
     }
     return json.dumps(told, sort_keys=True, ensure_ascii=False, indent=1).encode()
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """A manifest, and every segment's facts tried. Raises: ManifestUnreadable."""
+    try:
+        told = json.loads(body)
+        if told["format"] != FORMAT:
+            raise ManifestUnreadable(f"its format is {told['format']!r}")
+        for segment in told["segments"]:
+            Facts.from_json(segment["facts"])
+    except (ValueError, KeyError, TypeError) as wrong:
+        raise ManifestUnreadable(f"{type(wrong).__name__}: {wrong}") from wrong
+    return dict(told)
+
+
+def objects_of(manifest: Mapping[str, Any]) -> list[Stored]:
+    """The objects that a manifest names."""
+    return [
+        Stored(
+            each["key"],
+            each["facts"]["size_bytes"],
+            each["etag"],
+            version_id=each["version_id"],
+            sha256=each["facts"]["sha256"],
+        )
+        for each in manifest["segments"]
+    ]
 
 
 def about(shard: str, archive_id: UUID, month: str, part: int) -> dict[str, str]:

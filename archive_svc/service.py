@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from uuid import uuid5
 
 from archive_svc import wire
-from archive_svc.errors import MonthNotFound, UnknownShard
+from archive_svc.errors import MonthNotFound, StorageUnavailable, UnknownShard
 from archive_svc.lifecycle import ripe_until
+from archive_svc.rebuild import Rebuilder
 from chassis.errors import DeadlineExceeded, InvalidField, Overloaded, ShardUnavailable
+from chassis.s3 import S3Error
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -23,14 +25,16 @@ if TYPE_CHECKING:
     from archive_svc.archiver import Pacing
     from archive_svc.catalog import Catalog, MonthView
     from chassis import rpc
+    from chassis.s3 import ObjectStore
 
 
 class ArchiveService:
     """Implements ordermesh.archive.v1.ArchiveService. catalogs: by shard."""
 
-    def __init__(self, catalogs: Mapping[str, Catalog], pacing: Pacing) -> None:
+    def __init__(self, catalogs: Mapping[str, Catalog], pacing: Pacing, objects: ObjectStore | None) -> None:
         self._catalogs = catalogs
         self._pacing = pacing
+        self._objects = objects
 
     async def ListMonths(self, request: pb.ListMonthsRequest, call: rpc.Call) -> pb.ListMonthsResponse:
         """Say which months each shard has and had."""
@@ -75,6 +79,26 @@ class ArchiveService:
         if not found:
             raise MonthNotFound(month=request.month)
         return pb.VerifyMonthResponse(months=found)
+
+    async def RebuildCatalog(
+        self, request: pb.RebuildCatalogRequest, call: rpc.Call
+    ) -> pb.RebuildCatalogResponse:
+        """Make a lost catalog again of the manifests in S3."""
+        if wrong := [*wire.why(request.reason)]:
+            raise InvalidField(*wrong)
+        if not request.shard:
+            raise InvalidField.of("shard", "must be the name of a shard")
+        catalog = self._of(request.shard)[0]
+        if self._objects is None:
+            raise StorageUnavailable
+        rebuilder = Rebuilder(catalog.until(call.deadline), self._objects, self._pacing.grace)
+        try:
+            rebuilt = await rebuilder.rebuild(call.subject.name, request.reason)
+        except S3Error as failed:
+            raise StorageUnavailable from failed
+        return pb.RebuildCatalogResponse(
+            months=[pb.RebuildCatalogResponse.Found(month=r.month, reason=r.because) for r in rebuilt]
+        )
 
     async def HaltArchive(self, request: pb.HaltArchiveRequest, call: rpc.Call) -> pb.HaltArchiveResponse:
         """Set the kill switch of one shard or of all."""

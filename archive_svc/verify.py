@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from archive_svc.catalog import Catalog, CataloguedSegment
     from archive_svc.lifecycle import Month
     from archive_svc.throttle import Throttle
-    from chassis.s3 import ObjectStore
+    from chassis.s3 import ObjectStore, Stored
 
 log = structlog.get_logger("verify")
 
@@ -103,16 +103,7 @@ class Verifier:
 
     async def look(self, segment: CataloguedSegment) -> None:
         """See that an object is as it was stored, by size and checksums. Raises: SegmentDamaged; S3Error."""
-        try:
-            seen = await self._store.head(segment.stored.key, version_id=segment.stored.version_id)
-        except (ObjectNotFound, ObjectChanged) as gone:
-            raise SegmentDamaged(Step.BYTES, "it is not there as it was stored") from gone
-        wanted = segment.stored
-        if (seen.size_bytes, seen.etag) != (wanted.size_bytes, wanted.etag) or seen.sha256 not in (
-            "",
-            wanted.sha256,
-        ):
-            raise SegmentDamaged(Step.BYTES, "S3 says another size or checksum")
+        await must_be(self._store, segment.stored)
 
     async def _compare(self, month: Month, orders: CataloguedSegment) -> None:
         there = await self._catalog.part_facts(month.archive_id, orders.part)
@@ -141,3 +132,14 @@ class Verifier:
             step=damaged.step.value,
             detail=damaged.detail,
         )
+
+
+async def must_be(store: ObjectStore, meant: Stored) -> None:
+    """See that an object is as it was stored, by what S3 says of it. Raises: SegmentDamaged; S3Error."""
+    try:
+        seen = await store.head(meant.key, version_id=meant.version_id)
+    except (ObjectNotFound, ObjectChanged) as gone:
+        raise SegmentDamaged(Step.BYTES, "it is not there as it was stored") from gone
+    is_same = (seen.size_bytes, seen.etag) == (meant.size_bytes, meant.etag)
+    if not is_same or seen.sha256 not in ("", meant.sha256):
+        raise SegmentDamaged(Step.BYTES, "S3 says another size or checksum")

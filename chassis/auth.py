@@ -122,6 +122,7 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _A + "ListMonths": _STEER,
     _A + "MoveMonth": _STEER,
     _A + "VerifyMonth": _STEER,
+    _A + "RebuildCatalog": _STEER,
     _A + "HaltArchive": _STEER,
     _R + "ListHangingOrders": _STEER,
     _R + "ProbeOrder": _STEER,

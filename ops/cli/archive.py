@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 Month = pb.Month
 HALF_AN_HOUR = timedelta(minutes=30)
+REBUILD_S_MAX = 120.0
 _MIB = 1024**2
 _STATES = {number: name.lower() for name, number in Month.State.items()}
 
 app = typer.Typer(
-    help="plan, run, status, verify, thaw, restore, halt, resume.",
+    help="plan, run, status, verify, thaw, restore, rebuild-catalog, halt, resume.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -220,6 +221,33 @@ def restore(
     """
     asked = [Month(shard=shard, month=the_month)]
     _moved(state_dir, asked, Month.RESTORED, reason, actor, request_id, wait, form)
+
+
+@app.command("rebuild-catalog")
+def rebuild_catalog(
+    the_shard: Annotated[str, typer.Option("--shard", help="Which shard.")],
+    reason: Why,
+    actor: Actor,
+    state_dir: StateDir,
+    form: Output = Format.TABLE,
+) -> None:
+    """Make a shard's lost catalog again of the manifests in S3; what it has stays as it is.
+
+    Exit code 1 when a month that the shard does not have could not be made again.
+
+    \b
+    Example:
+      ordermesh archive rebuild-catalog --shard s1 --reason "the database was restored from last night"
+    """
+    request = pb.RebuildCatalogRequest(shard=the_shard, reason=reason)
+    answer = ask(
+        state_dir,
+        lambda mesh: mesh.archive.RebuildCatalog(request, timeout=REBUILD_S_MAX, metadata=spoken_by(actor)),
+    )
+    rows = [(each.month, each.reason or "made again") for each in answer.months]
+    output.emit(form, answer, output.table("month", "what became of it", rows=rows))
+    if any(each.reason.startswith("_manifest/") for each in answer.months):
+        raise typer.Exit(ExitCode.NO)
 
 
 @app.command()

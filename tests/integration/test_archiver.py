@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from archive_svc.lifecycle import State
+from archive_svc.rebuild import Rebuilder, Rebuilt
 from chassis.errors import OrderArchived, OrdermeshError
 from order_svc.errors import OrderNotFound
 from order_svc.store import OrderStore
@@ -250,3 +251,71 @@ async def test_months_go_by_themselves_when_they_are_old_enough(
         assert await archive.value(
             "SELECT count(*) > 3 FROM pg_inherits WHERE inhparent = 'ordermesh.orders'::regclass"
         )
+
+
+CATALOG = {
+    "archive_months": "month, archive_id, state, begins_at, ends_at, order_count, journal_count, "
+    "orders_hash, journal_hash, manifest_key, manifest_version, manifest_sha256",
+    "archive_parts": "*",
+    "archive_segments": "archive_id, part, of_table, key, version_id, etag, size_bytes, sha256, row_count, "
+    "facts",
+}
+
+
+async def known(archive: Archive) -> list[list[tuple[object, ...]]]:
+    found = [await archive.rows(f"SELECT {what} FROM ordermesh.{table}") for table, what in CATALOG.items()]
+    return [sorted(tuple(map(str, row.values())) for row in rows) for rows in found]
+
+
+@pytest.mark.parametrize("state", [State.GRACE, State.DROPPED])
+async def test_a_lost_catalog_is_made_again_of_the_manifests(archive: Archive, state: State) -> None:
+    twin = Twin(archive)
+    await twin.remember()
+    await archive.want(AUGUST, state)
+    await archive.work()
+    before = await known(archive)
+    rebuilder = Rebuilder(archive.catalog, archive.store, timedelta(0))
+    assert await rebuilder.rebuild("a test", "nothing") == [
+        Rebuilt("2023-08", "the shard has it, or knows of it")
+    ]
+
+    await archive.shard.execute("DELETE FROM ordermesh.archive_months")
+    assert await archive.value("SELECT count(*) FROM ordermesh.archive_segments") == 0
+    assert await rebuilder.rebuild("a test", "it was lost") == [Rebuilt("2023-08")]
+    assert await known(archive) == before
+    month = await archive.work()
+    if state is State.GRACE:
+        assert month.state is State.GRACE, "every segment is read back before the tables go"
+        assert await archive.value("SELECT note FROM ordermesh.archive_months") == "NOT_SEEN_IN_S3"
+        await archive.shard.execute("UPDATE ordermesh.archive_months SET not_before = 'epoch'")
+        month = await archive.work()
+    assert month.state is State.DROPPED
+    assert (
+        await archive.value("SELECT count(*) FROM ordermesh.archive_segments WHERE verified_at IS NULL") == 0
+    )
+    assert await twin.differences(AUGUST) == {}
+    await archive.want(AUGUST, State.RESTORED)
+    assert (await archive.work()).state is State.RESTORED
+    assert await twin.differences() == {}
+
+
+async def test_a_month_whose_objects_are_gone_is_not_made_again(
+    archive: Archive, s3_server: InProcessS3
+) -> None:
+    await archive.want(AUGUST)
+    await archive.work()
+    victim = (await archive.segments())[0]
+    objects = s3_server.buckets[archive.store.settings.bucket].objects
+    body = objects[victim.stored.key][-1].body
+    await archive.shard.execute("DELETE FROM ordermesh.archive_months")
+    rebuilder = Rebuilder(archive.catalog, archive.store, timedelta(0))
+
+    del objects[victim.stored.key]
+    [found] = await rebuilder.rebuild("a test", "it was lost")
+    assert "not there as it was stored" in found.because
+    assert await archive.catalog.months() == []
+    manifest = next(key for key in objects if key.startswith("_manifest/"))
+    objects[manifest][-1].body[10:20] = b"x" * 10
+    [found] = await rebuilder.rebuild("a test", "it was lost")
+    assert found.because
+    assert body

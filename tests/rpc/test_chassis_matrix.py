@@ -62,6 +62,7 @@ EXPECTED = {
         "ListMonths": "---o",
         "MoveMonth": "---o",
         "VerifyMonth": "---o",
+        "RebuildCatalog": "---o",
         "HaltArchive": "---o",
     },
     "recovery.v1.RecoveryService": {

@@ -486,4 +486,44 @@ BEGIN
     RETURN ARRAY[]::text[];
 END $$;
 
+-- Makes the catalog of a month again of its manifest, when the shard knows nothing of the month and has no rows of it. Returns whether
+-- this was done. Every segment is read back before anybody drops a table because of it.
+CREATE FUNCTION ordermesh.adopt_month(p_manifest jsonb, p_key text, p_version text, p_sha256 text, p_grace interval,
+                                      p_actor text, p_reason text) RETURNS boolean
+    LANGUAGE plpgsql SET timezone = 'UTC' AS $$
+DECLARE
+    m date := (p_manifest->>'month' || '-01')::date;
+    id uuid := (p_manifest->>'archive_id')::uuid;
+    orders oid := to_regclass('ordermesh.orders_' || to_char(m, 'YYYY_MM'));
+    journal oid := to_regclass('ordermesh.order_journal_' || to_char(m, 'YYYY_MM'));
+    stays boolean := orders IS NOT NULL AND journal IS NOT NULL;
+BEGIN
+    IF p_manifest->>'shard' <> (SELECT shard FROM ordermesh.shard_identity)
+       OR ordermesh.leaf_of('orders', (p_manifest->>'begins_at')::timestamptz) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    INSERT INTO ordermesh.archive_months
+           (month, archive_id, state, reach, begins_at, ends_at, orders_oid, journal_oid, order_count, journal_count, orders_hash,
+            journal_hash, manifest_key, manifest_version, manifest_sha256, committed_at, detached_at, drop_from, actor, reason,
+            created_at, updated_at)
+    SELECT m, id, CASE WHEN stays THEN 'GRACE' ELSE 'DROPPED' END, 'DROPPED', (p_manifest->>'begins_at')::timestamptz,
+           (p_manifest->>'ends_at')::timestamptz, CASE WHEN stays THEN orders END, CASE WHEN stays THEN journal END,
+           (p_manifest->>'orders')::bigint, (p_manifest->>'journal_entries')::bigint, (p_manifest->>'orders_hash')::numeric,
+           (p_manifest->>'journal_hash')::numeric, p_key, p_version, p_sha256, clock_timestamp(), clock_timestamp(),
+           clock_timestamp() + p_grace, p_actor, p_reason, clock_timestamp(), clock_timestamp()
+    ON CONFLICT (month) DO NOTHING;
+    IF NOT FOUND THEN RETURN false; END IF;
+    INSERT INTO ordermesh.archive_parts (archive_id, part, after_user, after_created_at, after_order,
+                                         until_user, until_created_at, until_order, order_count, journal_count)
+    SELECT id, (p->>'part')::int, p->'after'->>0, (p->'after'->>1)::timestamptz, (p->'after'->>2)::uuid,
+           p->'until'->>0, (p->'until'->>1)::timestamptz, (p->'until'->>2)::uuid, (p->>'orders')::bigint, (p->>'journal_entries')::bigint
+      FROM jsonb_array_elements(p_manifest->'parts') AS p;
+    INSERT INTO ordermesh.archive_segments (archive_id, part, of_table, key, version_id, etag, size_bytes, sha256, row_count, facts,
+                                            exported_at, check_from)
+    SELECT id, (s->>'part')::int, s->'facts'->>'table', s->>'key', s->>'version_id', s->>'etag', (s->'facts'->>'size_bytes')::bigint,
+           s->'facts'->>'sha256', (s->'facts'->>'rows')::bigint, s->'facts', clock_timestamp(), clock_timestamp()
+      FROM jsonb_array_elements(p_manifest->'segments') AS s;
+    RETURN true;
+END $$;
+
 INSERT INTO schema_migrations (name) VALUES ('0009_archive');

@@ -412,6 +412,80 @@ class VerifyMonthResponse(_message.Message):
 Global___VerifyMonthResponse: _TypeAlias = VerifyMonthResponse  # noqa: Y015
 
 @_typing.final
+class RebuildCatalogRequest(_message.Message):
+    """Asks for the catalog of one shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """The shard."""
+    reason: _builtins.str
+    """Why, 1 to 512 characters."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildCatalogRequest: _TypeAlias = RebuildCatalogRequest  # noqa: Y015
+
+@_typing.final
+class RebuildCatalogResponse(_message.Message):
+    """What was found in S3."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Found(_message.Message):
+        """One month of which there is a manifest."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MONTH_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        month: _builtins.str
+        """The month, `2023-08`."""
+        reason: _builtins.str
+        """Why it was not made again; empty when it was."""
+        def __init__(
+            self,
+            *,
+            month: _builtins.str = ...,
+            reason: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MONTHS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def months(self) -> _containers.RepeatedCompositeFieldContainer[Global___RebuildCatalogResponse.Found]:
+        """The oldest first."""
+
+    def __init__(
+        self,
+        *,
+        months: _abc.Iterable[Global___RebuildCatalogResponse.Found] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["months", b"months"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildCatalogResponse: _TypeAlias = RebuildCatalogResponse  # noqa: Y015
+
+@_typing.final
 class HaltArchiveRequest(_message.Message):
     """Stops changes of tables, or lets them go on."""
 

@@ -53,6 +53,11 @@ class ArchiveServiceStub:
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthResponse.FromString,
                 _registered_method=True)
+        self.RebuildCatalog = channel.unary_unary(
+                '/ordermesh.archive.v1.ArchiveService/RebuildCatalog',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogResponse.FromString,
+                _registered_method=True)
         self.HaltArchive = channel.unary_unary(
                 '/ordermesh.archive.v1.ArchiveService/HaltArchive',
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.HaltArchiveRequest.SerializeToString,
@@ -96,6 +101,15 @@ class ArchiveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RebuildCatalog(self, request, context):
+        """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
+
+        For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE or STORAGE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def HaltArchive(self, request, context):
         """Stops every change of a table at once, or lets it go on; what is only copied or compared goes on meanwhile.
 
@@ -122,6 +136,11 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
                     servicer.VerifyMonth,
                     request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthRequest.FromString,
                     response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthResponse.SerializeToString,
+            ),
+            'RebuildCatalog': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildCatalog,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogResponse.SerializeToString,
             ),
             'HaltArchive': grpc.unary_unary_rpc_method_handler(
                     servicer.HaltArchive,
@@ -214,6 +233,33 @@ class ArchiveService:
             '/ordermesh.archive.v1.ArchiveService/VerifyMonth',
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthRequest.SerializeToString,
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildCatalog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.ArchiveService/RebuildCatalog',
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,11 @@ class ArchiveServiceStub:
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
     """
+    RebuildCatalog: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]
+    """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
+
+    For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE or STORAGE_UNAVAILABLE.
+    """
     HaltArchive: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.HaltArchiveRequest, _archive_service_pb2.HaltArchiveResponse]
     """Stops every change of a table at once, or lets it go on; what is only copied or compared goes on meanwhile.
 
@@ -85,6 +90,11 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     quarantine.
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+    """
+    RebuildCatalog: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]  # type: ignore[assignment]
+    """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
+
+    For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE or STORAGE_UNAVAILABLE.
     """
     HaltArchive: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.HaltArchiveRequest, _archive_service_pb2.HaltArchiveResponse]  # type: ignore[assignment]
     """Stops every change of a table at once, or lets it go on; what is only copied or compared goes on meanwhile.
@@ -132,6 +142,17 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         quarantine.
 
         For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def RebuildCatalog(
+        self,
+        request: _archive_service_pb2.RebuildCatalogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_service_pb2.RebuildCatalogResponse, _abc.Awaitable[_archive_service_pb2.RebuildCatalogResponse]]:
+        """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
+
+        For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE or STORAGE_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

@@ -116,6 +116,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """No operation of this id on this shard."""
     REASON_MONTH_NOT_FOUND: _Reason.ValueType  # 46
     """The shard has no such month, neither in its tables nor in the archive."""
+    REASON_STORAGE_UNAVAILABLE: _Reason.ValueType  # 47
+    """The archive's storage gives no answer now, or there is none; orders themselves are not affected."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -214,4 +216,6 @@ REASON_OPERATION_NOT_FOUND: Reason.ValueType  # 45
 """No operation of this id on this shard."""
 REASON_MONTH_NOT_FOUND: Reason.ValueType  # 46
 """The shard has no such month, neither in its tables nor in the archive."""
+REASON_STORAGE_UNAVAILABLE: Reason.ValueType  # 47
+"""The archive's storage gives no answer now, or there is none; orders themselves are not affected."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

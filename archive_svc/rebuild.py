@@ -1,0 +1,94 @@
+"""Makes a lost catalog again of the manifests in S3.
+
+Only months that the shard knows nothing of and has no rows of: what it has is never overruled. Every object
+that a manifest names is looked at first, and all of it is read back later, before a table is dropped for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from archive_svc.lifecycle import manifest_prefix
+from archive_svc.manifest import ManifestUnreadable, objects_of, parsed
+from archive_svc.segment import SegmentDamaged
+from archive_svc.verify import must_be
+from chassis.s3 import S3Error
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from archive_svc.catalog import Catalog
+    from chassis.s3 import Found, ObjectStore, Stored
+
+log = structlog.get_logger("rebuild")
+LOOKS_MAX = 8
+"""Objects that are looked at side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What became of one month. because: why it was not made again; empty when it was."""
+
+    month: str
+    because: str = ""
+
+
+class Rebuilder:
+    """Makes the catalog of one shard again. grace: how long tables stay that stand alone."""
+
+    def __init__(self, catalog: Catalog, store: ObjectStore, grace: timedelta) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._grace = grace
+
+    async def rebuild(self, actor: str, reason: str) -> list[Rebuilt]:
+        """Make again what is missing, month by month. Idempotent.
+
+        Raises: S3Error when the manifests cannot be listed; what chassis.pg raises.
+        """
+        newest = await self._newest()
+        return [await self._month(month, found, actor, reason) for month, found in sorted(newest.items())]
+
+    async def _newest(self) -> dict[str, Found]:
+        """The last manifest of each month; earlier ones are of copies that were restored or given up."""
+        prefix, after = manifest_prefix(self._catalog.shard), ""
+        newest: dict[str, Found] = {}
+        while True:
+            page = await self._store.list(prefix, after=after)
+            for found in page.objects:
+                month = found.key.removeprefix(prefix).split("/")[0]
+                if month not in newest or found.stored_at >= newest[month].stored_at:
+                    newest[month] = found
+            if not page.more:
+                return newest
+            after = page.objects[-1].key
+
+    async def _month(self, month: str, found: Found, actor: str, reason: str) -> Rebuilt:
+        try:
+            where = await self._store.head(found.key)
+            body = await self._store.read(where)
+            manifest = parsed(body)
+            await self._look(objects_of(manifest))
+        except (S3Error, SegmentDamaged, ManifestUnreadable) as wrong:
+            log.error("month_not_rebuilt", shard=self._catalog.shard, month=month, because=str(wrong))
+            return Rebuilt(month, f"{found.key}: {wrong}")
+        sha256 = hashlib.sha256(body).hexdigest()
+        if not await self._catalog.adopt(manifest, where, sha256, self._grace, actor, reason):
+            return Rebuilt(month, "the shard has it, or knows of it")
+        log.info("month_rebuilt", shard=self._catalog.shard, month=month)
+        return Rebuilt(month)
+
+    async def _look(self, objects: list[Stored]) -> None:
+        """See that every object is there as it was stored. Raises: SegmentDamaged; S3Error."""
+        gate = asyncio.Semaphore(LOOKS_MAX)
+
+        async def look(meant: Stored) -> None:
+            async with gate:
+                await must_be(self._store, meant)
+
+        await asyncio.gather(*map(look, objects))
