@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from archive_svc.lifecycle import State
+from ops import ca
 from tests.archiving import AUGUST, Archive, Twin, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
@@ -39,6 +40,8 @@ async def archive(shard_database: DatabaseFactory, place: Place) -> AsyncIterato
 
 
 def environment(archive: Archive, place: Place, tmp_path: Path, faults: str) -> dict[str, str]:
+    ca.renew_due(tmp_path)
+    ca.ensure_subject_keys(tmp_path)
     return {
         **os.environ,
         "ORDERMESH_SHARDS": json.dumps({"s1": archive.database.dsn}),

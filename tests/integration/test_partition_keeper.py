@@ -18,6 +18,7 @@ from archive_svc.keeper import Keeper
 from archive_svc.store import PartitionStore
 from chassis.errors import Contended
 from chassis.testing import FakeClock, eventually
+from ops import ca
 from order_svc import app
 from order_svc.errors import PartitionsMissing
 from tests.conftest import DatabaseFactory
@@ -170,6 +171,8 @@ async def test_a_killed_keeper_is_followed_up(database: Database, shard: Shard, 
     await shard.let_pass(timedelta(days=40))
     lacked = await Kept(shard).lacks()
     fired = tmp_path / "fired"
+    ca.renew_due(tmp_path)
+    ca.ensure_subject_keys(tmp_path)
     environment = {
         **os.environ,
         "ORDERMESH_SHARDS": json.dumps({"s1": database.dsn}),
