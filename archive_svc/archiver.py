@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("archiver")
 ACTOR = "archive_svc"
-WAITS = timedelta(seconds=2)
+WAITS = timedelta(seconds=0.5)
 """Between two looks at something that comes by itself."""
 BLOCKED = timedelta(minutes=1)
 """Between two looks at something that somebody has to do."""
@@ -263,7 +263,10 @@ class Archiver:
         manifest = await self._store.create(key, body, content_type=MANIFEST_TYPE)
         await faults.point(points.AFTER_MANIFEST)
         await faults.point(points.BEFORE_COMMIT)
-        await self._catalog.commit(month, fence, manifest, manifest.sha256, self._pacing.settle)
+        blockers = await self._catalog.commit(month, fence, manifest, manifest.sha256, self._pacing.settle)
+        if blockers:
+            await self._wait(month, fence, BLOCKED, ", ".join(blockers))
+            return
         self._tell(month, State.COMMITTED)
         await faults.point(points.AFTER_COMMIT)
 

@@ -295,9 +295,9 @@ class Catalog:
 
     async def commit(
         self, month: Month, fence: int, manifest: Stored, sha256: str, settle: timedelta
-    ) -> None:
-        """Turn readers to the copy. Raises: LeaseLost."""
-        await self._must(
+    ) -> tuple[str, ...]:
+        """Turn readers to the copy; why not, or nothing. Raises: LeaseLost."""
+        return self._blockers(
             await self._database.fetchval(
                 QUERIES.commit, month.month, fence, manifest.key, manifest.version_id, sha256, settle
             )

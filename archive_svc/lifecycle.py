@@ -167,13 +167,13 @@ def _wanted_step(month: Month) -> Step | None:
 def next_due(months: Iterable[Month], at: datetime, *, is_halted: bool) -> tuple[Month, Step] | None:
     """The oldest month that something is to be done to, and what; one at a time, so that the older go first.
 
-    None is frozen before readers have turned to the copies of all older ones; else one that waits holds up
+    None is committed before readers have turned to the copies of all older ones; else one that waits holds up
     nobody. Older months that nobody asked for are seen by the database.
     """
     is_open = False
     for month in sorted(months, key=lambda each: each.month):
         step = due_step(month, at, is_halted=is_halted)
-        if step is not None and not (is_open and step is Step.FREEZE):
+        if step is not None and not (is_open and step is Step.COMMIT):
             return month, step
         is_open = is_open or month.state in _BEFORE_COMMIT
     return None

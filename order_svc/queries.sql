@@ -58,7 +58,7 @@ SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f
 -- name: get_order
 -- One order with the fence of its bucket. Always one row; the order's columns are NULL when there is none.
 SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch,
-       $2 < ordermesh.archive_floor() AS is_archived, o.*
+       ordermesh.is_archived($2) AS is_archived, o.*
   FROM (SELECT $3::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN orders o ON o.order_id = $1 AND o.created_at = $2;
@@ -69,7 +69,7 @@ SELECT a.id AS asked_id, a.asked, f.state AS fence_state, f.epoch AS fence_epoch
   FROM unnest($1::uuid[], $2::timestamptz[], $3::int[]) AS a (id, at, asked)
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN LATERAL (SELECT * FROM orders o WHERE o.order_id = a.id AND o.created_at = a.at LIMIT 1) o
-    ON a.at >= ordermesh.archive_floor();
+    ON NOT ordermesh.is_archived(a.at);
 
 -- name: see_order
 -- What a rule decides on: order, timer, open case, the shard's clock, and whether the event happened already. Always one row.
@@ -79,7 +79,7 @@ SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f
        d.dead_letter_id, d.reason AS case_reason, d.severity, d.redrive_count,
        EXISTS (SELECT FROM order_journal j WHERE j.order_id = $1 AND j.created_at = $2 AND j.event_id = $4) AS happened,
        pg_snapshot_xmax(pg_current_snapshot()) AS xid, i.shard, i.log_epoch,
-       $2 < ordermesh.archive_floor() AS is_archived, o.*
+       ordermesh.is_archived($2) AS is_archived, o.*
   FROM (SELECT $3::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN shard_identity i ON true
@@ -278,7 +278,7 @@ SELECT kind, evidence FROM order_journal WHERE order_id = $1 AND created_at = $2
 -- name: list_events
 -- A page of the journal after a version, with the fence of the order's bucket. No entry: one row with NULL version.
 SELECT f.state AS fence_state, f.epoch AS fence_epoch, f.owner AS fence_owner, f.left_epoch AS fence_left_epoch,
-       $2 < ordermesh.archive_floor() AS is_archived, j.*
+       ordermesh.is_archived($2) AS is_archived, j.*
   FROM (SELECT $3::int AS asked) a
   LEFT JOIN bucket_fence f ON f.bucket = a.asked
   LEFT JOIN LATERAL (

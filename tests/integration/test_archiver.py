@@ -1,7 +1,7 @@
 """A month's way out of a real Postgres into an S3, and everything that must keep it from going further."""
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import date, timedelta
 from uuid import UUID
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from archive_svc.lifecycle import State
 from archive_svc.rebuild import Rebuilder, Rebuilt
 from chassis.errors import OrderArchived, OrdermeshError
+from chassis.s3 import Stored
 from order_svc.errors import OrderNotFound
 from order_svc.store import OrderStore
 from tests.archiving import AUGUST, SEPTEMBER, Archive, Twin, fill, opened
@@ -82,6 +83,35 @@ async def test_a_frozen_month_takes_no_change_and_a_thawed_one_does(archive: Arc
     assert (
         await archive.shard.execute("UPDATE ordermesh.orders SET description = 'other'") == f"UPDATE {COUNT}"
     )
+
+
+async def test_the_younger_month_is_proven_beside_the_older_and_committed_after_it(archive: Archive) -> None:
+    await archive.want(AUGUST, State.VERIFIED)
+    await archive.work()
+    await archive.want(SEPTEMBER)
+    assert (await archive.work(month=SEPTEMBER)).state is State.VERIFIED
+    fence, month = await archive.fence(), await archive.month(SEPTEMBER)
+    manifest = Stored("a key", 1, "an etag")
+    assert await archive.catalog.commit(month, fence, manifest, "", timedelta(0)) == ("OLDER_MONTH_FIRST",)
+    await archive.want(AUGUST)
+    assert (await archive.work()).state is State.DROPPED
+    assert (await archive.month(SEPTEMBER)).state is State.DROPPED
+
+
+async def test_a_restored_month_is_read_below_the_floor_and_holds_up_nobody(archive: Archive) -> None:
+    orders = OrderStore(archive.shard)
+    order_id = await archive.value("SELECT order_id FROM ordermesh.orders LIMIT 1")
+    for month in (AUGUST, SEPTEMBER):
+        await archive.want(month)
+        await archive.work(month=month)
+    await archive.want(AUGUST, State.RESTORED)
+    assert (await archive.work()).state is State.RESTORED
+    assert (await orders.get(order_id)).order_id == order_id
+    assert await archive.value("SELECT ordermesh.archive_floor() = '2023-10-01Z'")
+    await archive.shard.execute("SELECT ordermesh.ensure_month('2023-10-15Z')")
+    october = date(2023, 10, 1)
+    await archive.want(october)
+    assert (await archive.work(month=october)).state is State.DROPPED
 
 
 async def test_the_younger_month_waits_for_the_older(archive: Archive) -> None:

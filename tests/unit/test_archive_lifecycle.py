@@ -85,13 +85,18 @@ def test_a_month_is_thawed_only_before_readers_turn_to_its_copy_and_comes_back_o
 
 
 @pytest.mark.parametrize("state", WAY)
-def test_a_younger_month_is_frozen_when_readers_have_turned_from_the_older(state: State):
+def test_a_younger_month_is_committed_when_readers_have_turned_from_the_older(state: State):
     older = replace(AUGUST, state=state, quarantined="it waits for a person")
-    found = next_due([SEPTEMBER, older], NOW, is_halted=False)
+    found = next_due([replace(SEPTEMBER, state=State.VERIFIED), older], NOW, is_halted=False)
     if WAY.index(state) < WAY.index(State.COMMITTED):
         assert found is None
     else:
-        assert found == (SEPTEMBER, Step.FREEZE)
+        assert found is not None
+        assert found[1] is Step.COMMIT
+    for before in WAY[: WAY.index(State.VERIFIED)]:
+        assert next_due([replace(SEPTEMBER, state=before), older], NOW, is_halted=False), (
+            "it only waits there"
+        )
 
 
 def test_the_oldest_month_goes_first():

@@ -106,6 +106,12 @@ CREATE FUNCTION ordermesh.archive_floor() RETURNS timestamptz
     LANGUAGE sql STABLE
     RETURN COALESCE((SELECT max(m.ends_at) FROM ordermesh.archive_months m WHERE m.committed_at IS NOT NULL), '-infinity');
 
+-- Whether the month of an instant is served from its copy. One that was restored is not, also below the floor.
+CREATE FUNCTION ordermesh.is_archived(p_at timestamptz) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN EXISTS (SELECT FROM ordermesh.archive_months m
+                    WHERE m.committed_at IS NOT NULL AND m.begins_at <= p_at AND p_at < m.ends_at);
+
 -- Refuses every change of a month that is being archived. SQLSTATE SH002; the detail says which month it is.
 CREATE FUNCTION ordermesh.refuse_frozen() RETURNS trigger
     LANGUAGE plpgsql AS $$
@@ -119,6 +125,14 @@ CREATE FUNCTION ordermesh.leaf_of(p_parent text, p_begins timestamptz) RETURNS o
     RETURN (SELECT c.oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
              WHERE i.inhparent = to_regclass('ordermesh.' || p_parent) AND NOT i.inhdetachpending
                AND (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz = p_begins);
+
+-- The months that hang on the tables.
+CREATE FUNCTION ordermesh.months_here() RETURNS TABLE (begins_at timestamptz)
+    LANGUAGE sql STABLE SET timezone = 'UTC'
+AS $$
+    SELECT (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz
+      FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'ordermesh.orders'::regclass
+$$;
 
 -- Why a month cannot be frozen now; empty when it can. p_until: a month that ends later is too young.
 CREATE FUNCTION ordermesh.month_blockers(p_month date, p_until timestamptz) RETURNS text[]
@@ -135,12 +149,8 @@ CREATE FUNCTION ordermesh.month_blockers(p_month date, p_until timestamptz) RETU
                      THEN 'OPEN_DEAD_LETTERS' END,
                 CASE WHEN EXISTS (SELECT FROM ordermesh.quarantine q WHERE q.created_at >= m.begins AND q.created_at < m.ends)
                      THEN 'NOT_SEARCHABLE' END,
-                CASE WHEN EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-                                   WHERE i.inhparent = 'ordermesh.orders'::regclass
-                                     AND (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz
-                                         < m.begins
-                                     AND NOT EXISTS (SELECT FROM ordermesh.archive_months a
-                                                      WHERE a.orders_oid = c.oid AND a.committed_at IS NOT NULL))
+                CASE WHEN EXISTS (SELECT FROM ordermesh.months_here() h LEFT JOIN ordermesh.archive_months a USING (begins_at)
+                                   WHERE h.begins_at < m.begins AND a.frozen_at IS NULL AND a.state IS DISTINCT FROM 'RESTORED')
                      THEN 'OLDER_MONTH_FIRST' END], NULL)
               FROM m);
 
@@ -350,18 +360,23 @@ BEGIN
     RETURN CASE WHEN FOUND THEN ARRAY[]::text[] ELSE ARRAY['FENCED'] END;
 END $$;
 
--- The one moment at which readers turn to the copy. Returns whether this was done.
+-- The one moment at which readers turn to the copy; those of older months first. Returns why not, or an empty list.
 CREATE FUNCTION ordermesh.commit_month(p_month date, p_fence bigint, p_key text, p_version text, p_sha256 text, p_settle interval)
-    RETURNS boolean LANGUAGE plpgsql AS $$
+    RETURNS text[] LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
-    IF NOT FOUND THEN RETURN false; END IF;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    IF EXISTS (SELECT FROM ordermesh.months_here() h LEFT JOIN ordermesh.archive_months a USING (begins_at)
+                WHERE h.begins_at < p_month::timestamp AT TIME ZONE 'UTC'
+                  AND a.committed_at IS NULL AND a.state IS DISTINCT FROM 'RESTORED') THEN
+        RETURN ARRAY['OLDER_MONTH_FIRST'];
+    END IF;
     UPDATE ordermesh.archive_months
        SET state = 'COMMITTED', committed_at = clock_timestamp(), detach_from = clock_timestamp() + p_settle,
            manifest_key = p_key, manifest_version = p_version, manifest_sha256 = p_sha256,
            failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
      WHERE month = p_month AND state = 'VERIFIED' AND quarantined = '' AND reach IN ('COMMITTED', 'GRACE', 'DROPPED');
-    RETURN FOUND;
+    RETURN CASE WHEN FOUND THEN ARRAY[]::text[] ELSE ARRAY['FENCED'] END;
 END $$;
 
 -- Notes that the tables of a month stand alone. Returns whether that is so and was noted.
