@@ -30,3 +30,49 @@ class LeaseLost(OrdermeshError):
     """Another process archives this shard by now; nothing more is done under the old lease."""
 
     code, reason = StatusCode.ABORTED, Reason.CONTENDED
+
+
+class TurnLost(OrdermeshError):
+    """Somebody else makes this statement by now, or it was ended; nothing more is done in the old turn."""
+
+    code, reason = StatusCode.ABORTED, Reason.CONTENDED
+
+
+class StatementNotFound(OrdermeshError):
+    """The user has no such statement."""
+
+    code, reason = StatusCode.NOT_FOUND, Reason.STATEMENT_NOT_FOUND
+
+
+class StatementNotReady(OrdermeshError):
+    """The statement cannot be downloaded: it is not ready, failed, was ended, or is gone."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.STATEMENT_NOT_READY
+
+
+class RequestIdReused(OrdermeshError):
+    """This request_id was used before with another wish."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.REQUEST_ID_REUSED
+
+
+class StatementRunning(OrdermeshError):
+    """Another statement of this user is being made; come back when it is there."""
+
+    code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.STATEMENT_RUNNING
+
+    def __init__(self, retry_s: float) -> None:
+        super().__init__()
+        self.retry_after_s = retry_s
+
+
+class StatementLimit(StatementRunning):
+    """This user asked for as many statements as one may; come back after the given delay."""
+
+    reason = Reason.STATEMENT_LIMIT
+
+
+class StatementTooLarge(OrdermeshError):
+    """This period holds more than one statement may; ask for a shorter one."""
+
+    code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_LARGE

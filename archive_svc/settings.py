@@ -30,8 +30,10 @@ class ArchiveSettings(ProcessSettings):
     )
     months_ahead: int = Field(3, ge=2, le=24, description="Months that exist after the current one.")
     days_ahead: int = Field(7, ge=2, le=60, description="Days of the outbox that exist after today.")
-    calls_max: int = Field(16, ge=1, le=256, description="Calls at once.")
-    calls_queue: int = Field(16, ge=0, le=256, description="Calls that may wait for a slot.")
+    calls_max: int = Field(
+        128, ge=1, le=1024, description="Calls at once; those that wait for a statement count too."
+    )
+    calls_queue: int = Field(128, ge=0, le=1024, description="Calls that may wait for a slot.")
     s3: S3Settings | None = Field(None, description="Where months are archived, as JSON; without it none is.")
     archive_reach: Literal["", "VERIFIED", "COMMITTED", "GRACE", "DROPPED"] = Field(
         "",

@@ -31,6 +31,7 @@ from chassis.clock import SYSTEM_CLOCK
 from chassis.es import EsSettings, open_elastic
 from chassis.ids import user_bucket
 from chassis.kafka import Cluster, open_consumer
+from chassis.placement import Held
 from history_svc.catalog import FIRST_SPAN
 from history_svc.channel.hub import Hub, Watching
 from history_svc.channel.kafka import KafkaPublisher, Topics
@@ -39,7 +40,6 @@ from history_svc.channel.log import SESSION, ShardLog
 from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
 from history_svc.document import month_of
 from history_svc.page import EVERY_ORDER, NEWEST, OLDEST, Filter, Key, Window
-from history_svc.placement import Held
 from history_svc.projector import indexer, relay
 from history_svc.projector.bulk import IN_FLIGHT_MAX, ITEMS_MAX
 from history_svc.projector.store import ProjectionStore

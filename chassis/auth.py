@@ -80,6 +80,8 @@ _T = "/ordermesh.routing.v1.RoutingService/"
 _H = "/ordermesh.history.v1.HistoryService/"
 _P = "/ordermesh.history.v1.ProjectionService/"
 _A = "/ordermesh.archive.v1.ArchiveService/"
+_D = "/ordermesh.archive.v1.StatementService/"
+_L = "/google.longrunning.Operations/"
 _U = "/ordermesh.upstream.v1.UpstreamService/"
 _S = "/ordermesh.upstream.v1.SimulatorService/"
 _WRITE = frozenset({Role.USER, Role.SERVICE, Role.OPERATOR})
@@ -124,6 +126,15 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _A + "VerifyMonth": _STEER,
     _A + "RebuildCatalog": _STEER,
     _A + "HaltArchive": _STEER,
+    _D + "RequestStatement": _WRITE,
+    _D + "WaitStatement": _WRITE,
+    _D + "CancelStatement": _WRITE,
+    _D + "ListStatements": _WRITE,
+    _D + "LinkStatement": _WRITE,
+    _L + "GetOperation": _WRITE,
+    _L + "WaitOperation": _WRITE,
+    _L + "CancelOperation": _WRITE,
+    _L + "ListOperations": _WRITE,
     _R + "ListHangingOrders": _STEER,
     _R + "ProbeOrder": _STEER,
     _R + "PauseRecovery": _STEER,

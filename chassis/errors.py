@@ -69,6 +69,10 @@ class Reason(StrEnum):
     OPERATION_NOT_FOUND = "OPERATION_NOT_FOUND"
     MONTH_NOT_FOUND = "MONTH_NOT_FOUND"
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
+    STATEMENT_NOT_FOUND = "STATEMENT_NOT_FOUND"
+    STATEMENT_NOT_READY = "STATEMENT_NOT_READY"
+    STATEMENT_RUNNING = "STATEMENT_RUNNING"
+    STATEMENT_LIMIT = "STATEMENT_LIMIT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +235,12 @@ class Contended(OrdermeshError):
 
     code, reason = StatusCode.ABORTED, Reason.CONTENDED
     retry_after_s = 0.1
+
+
+class PlacementMissing(OrdermeshError):
+    """The call does not say where the user's orders are; only the proxy may call, and it always says so."""
+
+    code, reason = StatusCode.INVALID_ARGUMENT, Reason.ROUTING_KEY_MISSING
 
 
 class OrderIdInvalid(OrdermeshError):

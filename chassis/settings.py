@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EXIT_BAD_SETTINGS = 78
@@ -57,6 +57,32 @@ class ProcessSettings(Settings):
         0.05, ge=0, le=1, description="Share of traces that is sampled where no caller decided."
     )
     faults: str = Field("", description="Fault points to arm, `point=action[:nth[:seconds]];...`; for tests.")
+
+
+_LOCAL_PAGE_TOKEN_KEY = SecretStr("page tokens of a laptop carry no authority")
+PageTokenKey = Annotated[SecretStr, Field(min_length=16, max_length=256)]
+
+
+class PagingSettings(ProcessSettings):
+    """What a process needs that answers in pages."""
+
+    page_token_keys: tuple[PageTokenKey, ...] = Field(
+        (),
+        max_length=2,
+        description="Keys that sign page tokens, newest first, same in every process. Needed in production.",
+    )
+
+    @model_validator(mode="after")
+    def _keys_in_production(self) -> Self:
+        if self.profile == "production" and not self.page_token_keys:
+            raise ValueError("page_token_keys: give one or two keys of at least 16 characters")
+        return self
+
+    def token_keys(self) -> tuple[bytes, ...]:
+        """The keys to sign page tokens with, newest first."""
+        return tuple(
+            key.get_secret_value().encode() for key in self.page_token_keys or (_LOCAL_PAGE_TOKEN_KEY,)
+        )
 
 
 S = TypeVar("S", bound=Settings)

@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from history_svc.events import Record
 
 
-class PlacementMissing(OrdermeshError):
-    """The call does not say where the user's orders are; only the proxy may call, and it always says so."""
-
-    code, reason = StatusCode.INVALID_ARGUMENT, Reason.ROUTING_KEY_MISSING
-
-
 class ReadModelUnavailable(OrdermeshError):
     """Older orders and searches cannot be answered now; orders themselves are not affected."""
 

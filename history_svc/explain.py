@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from uuid import UUID
 
+    from chassis.placement import Held
     from history_svc.parts import ShardPart
-    from history_svc.placement import Held
     from history_svc.reader import Reader, Served
     from history_svc.search import Searcher
     from history_svc.store import Shards

@@ -28,10 +28,10 @@ from history_svc.store import Reading
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
+    from chassis.placement import Held
     from history_svc.catalog import ShardCatalog
     from history_svc.page import Page, Window
     from history_svc.parts import ShardPart
-    from history_svc.placement import Held
     from history_svc.search import Searcher
     from history_svc.store import Shards
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chassis.placement import placement_of
 from history_svc import page, wire
 from history_svc.explain import explained
 from history_svc.metrics import PAGES, SHARDS_OF_A_PAGE_MAX, SHORT_PAGES
-from history_svc.placement import placement_of
 
 if TYPE_CHECKING:
     from chassis import rpc

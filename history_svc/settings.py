@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from chassis.es import EsSettings
-from chassis.settings import ProcessSettings, reasons
-
-_LOCAL_PAGE_TOKEN_KEY = SecretStr("page tokens of a laptop carry no authority")
-PageTokenKey = Annotated[SecretStr, Field(min_length=16, max_length=256)]
+from chassis.settings import PagingSettings, ProcessSettings, reasons
 
 
 class ReadSideSettings(ProcessSettings):
@@ -77,7 +74,7 @@ class ReadSideSettings(ProcessSettings):
         )
 
 
-class HistorySettings(ReadSideSettings):
+class HistorySettings(ReadSideSettings, PagingSettings):
     """One history_svc process."""
 
     replicas: dict[str, SecretStr] = Field(
@@ -100,20 +97,3 @@ class HistorySettings(ReadSideSettings):
     read_timeout_s: float = Field(
         4.0, gt=0, le=30, description="How long the read of one shard may take at most."
     )
-    page_token_keys: tuple[PageTokenKey, ...] = Field(
-        (),
-        max_length=2,
-        description="Keys that sign page tokens, newest first, same in every process. Needed in production.",
-    )
-
-    @model_validator(mode="after")
-    def _keys_in_production(self) -> Self:
-        if self.profile == "production" and not self.page_token_keys:
-            raise ValueError("page_token_keys: give one or two keys of at least 16 characters")
-        return self
-
-    def token_keys(self) -> tuple[bytes, ...]:
-        """The keys to sign page tokens with, newest first."""
-        return tuple(
-            key.get_secret_value().encode() for key in self.page_token_keys or (_LOCAL_PAGE_TOKEN_KEY,)
-        )

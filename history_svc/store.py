@@ -27,8 +27,8 @@ from history_svc.position import Position, before_xid
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from chassis.placement import Held
     from history_svc.page import Window
-    from history_svc.placement import Held
     from history_svc.settings import HistorySettings
 
 QUERIES = pg.queries("history_svc")

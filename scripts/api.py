@@ -5,11 +5,8 @@ Read from a descriptor set that protoc makes with comments; scripts/docs.py writ
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 from google.api import field_behavior_pb2
@@ -17,6 +14,7 @@ from google.protobuf import descriptor_pb2
 
 from chassis import auth, rpc
 from ordermesh.routing.v1 import options_pb2
+from scripts import proto
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("order", "history", "recovery", "routing", "upstream")
@@ -29,14 +27,8 @@ Field = descriptor_pb2.FieldDescriptorProto
 
 def descriptors() -> descriptor_pb2.FileDescriptorSet:
     """Our protos with everything they import, and with their comments."""
-    google = Path(find_spec("google.api.annotations_pb2").origin or "").parents[2]  # type: ignore[union-attr]
-    bundled = Path(find_spec("grpc_tools").origin or "").parent / "_proto"  # type: ignore[union-attr]
-    files = sorted(str(path) for path in (ROOT / "protos/ordermesh").rglob("*.proto"))
     with tempfile.TemporaryDirectory(prefix="ordermesh-api-") as scratch:
-        image = Path(scratch) / "image.binpb"
-        includes = [f"-I{path}" for path in (ROOT / "protos", google, bundled)]
-        options = ["--include_imports", "--include_source_info", f"--descriptor_set_out={image}"]
-        subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *includes, *options, *files], check=True)
+        image = proto.build_image(Path(scratch))
         return descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes())
 
 

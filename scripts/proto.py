@@ -36,6 +36,9 @@ BIN = Path(sys.executable).parent
 # A generated package named `grpc` would hide the library, so its stubs live under ours.
 REHOMED = {"grpc.reflection.v1": "ordermesh.grpc_reflection.v1"}
 
+# Shipped under another name than the one that its descriptor has in Python.
+RENAMED = {"google/longrunning/operations.proto": "google/longrunning/operations_proto.proto"}
+
 PACKAGE_DOCSTRINGS = {
     "ordermesh": (
         "The stubs of every ordermesh API: what callers install and import.\n\n"
@@ -209,15 +212,17 @@ def files_of(tree: Path) -> list[Path]:
 def protoc(*arguments: str) -> None:
     """Run protoc on every file in protos/, and stop the program when it finds an error."""
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
-    includes = (
-        PROTOS,
-        Path(google.api.annotations_pb2.__file__).parents[2],
-        Path(str(grpc_tools.__file__)).parent / "_proto",
-    )
-    command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{path}" for path in includes), *arguments]
-    result = subprocess.run(
-        [*command, *sources], check=False, cwd=PROTOS, timeout=120, capture_output=True, text=True
-    )
+    packages = Path(google.api.annotations_pb2.__file__).parents[2]
+    with tempfile.TemporaryDirectory(prefix="ordermesh-proto-") as renamed:
+        for name, shipped in RENAMED.items():
+            target = Path(renamed) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(packages / shipped, target)
+        includes = (PROTOS, Path(renamed), packages, Path(str(grpc_tools.__file__)).parent / "_proto")
+        command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{path}" for path in includes), *arguments]
+        result = subprocess.run(
+            [*command, *sources], check=False, cwd=PROTOS, timeout=120, capture_output=True, text=True
+        )
     if result.returncode:
         fail(result.stderr.strip())
 

@@ -27,6 +27,8 @@ from shard_proxy.lanes import LaneLimits, Lanes
 from shard_proxy.methods import OWN, passed_on
 from shard_proxy.move_store import MoveStore
 from shard_proxy.mover import VipMover
+from shard_proxy.operations import SERVICE as OPERATIONS
+from shard_proxy.operations import Operations
 from shard_proxy.passthrough import Passthrough, Relay, register_unknown
 from shard_proxy.service import RoutingService
 from shard_proxy.store import MapFile, MapStore
@@ -144,7 +146,7 @@ class Door:
         tokens = PageTokens(*settings.token_keys())
         routing = RoutingService(routes.book, routes.lanes, routes.passed, tokens, routes.mover, routes.moves)
         self._routing = rpc.Mount(OWN, routing)
-        listed = Reflection((*methods.BEHIND, OWN, HEALTH))
+        listed = Reflection((*methods.BEHIND, OWN, OPERATIONS, HEALTH))
         self._register = (health.register, listed.register, register_unknown)
 
     def mtls(self, identity: ServerIdentity) -> Listening:
@@ -170,7 +172,10 @@ class Door:
             [self._routing],
             gate=gate,
             tls=tls,
-            handlers=[Passthrough(self._passed, gate, self._relay)],
+            handlers=[
+                Passthrough(self._passed, gate, self._relay),
+                Operations(self._passed, gate, self._relay),
+            ],
             register=self._register,
             streams_max=STREAMS_MAX,
         )

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("lanes")
 ORDER, HISTORY, PROJECTOR = "order_svc", "history_svc", "projector"
 RECOVERY, ARCHIVE = "recovery_svc", "archive_svc"
+OF_SHARDS = frozenset({ORDER, HISTORY})
+"""Services that the map places for each shard; of the others there is one, whatever a call's key is."""
+OF_PLACEMENTS = frozenset({HISTORY, ARCHIVE})
+"""Services that are told every place of the user whom a call is about."""
 LOOK_EVERY_S = 1.0
 """A connection's state is looked at this often even when nothing was reported, which also follows a renewed
 certificate.

@@ -22,6 +22,7 @@ BEHIND: Mapping[str, str] = {
     "ordermesh.history.v1.ProjectionService": lanes.PROJECTOR,
     "ordermesh.recovery.v1.RecoveryService": lanes.RECOVERY,
     "ordermesh.archive.v1.ArchiveService": lanes.ARCHIVE,
+    "ordermesh.archive.v1.StatementService": lanes.ARCHIVE,
 }
 """Services behind the proxy, and which process serves each."""
 OWN = "ordermesh.routing.v1.RoutingService"

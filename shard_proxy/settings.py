@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
-from chassis.settings import Address, ProcessSettings, is_loopback
-
-_LOCAL_PAGE_TOKEN_KEY = SecretStr("page tokens of a laptop carry no authority")
-PageTokenKey = Annotated[SecretStr, Field(min_length=16, max_length=256)]
+from chassis.settings import Address, PagingSettings, is_loopback
 
 
-class ProxySettings(ProcessSettings):
+class ProxySettings(PagingSettings):
     """One shard_proxy process."""
 
     dsn: SecretStr = Field(description="postgresql:// address of the control database.")
@@ -43,26 +40,13 @@ class ProxySettings(ProcessSettings):
     )
     user_calls: int = Field(16, ge=1, le=1024, description="Calls at once of one user, and as many streams.")
     vip_calls: int = Field(64, ge=1, le=1024, description="The same for a VIP user.")
-    page_token_keys: tuple[PageTokenKey, ...] = Field(
-        (),
-        max_length=2,
-        description="Keys that sign page tokens, newest first, same in every process. Needed in production.",
-    )
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
         if self.plain_listen is not None and not is_loopback(self.plain_listen):
             raise ValueError("plain_listen: plain text is only served on a loopback address")
-        if self.profile == "production" and not self.page_token_keys:
-            raise ValueError("page_token_keys: give one or two keys of at least 16 characters")
         where = urlsplit(self.jwks_url)
         on_loopback = where.scheme == "http" and is_loopback(where.netloc or "-:0")
         if self.jwks_url and where.scheme != "https" and not on_loopback:
             raise ValueError("jwks_url: must be https, or http on loopback")
         return self
-
-    def token_keys(self) -> tuple[bytes, ...]:
-        """The keys to sign page tokens with, newest first."""
-        return tuple(
-            key.get_secret_value().encode() for key in self.page_token_keys or (_LOCAL_PAGE_TOKEN_KEY,)
-        )

@@ -14,7 +14,7 @@ from shard_proxy import headers, metrics
 from shard_proxy.domain import ANYWHERE, By, Placement
 from shard_proxy.errors import BucketFrozen, RouteUnsettled
 from shard_proxy.headers import Metadata
-from shard_proxy.lanes import HISTORY
+from shard_proxy.lanes import OF_PLACEMENTS, OF_SHARDS
 
 if TYPE_CHECKING:
     from chassis.rpc import Call
@@ -62,7 +62,8 @@ class Trip:
         self._call.set_trailer(headers.SHARD_TRAILER, self.placement.shard or self._passed.service)
         route = headers.route_trailer(self.placement, self._journey.map.version)
         self._call.set_trailer(headers.ROUTE_TRAILER, route)
-        return self._lanes.of(self._passed.service, self.placement.shard)
+        service = self._passed.service
+        return self._lanes.of(service, self.placement.shard if service in OF_SHARDS else "")
 
     def timeout_s(self) -> float:
         """What the lane gets: what is left here less a margin, and never more than the method's maximum.
@@ -77,7 +78,7 @@ class Trip:
     async def metadata(self) -> Metadata:
         """What the lane is told: the caller's own metadata, where the call belongs, and for whom it is."""
         placements: tuple[Placement, ...] = ()
-        if self._passed.service == HISTORY and self._passed.by is By.USER:
+        if self._passed.service in OF_PLACEMENTS and self._passed.by is By.USER:
             placements = await self._journey.placements()
         return self._inbound + headers.for_lane(
             self.placement, self._call.subject_token, placements, self._journey.replay

@@ -29,6 +29,18 @@ class BadContract(Exception):
     """A proto or its service config lacks what every method must say."""
 
 
+_FOREIGN = {
+    f"google.longrunning.Operations/{name}": options_pb2.RouteRule(by=RouteBy.ROUTE_BY_ANY, retry=retry)
+    for name, retry in (
+        ("GetOperation", Retry.RETRY_SAFE),
+        ("WaitOperation", Retry.RETRY_SAFE),
+        ("CancelOperation", Retry.RETRY_SAFE),
+        ("ListOperations", Retry.RETRY_SAFE),
+    )
+}
+"""Methods of others' protos that we serve, which cannot carry our option."""
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One RPC method as the protos describe it."""
@@ -65,13 +77,16 @@ def methods_of(service: str) -> dict[str, Method]:
     """
     load_stubs()
     descriptor = descriptor_pool.Default().FindServiceByName(service)
-    methods = [_method(service, method) for method in descriptor.methods]
+    foreign = {name.partition("/")[2] for name in _FOREIGN if name.startswith(f"{service}/")}
+    methods = [
+        _method(service, method) for method in descriptor.methods if not foreign or method.name in foreign
+    ]
     return {method.path: method for method in methods}
 
 
 def _method(service: str, descriptor: MethodDescriptor) -> Method:
-    rule = descriptor.GetOptions().Extensions[options_pb2.route]
     path = f"/{service}/{descriptor.name}"
+    rule = _FOREIGN.get(path[1:]) or descriptor.GetOptions().Extensions[options_pb2.route]
     if rule.by == RouteBy.ROUTE_BY_UNSPECIFIED or rule.retry == Retry.RETRY_UNSPECIFIED:
         raise BadContract(f"{path} lacks the option (ordermesh.routing.v1.route)")
     if (rule.by == RouteBy.ROUTE_BY_ANY) == bool(rule.key):

@@ -109,6 +109,15 @@ ARCHIVE_POINTS = (
 """A month's way out of a shard; tests/faults/test_archive_kills.py kills the process at each of them."""
 RESTORE_POINTS = ("archive.after_make_tables", "archive.after_copy_back", "archive.after_restore")
 """A month's way back; killed there by the same tests."""
+STATEMENT_POINTS = (
+    "statement.after_claim",
+    "statement.after_plan",
+    "statement.after_leg",
+    "statement.after_render",
+    "statement.after_put",
+    "statement.after_ready",
+)
+"""A statement's way; tests/faults/test_statement_kills.py kills its worker at each of them."""
 KEEPER_POINTS = ("keeper.after_make",)
 """tests/integration/test_partition_keeper.py dies there; what is missing is made by the next look."""
 CARE_POINTS = (

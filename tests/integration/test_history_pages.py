@@ -14,10 +14,10 @@ import pytest
 
 from chassis.errors import ShardUnavailable
 from chassis.ids import user_bucket
+from chassis.placement import Held
 from history_svc.errors import ReadModelUnavailable
 from history_svc.finder import Finder
 from history_svc.page import EVERY_ORDER, NEWEST, OLDEST, Filter, Key, Window
-from history_svc.placement import Held
 from history_svc.reader import Reader, Served, ServedBy, Wish
 from history_svc.search import Searcher
 from history_svc.settings import HistorySettings

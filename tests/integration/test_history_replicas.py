@@ -13,9 +13,9 @@ import asyncpg
 import pytest
 
 from chassis.ids import user_bucket
+from chassis.placement import Held
 from chassis.testing import eventually
 from history_svc.page import NEWEST, OLDEST, Window
-from history_svc.placement import Held
 from history_svc.reader import Reader, Served, Wish
 from history_svc.search import Searcher
 from history_svc.settings import HistorySettings

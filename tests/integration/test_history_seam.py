@@ -13,9 +13,9 @@ import pytest
 
 from chassis import es
 from chassis.ids import user_bucket
+from chassis.placement import Held
 from history_svc.errors import ReadModelUnavailable
 from history_svc.page import NEWEST, OLDEST, Filter, Window
-from history_svc.placement import Held
 from history_svc.reader import Reader, Served, ServedBy, Wish
 from history_svc.readmodel.elastic import ElasticReadModel, Layout
 from history_svc.search import Searcher

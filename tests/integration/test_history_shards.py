@@ -13,8 +13,8 @@ import pytest
 
 from chassis.errors import InternalError, ShardUnavailable, StaleRoute
 from chassis.ids import id_bucket, user_bucket
+from chassis.placement import Held
 from history_svc.page import EVERY_ORDER, NEWEST, OLDEST, Filter, Key, Row, Window
-from history_svc.placement import Held
 from history_svc.reader import Reader, ServedBy, Wish
 from history_svc.search import Searcher
 from history_svc.settings import HistorySettings

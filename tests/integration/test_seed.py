@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 
 from chassis.ids import user_bucket
+from chassis.placement import Held
 from history_svc.catalog import State
 from history_svc.document import month_of
 from history_svc.page import NEWEST, OLDEST, Filter, Key, Window
-from history_svc.placement import Held
 from history_svc.reader import Reader, Wish
 from history_svc.search import Searcher
 from history_svc.settings import HistorySettings

@@ -19,13 +19,13 @@ from chassis.clock import SYSTEM_CLOCK, SystemClock
 from chassis.errors import OrdermeshError, StaleRoute
 from chassis.faults import FaultFired
 from chassis.ids import OrderIds, id_bucket, id_time, user_bucket
+from chassis.placement import Held
 from history_svc.channel.log import ShardLog
 from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
 from history_svc.document import index_name
 from history_svc.errors import EventsUnavailable, ReadModelUnavailable
 from history_svc.events import Record
 from history_svc.page import NEWEST, OLDEST, Filter, Key, Row, Window
-from history_svc.placement import Held
 from history_svc.position import Position
 from history_svc.projector.indexer import CatalogChanged, Indexing, Parts, QuarantineFull
 from history_svc.projector.store import ProjectionStore

@@ -65,6 +65,13 @@ EXPECTED = {
         "RebuildCatalog": "---o",
         "HaltArchive": "---o",
     },
+    "archive.v1.StatementService": {
+        "RequestStatement": "us-o",
+        "WaitStatement": "us-o",
+        "CancelStatement": "us-o",
+        "ListStatements": "us-o",
+        "LinkStatement": "us-o",
+    },
     "recovery.v1.RecoveryService": {
         "ListHangingOrders": "---o",
         "ProbeOrder": "---o",
@@ -89,6 +96,17 @@ EXPECTED = {
         "GetLedger": "---o",
     },
 }
+OPERATIONS = "google.longrunning.Operations"
+FOREIGN = {
+    OPERATIONS: {
+        "GetOperation": "us-o",
+        "WaitOperation": "us-o",
+        "CancelOperation": "us-o",
+        "ListOperations": "us-o",
+    }
+}
+"""Services of others' protos, as far as we serve them."""
+SERVED = {**{f"ordermesh.{area}": methods for area, methods in EXPECTED.items()}, **FOREIGN}
 PEERS = {
     "gateway": None,
     "shard_proxy": "s",
@@ -112,13 +130,11 @@ def services() -> dict[str, list[str]]:
             if file.package.startswith("ordermesh."):
                 for service in file.services_by_name.values():
                     found[service.full_name] = [method.name for method in service.methods]
-    return found
+    return found | {service: [*methods] for service, methods in FOREIGN.items()}
 
 
 METHODS = [
-    (f"ordermesh.{area}", name, allowed)
-    for area, methods in EXPECTED.items()
-    for name, allowed in methods.items()
+    (service, name, allowed) for service, methods in SERVED.items() for name, allowed in methods.items()
 ]
 
 
@@ -137,7 +153,7 @@ async def doors(trust: Trust) -> AsyncIterator[dict[str, rpc.RunningServer]]:
     async with AsyncExitStack() as stack:
         running = {}
         for name, gate in (("lane", trust.lane()), ("entrance", gate_at_the_entrance(trust))):
-            mounts = [rpc.Mount(f"ordermesh.{area}", Scripted(f"ordermesh.{area}")) for area in EXPECTED]
+            mounts = [rpc.Mount(service, Scripted(service)) for service in SERVED]
             serving = rpc.serve("127.0.0.1:0", mounts, gate=gate, tls=trust.server())
             running[name] = await stack.enter_async_context(serving)
         yield running

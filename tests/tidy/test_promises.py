@@ -14,6 +14,7 @@ from tests.faults.points import (
     POINTS,
     READ_SIDE_POINTS,
     RESTORE_POINTS,
+    STATEMENT_POINTS,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -65,5 +66,6 @@ def test_a_test_kills_at_every_declared_fault_point() -> None:
         *KEEPER_POINTS,
         *ARCHIVE_POINTS,
         *RESTORE_POINTS,
+        *STATEMENT_POINTS,
     }
     assert killed_at == set(asked.stdout.split())

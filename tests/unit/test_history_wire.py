@@ -8,11 +8,10 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import ValidationError
 
-from chassis.errors import InvalidField
+from chassis.errors import InvalidField, PlacementMissing
+from chassis.placement import Held, placement_of
 from history_svc import wire
-from history_svc.errors import PlacementMissing
 from history_svc.page import NEWEST, OLDEST, Key
-from history_svc.placement import Held, placement_of
 from history_svc.settings import HistorySettings
 from ordermesh.history.v1 import history_service_pb2 as pb
 from ordermesh.order.v1.order_pb2 import Order

@@ -118,6 +118,14 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The shard has no such month, neither in its tables nor in the archive."""
     REASON_STORAGE_UNAVAILABLE: _Reason.ValueType  # 47
     """The archive's storage gives no answer now, or there is none; orders themselves are not affected."""
+    REASON_STATEMENT_NOT_FOUND: _Reason.ValueType  # 48
+    """The user has no such statement."""
+    REASON_STATEMENT_NOT_READY: _Reason.ValueType  # 49
+    """The statement cannot be downloaded: it is not ready, failed, was ended, or is gone."""
+    REASON_STATEMENT_RUNNING: _Reason.ValueType  # 50
+    """Another statement of the user is being made; come back after the given delay."""
+    REASON_STATEMENT_LIMIT: _Reason.ValueType  # 51
+    """The user asked for too many statements; come back after the given delay."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -218,4 +226,12 @@ REASON_MONTH_NOT_FOUND: Reason.ValueType  # 46
 """The shard has no such month, neither in its tables nor in the archive."""
 REASON_STORAGE_UNAVAILABLE: Reason.ValueType  # 47
 """The archive's storage gives no answer now, or there is none; orders themselves are not affected."""
+REASON_STATEMENT_NOT_FOUND: Reason.ValueType  # 48
+"""The user has no such statement."""
+REASON_STATEMENT_NOT_READY: Reason.ValueType  # 49
+"""The statement cannot be downloaded: it is not ready, failed, was ended, or is gone."""
+REASON_STATEMENT_RUNNING: Reason.ValueType  # 50
+"""Another statement of the user is being made; come back after the given delay."""
+REASON_STATEMENT_LIMIT: Reason.ValueType  # 51
+"""The user asked for too many statements; come back after the given delay."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

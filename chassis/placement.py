@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chassis.errors import PlacementMissing
 from chassis.ids import BUCKETS
-from history_svc.errors import PlacementMissing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,89 @@
+"""A worker that is killed anywhere on a statement's way is followed by one that makes it: one file that its
+row names, one mail, and nothing else left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from archive_svc.statement.sweeper import Sweeper
+from chassis.clock import SYSTEM_CLOCK
+from tests.buckets import Place
+from tests.conftest import DatabaseFactory
+from tests.faults.points import STATEMENT_POINTS
+from tests.inprocess_s3 import InProcessS3
+from tests.listeners import Trust
+from tests.statements import Statements, opened, told
+
+BUCKET = "statements"
+KILLED_WITHIN_S = 60.0
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    async with InProcessS3.serving() as server:
+        yield Place.of(server)
+
+
+@pytest.fixture
+async def statements(tmp_path, shard_database: DatabaseFactory, place: Place) -> AsyncIterator[Statements]:
+    async with opened(await shard_database(), place, Trust.make(tmp_path), tmp_path, bucket=BUCKET) as ready:
+        yield ready
+
+
+async def killed_at(point: str, statements: Statements, place: Place, folder: Path) -> None:
+    """Run a worker that dies there."""
+    fired = folder / "fired"
+    environment = {
+        **os.environ,
+        "ORDERMESH_FAULTS": f"{point}=kill",
+        "ORDERMESH_FAULTS_FIRED": str(fired),
+        "STATEMENTS_DSN": statements.shard.database.dsn,
+        "STATEMENTS_S3": json.dumps(
+            {
+                "bucket": BUCKET,
+                "endpoint": place.endpoint,
+                "access_key": place.access_key,
+                "secret_key": place.secret_key,
+            }
+        ),
+        "STATEMENTS_FOLDER": str(folder),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.statement_process"), env=environment
+    )
+    assert await asyncio.wait_for(process.wait(), KILLED_WITHIN_S) == -signal.SIGKILL
+    assert point in fired.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("point", STATEMENT_POINTS)
+async def test_a_kill_at_any_point_ends_in_one_file_and_one_mail(
+    statements: Statements, place: Place, tmp_path: Path, point: str
+) -> None:
+    asked = await statements.request()
+    await killed_at(point, statements, place, tmp_path)
+
+    # Until the lease is over nobody touches it; then the next one makes it from the beginning.
+    assert not await statements.worker.once()
+    await statements.database.execute("UPDATE ordermesh.statements SET lease_until = 'epoch'")
+    is_ready = point == "statement.after_ready"
+    assert await statements.worker.once() is not is_ready
+    over = await statements.wait(asked)
+    assert told(over).state == told(over).READY
+    assert await statements.value("SELECT count(*) FROM ordermesh.statement_mails") == 1
+
+    await Sweeper(
+        statements.store, statements.objects, SYSTEM_CLOCK, lambda: 0.0, after=timedelta(0), look_s=1.0
+    ).once()
+    named = await statements.value("SELECT object_key FROM ordermesh.statements")
+    assert await statements.keys() == [named]
+    assert await statements.value("SELECT is_clean FROM ordermesh.statements")

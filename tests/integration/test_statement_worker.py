@@ -1,0 +1,262 @@
+"""What a worker of statements does when things go wrong, and what is left when they are over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from uuid import uuid4
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+from archive_svc.statement.sweeper import Sweeper
+from archive_svc.statement.worker import PREFIX, fence_of
+from chassis.clock import SYSTEM_CLOCK
+from chassis.errors import InternalError, OrderArchived, Reason, ShardUnavailable
+from chassis.s3 import PUT_BYTES_MAX
+from chassis.testing import eventually
+from ordermesh.archive.v1 import statement_service_pb2 as pb
+from tests.buckets import Place
+from tests.conftest import DatabaseFactory
+from tests.inprocess_s3 import InProcessS3
+from tests.listeners import Trust
+from tests.statements import TURNS, HandMaker, Statements, opened, running, told
+
+State = pb.Statement
+
+
+@pytest.fixture
+async def s3() -> AsyncIterator[InProcessS3]:
+    async with InProcessS3.serving() as server:
+        yield server
+
+
+@pytest.fixture
+async def statements(tmp_path, shard_database: DatabaseFactory, s3: InProcessS3) -> AsyncIterator[Statements]:
+    async with opened(await shard_database(), Place.of(s3), Trust.make(tmp_path), tmp_path) as ready:
+        yield ready
+
+
+def sweeper_at_once(statements: Statements) -> Sweeper:
+    return Sweeper(
+        statements.store, statements.objects, SYSTEM_CLOCK, lambda: 0.0, after=timedelta(0), look_s=1.0
+    )
+
+
+class Hold:
+    """Lets a test see that a place was reached, and hold whoever is there."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.reached.set()
+        await self.go_on.wait()
+
+
+@pytest.mark.parametrize(
+    ("months", "state"), [(-1, "PLANNING"), (0, "READING"), (2, "READING"), (3, "RENDERING")]
+)
+async def test_a_statement_that_is_ended_stops_at_once_in_every_phase(
+    statements: Statements, months: int, state: str
+) -> None:
+    hold = statements.maker.holds[months] = Hold()
+    asked = await statements.request()
+    async with running(statements.worker):
+        await hold.reached.wait()
+        seen = told(await statements.wait(asked))
+        assert State.State.Name(seen.state) == state
+        assert seen.read_month_count == max(0, months)
+        over = await statements.cancel(asked)
+        assert (over.done, over.error.code) == (True, grpc.StatusCode.CANCELLED.value[0])
+
+        async def ended() -> bool:
+            return statements.maker.ended == 1
+
+        await eventually(ended)
+        # Nothing keeps the next one from being made.
+        statements.maker.holds.clear()
+        await statements.until(await statements.request(locale="hi"), "READY")
+    assert await statements.cancel(asked) == over
+    assert await statements.value("SELECT count(*) FROM ordermesh.statement_mails") == 1
+
+
+async def test_a_statement_that_is_ended_while_its_file_is_stored_leaves_no_file(
+    statements: Statements, s3: InProcessS3
+) -> None:
+    asked = await statements.request()
+    s3.stall("PutObject")
+    async with running(statements.worker):
+        await statements.until(asked, "STORING")
+        await statements.cancel(asked)
+    # The answer was on its way when the turn was lost: the object may be there.
+    statement_id = told(asked).statement_id
+    await statements.objects.create(f"{PREFIX}{statement_id}/1.zip", b"in vain")
+    await sweeper_at_once(statements).once()
+    assert await statements.keys() == []
+    assert told(await statements.wait(asked)).state == State.CANCELLED
+
+
+async def test_what_is_waiting_is_ended_without_a_worker(statements: Statements) -> None:
+    asked = await statements.request()
+    await statements.cancel(asked)
+    assert not await statements.worker.once()
+    assert statements.maker.wishes == []
+
+
+async def test_a_ready_statement_stays_when_somebody_would_end_it(statements: Statements) -> None:
+    asked = await statements.request()
+    assert await statements.worker.once()
+    over = await statements.cancel(asked)
+    assert told(over).state == State.READY
+
+
+async def test_what_may_pass_is_tried_again_and_given_up_after_the_last_try(statements: Statements) -> None:
+    asked = await statements.request()
+    statements.maker.failures = [ShardUnavailable(), OSError("disk full")]
+    async with running(statements.worker):
+        await statements.until(asked, "READY")
+    assert len(statements.maker.wishes) == TURNS.attempts_max
+
+    asked = await statements.request(locale="hi")
+    statements.maker.failures = [RuntimeError("a bug")] * (TURNS.attempts_max - 1) + [ShardUnavailable()]
+    async with running(statements.worker):
+        await statements.until(asked, "FAILED")
+    over = await statements.wait(asked)
+    info = error_details_pb2.ErrorInfo()
+    assert over.error.details[0].Unpack(info)
+    assert (over.done, over.error.code) == (True, grpc.StatusCode.UNAVAILABLE.value[0])
+    assert info.reason == Reason.SHARD_UNAVAILABLE
+
+
+async def test_what_cannot_pass_fails_at_once_says_why_and_is_begun_again_by_the_same_wish(
+    statements: Statements,
+) -> None:
+    request_id = uuid4()
+    asked = await statements.request(request_id)
+    statements.maker.failures = [OrderArchived(month="2024-04")]
+    assert await statements.worker.once()
+    over = await statements.wait(asked)
+    assert over.error.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+    assert over.error.message == OrderArchived.sentence()
+    assert told(over).state == State.FAILED
+
+    again = await statements.request()
+    assert again.name == asked.name
+    assert not again.done
+    assert told(again).order_count == 0
+    assert await statements.worker.once()
+    assert told(await statements.wait(asked)).state == State.READY
+    assert (await statements.request(request_id)).name == asked.name
+    # As of the first time: the same file whenever it is made.
+    first, second = statements.maker.wishes
+    assert first.as_of == second.as_of
+
+
+async def test_a_worker_that_dies_each_time_ends_in_a_failure(statements: Statements) -> None:
+    asked = await statements.request()
+    for _ in range(TURNS.attempts_max):
+        assert await statements.store.claim("one that dies", timedelta(0))
+    assert await statements.worker.once()
+    over = await statements.wait(asked)
+    assert over.error.message == InternalError.sentence()
+    assert statements.maker.wishes == []
+
+
+async def test_a_worker_that_lost_its_turn_writes_nothing(statements: Statements, tmp_path) -> None:
+    slow = HandMaker(tmp_path, body=b"of the slow one")
+    hold = slow.holds[3] = Hold()
+    asked = await statements.request()
+    # It says that it lives no more than once a minute: it is frozen, as far as anybody can see.
+    frozen = statements.another_worker(slow, replace(TURNS, lease=timedelta(0), beat_s=60.0))
+    turn = asyncio.create_task(frozen.once())
+    await hold.reached.wait()
+    assert await statements.worker.once()
+    hold.go_on.set()
+    assert await turn
+    over = told(await statements.wait(asked))
+    assert over.state == State.READY
+    stays = await statements.value("SELECT object_key FROM ordermesh.statements")
+    assert fence_of(stays) == 2
+    assert (await statements.objects.read(await statements.objects.head(stays))) == statements.maker.body
+    assert await statements.value("SELECT count(*) FROM ordermesh.statement_mails") == 1
+
+
+async def test_a_worker_that_is_stopped_gives_its_turn_back(statements: Statements) -> None:
+    hold = statements.maker.holds[1] = Hold()
+    asked = await statements.request()
+    async with running(statements.worker):
+        await hold.reached.wait()
+    assert told(await statements.wait(asked)).state == State.WAITING
+    statements.maker.holds.clear()
+    assert await statements.worker.once()
+    assert told(await statements.wait(asked)).state == State.READY
+    assert await statements.value("SELECT attempts FROM ordermesh.statements") == 1
+
+
+async def test_answers_of_s3_that_are_lost_make_no_second_file(
+    statements: Statements, s3: InProcessS3
+) -> None:
+    s3.lose_answer("PutObject", times=2)
+    s3.fail("PutObject", 503, "SlowDown", times=1)
+    asked = await statements.request()
+    assert await statements.worker.once()
+    assert told(await statements.wait(asked)).state == State.READY
+    assert len(await statements.keys()) == 1
+
+
+async def test_a_file_larger_than_one_request_is_stored_in_parts(
+    statements: Statements,
+) -> None:
+    statements.maker.body = b"x" * (PUT_BYTES_MAX + 1)
+    asked = await statements.request()
+    assert await statements.worker.once()
+    ready = told(await statements.wait(asked))
+    assert (ready.state, ready.size_bytes) == (State.READY, PUT_BYTES_MAX + 1)
+    stored = await statements.objects.head(
+        await statements.value("SELECT object_key FROM ordermesh.statements")
+    )
+    assert stored.size_bytes == PUT_BYTES_MAX + 1
+    assert (await statements.link(asked)).url
+
+
+async def test_no_file_is_left_on_the_machine(statements: Statements, tmp_path) -> None:
+    before = set(tmp_path.iterdir())
+    await statements.request()
+    assert await statements.worker.once()
+    assert set(tmp_path.iterdir()) == before
+
+
+async def test_a_statement_expires_and_its_file_goes(statements: Statements) -> None:
+    asked = await statements.request()
+    assert await statements.worker.once()
+    await statements.sweeper.once()
+    assert told(await statements.wait(asked)).state == State.READY
+    assert len(await statements.keys()) == 1
+
+    await statements.later(days=7)
+    await statements.sweeper.once()
+    over = await statements.wait(asked)
+    assert (over.done, told(over).state) == (True, State.EXPIRED)
+    assert await statements.keys() == []
+    assert await statements.value("SELECT is_clean FROM ordermesh.statements")
+    # The same wish makes another one.
+    assert (await statements.request()).name != asked.name
+
+
+async def test_cleaning_spares_what_was_stored_since(statements: Statements) -> None:
+    asked = await statements.request()
+    statements.maker.failures = [OrderArchived()]
+    assert await statements.worker.once()
+    (left,) = await statements.store.unclean(timedelta(0))
+    assert (await statements.request()).name == asked.name
+    assert await statements.worker.once()
+    # Somebody who looked before it was begun again cleans only now.
+    await sweeper_at_once(statements)._clean(left)
+    await statements.store.cleaned(left)
+    assert len(await statements.keys()) == 1
+    assert not await statements.value("SELECT is_clean FROM ordermesh.statements")

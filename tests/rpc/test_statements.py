@@ -1,0 +1,296 @@
+"""Statements on the wire: asked for, made, fetched; and everything that is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import httpx
+import pytest
+
+from archive_svc.statement.asking import Limits
+from chassis import rpc
+from chassis.auth import Role, Subject
+from chassis.errors import Reason
+from ordermesh.archive.v1 import statement_service_pb2 as pb
+from tests.buckets import Place
+from tests.conftest import DatabaseFactory
+from tests.inprocess_s3 import InProcessS3
+from tests.listeners import OPERATOR, Trust, refused
+from tests.statements import BODY, PLACEMENT, Statements, named, opened, placement_of, running, told, wish
+
+BOB = Subject("bob", frozenset({Role.USER}), "spiffe://ordermesh/gateway")
+State = pb.Statement
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    async with InProcessS3.serving() as server:
+        yield Place.of(server)
+
+
+@pytest.fixture
+async def statements(tmp_path, shard_database: DatabaseFactory, place: Place) -> AsyncIterator[Statements]:
+    async with opened(await shard_database(), place, Trust.make(tmp_path), tmp_path) as ready:
+        yield ready
+
+
+async def test_a_statement_is_asked_for_made_and_fetched(statements: Statements) -> None:
+    asked = await statements.request(formats=(pb.StatementWish.PDF,))
+    first = told(asked)
+    assert not asked.done
+    assert asked.name == f"users/alice/statements/{first.statement_id}"
+    assert first.state == State.WAITING
+    assert list(first.wish.formats) == [pb.StatementWish.CSV, pb.StatementWish.PDF]
+
+    async with running(statements.worker):
+        over = await statements.wait(asked, wait_s=8)
+    ready = pb.Statement()
+    assert over.done
+    assert over.response.Unpack(ready)
+    assert ready == told(over)
+    assert (ready.state, ready.order_count, ready.size_bytes) == (State.READY, 3, len(BODY))
+    assert [(t.currency_code, t.status, t.order_count, t.amount_minor) for t in ready.totals] == [
+        ("EUR", "SUCCESS", 2, str(2**70)),
+        ("JPY", "FAILED", 1, "5"),
+    ]
+    assert ready.mail == State.MAIL_WAITING
+
+    link = await statements.link(asked)
+    async with httpx.AsyncClient() as http:
+        got = await http.get(link.url)
+    assert got.content == BODY
+    assert got.headers["content-disposition"] == 'attachment; filename="statement-2024-04-01-2025-03-31.zip"'
+    assert link.expire_time.ToDatetime(UTC) - datetime.now(UTC) <= timedelta(minutes=5)
+
+
+async def test_the_maker_is_told_instants_of_the_users_zone_and_every_bucket(statements: Statements) -> None:
+    placement = f"{PLACEMENT},4100:s1:1"
+    asked = await statements.request(placement=placement)
+    assert await statements.worker.once()
+    wanted = statements.maker.wishes[0]
+    assert wanted.since == datetime(2024, 3, 31, 18, 30, tzinfo=UTC)
+    assert wanted.until == datetime(2025, 3, 31, 18, 30, tzinfo=UTC)
+    assert {shard: set(buckets) for shard, buckets in wanted.placements.items()} == {"s1": {701, 4100}}
+    assert wanted.as_of == told(asked).as_of_time.ToDatetime(UTC)
+    assert (wanted.user_id, wanted.time_zone, wanted.locale, wanted.formats) == (
+        *("alice", "Asia/Kolkata", "en"),
+        ("CSV",),
+    )
+
+
+async def test_what_has_not_been_yet_is_cut_off_and_not_promised(statements: Statements) -> None:
+    today = datetime.now(UTC).date()
+    asked = await statements.request(first=str(today - timedelta(days=40)), last=str(today), zone="UTC")
+    assert await statements.worker.once()
+    assert statements.maker.wishes[0].until == told(asked).as_of_time.ToDatetime(UTC)
+
+    with refused(Code.INVALID_ARGUMENT, Reason.INVALID_FIELD):
+        await statements.request(first=str(today + timedelta(days=3)), last=str(today + timedelta(days=9)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"first": "2024-4-1"}, "wish.first_day"),
+        ({"first": ""}, "wish.first_day"),
+        ({"first": "20240401"}, "wish.first_day"),
+        ({"last": "2024-02-30"}, "wish.last_day"),
+        ({"last": "9999-12-31"}, "wish.last_day"),
+        ({"last": "2024-03-31"}, "wish.last_day"),
+        ({"first": "2021-01-01", "last": "2024-01-01"}, "wish.last_day"),
+        ({"last": "2025-04-01", "formats": (pb.StatementWish.PDF,)}, "wish.last_day"),
+        ({"zone": "Mars/Olympus"}, "wish.time_zone"),
+        ({"zone": "../../etc/passwd"}, "wish.time_zone"),
+        ({"zone": "Asia"}, "wish.time_zone"),
+        ({"zone": "/etc/localtime"}, "wish.time_zone"),
+        ({"locale": "xx"}, "wish.locale"),
+        ({"formats": (7,)}, "wish.formats"),
+        ({"first": "2011-12-30", "last": "2011-12-30", "zone": "Pacific/Apia"}, "wish.last_day"),
+    ],
+)
+async def test_a_wish_that_cannot_be_met_is_refused_by_field(
+    statements: Statements, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as said:
+        await statements.request(**changes)
+    error = rpc.error_of(said.value)
+    assert error.reason == Reason.INVALID_FIELD
+    assert field in {violation.field for violation in error.violations}
+    assert await statements.value("SELECT count(*) FROM ordermesh.statements") == 0
+
+
+async def test_the_longest_periods_are_taken(statements: Statements) -> None:
+    assert await statements.request(first="2021-01-01", last="2023-12-31")
+    assert await statements.worker.once()
+    assert await statements.request(last="2025-03-31", formats=(pb.StatementWish.PDF,))
+
+
+async def test_the_same_request_returns_the_first_operation_and_another_wish_is_refused(
+    statements: Statements,
+) -> None:
+    request_id = uuid4()
+    first = await statements.request(request_id)
+    assert await statements.request(request_id) == first
+    with refused(Code.FAILED_PRECONDITION, Reason.REQUEST_ID_REUSED):
+        await statements.request(request_id, locale="hi")
+
+    assert await statements.worker.once()
+    await statements.later(hours=2)
+    assert (await statements.request(request_id)).name == first.name
+
+
+async def test_fifty_equal_wishes_at_once_are_one_operation_one_file_and_one_mail(
+    statements: Statements,
+) -> None:
+    async with running(statements.worker, statements.another_worker()):
+        said = await asyncio.gather(*(statements.request() for _ in range(50)))
+        assert len({operation.name for operation in said}) == 1
+        await statements.until(said[0], "READY")
+    assert len(await statements.keys()) == 1
+    assert await statements.value("SELECT count(*) FROM ordermesh.statement_mails") == 1
+    assert len(statements.maker.wishes) == 1
+
+
+async def test_one_is_made_at_a_time_and_five_a_day_and_twenty_a_month(statements: Statements) -> None:
+    await statements.request()
+    with pytest.raises(grpc.aio.AioRpcError) as said:
+        await statements.request(locale="hi")
+    error = rpc.error_of(said.value)
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, Reason.STATEMENT_RUNNING)
+    assert error.retry_after_s == 5
+
+    assert await statements.worker.once()
+    for number in range(2, 21):
+        await statements.request(last=f"2025-03-{number:02}")
+        assert await statements.worker.once()
+        if number % 5:
+            continue
+        with pytest.raises(grpc.aio.AioRpcError) as said:
+            await statements.request(last="2024-12-31")
+        error = rpc.error_of(said.value)
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, Reason.STATEMENT_LIMIT)
+        assert error.retry_after_s is not None
+        if number < 20:
+            assert 86_000 < error.retry_after_s <= 86_400
+            await statements.later(days=1)
+    # Twenty in four days: the first five leave the 30 days after 27 more.
+    assert error.retry_after_s is not None
+    assert 26 * 86_400 < error.retry_after_s <= 27 * 86_400
+    await statements.later(days=27)
+    assert await statements.request(last="2024-12-31")
+
+
+async def test_a_period_that_is_too_large_to_read_is_refused(
+    tmp_path, shard_database: DatabaseFactory, place: Place
+) -> None:
+    limits = Limits(bytes_max=-1)
+    async with opened(await shard_database(), place, Trust.make(tmp_path), tmp_path, limits=limits) as small:
+        with refused(Code.RESOURCE_EXHAUSTED, Reason.TOO_LARGE):
+            await small.request()
+
+
+async def test_users_see_only_what_is_theirs(statements: Statements) -> None:
+    asked = await statements.request()
+    _, statement_id = named(asked)
+    meant: dict[str, Any] = {"user_id": "alice", "statement_id": statement_id}
+    calls: list[tuple[str, Any]] = [
+        (
+            "RequestStatement",
+            pb.RequestStatementRequest(user_id="alice", request_id=str(uuid4()), wish=wish()),
+        ),
+        ("WaitStatement", pb.WaitStatementRequest(**meant)),
+        ("CancelStatement", pb.CancelStatementRequest(**meant)),
+        ("ListStatements", pb.ListStatementsRequest(user_id="alice")),
+        ("LinkStatement", pb.LinkStatementRequest(**meant)),
+    ]
+    for method, request in calls:
+        with refused(Code.PERMISSION_DENIED, Reason.NOT_YOUR_ORDER):
+            await statements.call(method, request, subject=BOB)
+    # By the id alone nobody finds a statement under another user's name.
+    with refused(Code.NOT_FOUND, Reason.STATEMENT_NOT_FOUND):
+        await statements.call(
+            "WaitStatement",
+            pb.WaitStatementRequest(user_id="bob", statement_id=meant["statement_id"]),
+            subject=BOB,
+            placement=placement_of("bob"),
+        )
+    said = await statements.call("WaitStatement", pb.WaitStatementRequest(**meant), subject=OPERATOR)
+    assert said.name == asked.name
+
+
+async def test_a_route_that_is_old_is_refused_before_anything_begins(statements: Statements) -> None:
+    await statements.shard.fence(4100, left_epoch=2, epoch=2)
+    with refused(Code.ABORTED, Reason.STALE_ROUTE):
+        await statements.request(placement=f"{PLACEMENT},4100:s1:1")
+    with refused(Code.INVALID_ARGUMENT, Reason.ROUTING_KEY_MISSING):
+        await statements.request(placement=None)
+    with refused(Code.UNAVAILABLE, Reason.SHARD_UNAVAILABLE):
+        await statements.request(placement=f"{PLACEMENT},4100:v9:1")
+    assert await statements.value("SELECT count(*) FROM ordermesh.statements") == 0
+
+
+async def test_statements_are_listed_page_by_page_the_newest_first(statements: Statements) -> None:
+    names = []
+    for day in range(1, 6):
+        names.append((await statements.request(last=f"2025-03-{day:02}")).name)
+        assert await statements.worker.once()
+    found: list[str] = []
+    token = ""
+    while True:
+        page = await statements.call(
+            "ListStatements", pb.ListStatementsRequest(user_id="alice", page_size=2, page_token=token)
+        )
+        found += [operation.name for operation in page.operations]
+        token = page.next_page_token
+        if not token:
+            break
+        with refused(Code.INVALID_ARGUMENT, Reason.PAGE_TOKEN_INVALID):
+            await statements.call(
+                "ListStatements",
+                pb.ListStatementsRequest(user_id="bob", page_token=token),
+                subject=BOB,
+                placement=placement_of("bob"),
+            )
+    assert found == names[::-1]
+    with refused(Code.INVALID_ARGUMENT, Reason.INVALID_FIELD):
+        await statements.call("ListStatements", pb.ListStatementsRequest(user_id="alice", page_size=101))
+
+
+async def test_there_is_no_link_to_what_is_not_there(statements: Statements) -> None:
+    asked = await statements.request()
+    with refused(Code.FAILED_PRECONDITION, Reason.STATEMENT_NOT_READY):
+        await statements.link(asked)
+    assert await statements.worker.once()
+    assert (await statements.link(asked)).url
+
+    await statements.later(days=7)
+    with refused(Code.FAILED_PRECONDITION, Reason.STATEMENT_NOT_READY):
+        await statements.link(asked)
+    with refused(Code.NOT_FOUND, Reason.STATEMENT_NOT_FOUND):
+        await statements.call(
+            "LinkStatement", pb.LinkStatementRequest(user_id="alice", statement_id=str(uuid4()))
+        )
+
+
+async def test_a_wait_ends_with_the_statement_or_with_its_time(statements: Statements) -> None:
+    asked = await statements.request()
+    assert not (await statements.wait(asked, wait_s=1)).done
+    waiting = asyncio.create_task(statements.wait(asked, wait_s=9))
+    await statements.cancel(asked)
+    over = await waiting
+    assert over.done
+    assert over.error.code == Code.CANCELLED.value[0]
+    with refused(Code.INVALID_ARGUMENT, Reason.INVALID_FIELD):
+        await statements.wait(asked, wait_s=31)
+
+
+async def test_days_are_as_they_were_asked_for(statements: Statements) -> None:
+    asked = told(await statements.request(zone=""))
+    assert date.fromisoformat(asked.wish.first_day) == date(2024, 4, 1)
+    assert (asked.wish.last_day, asked.wish.time_zone, asked.wish.locale) == ("2025-03-31", "UTC", "en")
