@@ -365,9 +365,9 @@ async def keyset(shards: Shards, user: str, before: Key) -> None:
 
 async def searched(run: Machine, places_: Mapping[date, Place], user: str, before: Key) -> None:
     """The plain query of the read model, in the months that a page searches first."""
-    await run.read_model.found(
-        first_below(places_, before), Window(user, before, OLDEST), (user,), SIZE + 1, 10
-    )
+    there = first_below(places_, before)
+    names = [place.index.name for place in there]
+    await run.read_model.found(names, there, Window(user, before, OLDEST), (user,), SIZE + 1, 10)
 
 
 async def asked(shards: Shards, user: str, before: Key) -> None:
@@ -378,7 +378,7 @@ async def asked(shards: Shards, user: str, before: Key) -> None:
 
 
 async def proven(run: Machine, places_: Mapping[date, Place], user: str, before: Key) -> None:
-    """What a page asks the read model: the plain query, and then whether the indices were the right ones."""
+    """What a page asks the read model: the plain query, of the very indices that are meant."""
     await run.read_model.search(
         first_below(places_, before),
         Window(user, before, OLDEST),

@@ -60,6 +60,9 @@ class MemoryReadModel:
         await self.at("created")
         return self._identity(name)
 
+    async def seal(self, names: Sequence[str]) -> None:
+        await self._asked("seal")
+
     async def identities(self, names: Sequence[str]) -> dict[str, IndexIdentity]:
         await self._asked("identities")
         return {name: self._identity(name) for name in names if name in self.stored}

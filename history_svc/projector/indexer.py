@@ -436,7 +436,8 @@ class Indexing:
         await self._read_catalog()
 
     async def _check_indices(self) -> None:
-        """Doubt every index that is gone, or that is not the one that was made; make those that are planned.
+        """Doubt every index that is gone, or that is not the one that was made; make those that are planned,
+        and have searches find those that an earlier release made.
 
         Raises: ReadModelUnavailable, and what the store raises.
         """
@@ -449,6 +450,7 @@ class Indexing:
             await self._replace(index.identity.name)
         if wrong:
             await self._read_catalog()
+        await self._parts.read_model.seal([index.identity.name for index in kept])
 
     async def _read_catalog(self) -> None:
         self._catalog = await self._parts.store.catalog()

@@ -3,10 +3,17 @@
 An index takes documents of exactly our fields, is sorted as lists are, and cannot be made by a document that
 comes too early. Everything that is left out of an answer makes it a failure: a missing index, a shard that
 did not answer, a search that ran out of time.
+
+Each index is sealed: it has an alias that says its own UUID, and searches name that alias. So one that was
+lost and made again, whenever that happened, is not found instead of answering short. One thing brings an
+alias back under another UUID: a snapshot restored with its aliases; so the UUIDs are looked at as well, at
+most a second old when a search begins. Within that second such an index is believed; restore without aliases
+(docs/howto/care-for-the-index.md).
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
@@ -46,6 +53,9 @@ _LATER_KINDS = ("cluster_block_exception", "index_closed_exception")
 """Lifted by a person, or by itself when the disk has room again."""
 _STORED = Outcome(Verdict.STORED)
 _STALE_OUTCOME = Outcome(Verdict.STALE)
+SEALS_TRIED_MAX = 3
+"""So often an index is sealed again when somebody else does the same, or makes the index again meanwhile."""
+_CLAIM_LOST = ("index_not_found_exception", "aliases_not_found_exception", "illegal_argument_exception")
 _STRICT = {"ignore_unavailable": "false", "allow_no_indices": "false", "expand_wildcards": "none"}
 
 
@@ -54,6 +64,14 @@ class Layout(NamedTuple):
 
     shards: int = 1
     replicas: int = 0
+
+
+class _Sealing(NamedTuple):
+    """An index with its seal and the aliases that it has of those that we give, at one moment."""
+
+    name: str
+    seal: str
+    ours: frozenset[str]
 
 
 class ElasticReadModel:
@@ -68,7 +86,7 @@ class ElasticReadModel:
         self._refresh_timeout_s = refresh_timeout_s
 
     async def create(self, name: str) -> IndexIdentity:
-        """The index of this name, made when it is missing."""
+        """The index of this name, made when it is missing, and sealed."""
         with _typed_errors():
             await self._elastic.call("PUT", f"/_index_template/{_TEMPLATE}", body=_template(self._layout))
             try:
@@ -76,6 +94,7 @@ class ElasticReadModel:
             except EsRefused as refused:
                 if refused.kind != "resource_already_exists_exception":
                     raise
+        await self.seal([name])
         found = await self.identities([name])
         if name not in found:
             raise ReadModelUnavailable(index=name)
@@ -96,6 +115,62 @@ class ElasticReadModel:
             for name, index in indices.items()
             if name in names
         }
+
+    async def seal(self, names: Sequence[str]) -> None:
+        """Have searches find some indices, each as the one that it is."""
+        for _ in range(SEALS_TRIED_MAX):
+            unsealed = [each.name for each in await self._sealings(names) if each.ours != {each.seal}]
+            if not unsealed:
+                return
+            for name in unsealed:
+                await self._seal(name)
+        raise ReadModelUnavailable(unsealed="yes")
+
+    async def _seal(self, name: str) -> None:
+        """Give an index the alias of its UUID.
+
+        There is no way to say which index of a name is meant: it may be made again between the look at its
+        UUID and the alias. So it is claimed first, by an alias that nobody else can make; a look says what
+        UUID the claimed one has; and one request takes the claim away and gives the alias, or does nothing.
+        """
+        claim = f"{name}.claim-{secrets.token_hex(8)}"
+        with _typed_errors():
+            try:
+                await self._alias({"add": {"index": name, "alias": claim}})
+                for found in await self._sealings([name]):
+                    if claim in found.ours:
+                        strays = sorted(found.ours - {claim, found.seal})
+                        await self._alias(
+                            {"remove": {"index": name, "alias": claim, "must_exist": True}},
+                            {"add": {"index": name, "alias": found.seal}},
+                            *({"remove": {"index": name, "alias": stray}} for stray in strays),
+                        )
+            except EsRefused as refused:
+                # It is gone, or somebody else's claim went first; the next look tells.
+                if refused.kind not in _CLAIM_LOST:
+                    raise
+
+    async def _alias(self, *actions: dict[str, Any]) -> None:
+        await self._elastic.call("POST", "/_aliases", body={"actions": actions})
+
+    async def _sealings(self, names: Sequence[str]) -> list[_Sealing]:
+        """How those of some indices that exist are sealed."""
+        if not names:
+            return []
+        wanted = "metadata.indices.*.settings.index.uuid,metadata.indices.*.aliases"
+        with _typed_errors():
+            state = await self._elastic.call(
+                "GET", f"/_cluster/state/metadata/{names_in_path(names)}", params={"filter_path": wanted}
+            )
+        return [
+            _Sealing(
+                name,
+                _seal(name, index["settings"]["index"]["uuid"]),
+                frozenset(alias for alias in index.get("aliases", ()) if alias.startswith(f"{name}.")),
+            )
+            for name, index in state.get("metadata", {}).get("indices", {}).items()
+            if name in names
+        ]
 
     async def drop(self, name: str) -> None:
         """Remove an index with all its documents."""
@@ -165,38 +240,28 @@ class ElasticReadModel:
             return []
         end = time.monotonic() + timeout_s
         indices = [place.index for place in places]
-        try:
-            rows = await self.found(places, window, routing, limit, timeout_s)
-        except IndexNotOurs:
-            raise
-        except ReadModelUnavailable as failed:
-            if isinstance(failed.__cause__, EsRefused):
-                # By an index of another make, perhaps; then there is nothing wrong with the others.
-                await self._prove(indices, max(0.001, end - time.monotonic()))
-            raise
-        await self._prove(indices, max(0.001, end - time.monotonic()))
+        look = self._witness.begin([index.name for index in indices])
+        seals = [_seal(index.name, index.index_uuid) for index in indices]
+        rows = await self.found(seals, places, window, routing, limit, timeout_s)
+        with _typed_errors():
+            left_s = max(0.001, end - time.monotonic())
+            there = await self._witness.uuids(look, timeout_s=left_s)
+        for index in indices:
+            if there.get(index.name) != index.index_uuid:
+                raise IndexNotOurs(index=index.name)
         return rows
 
-    async def _prove(self, indices: Sequence[IndexIdentity], timeout_s: float) -> None:
-        """Hold a search to the indices that it was meant for, once it has answered.
-
-        A UUID never comes back, also not from a snapshot: an index that still has it had it all the time. The
-        master says so, and it knows of another index before any shard of that can be searched, since it is
-        the master that starts the shards. (One that was cut off could name a lost index for the seconds until
-        it notices, if somebody made it again on the other side of the cut meanwhile.)
-
-        Raises: IndexNotOurs, ReadModelUnavailable.
-        """
-        with _typed_errors():
-            found = await self._witness.uuids([index.name for index in indices], timeout_s=timeout_s)
-        for index in indices:
-            if found.get(index.name) != index.index_uuid:
-                raise IndexNotOurs(index=index.name)
-
     async def found(
-        self, places: Sequence[Place], window: Window, routing: Sequence[str], limit: int, timeout_s: float
+        self,
+        names: Sequence[str],
+        places: Sequence[Place],
+        window: Window,
+        routing: Sequence[str],
+        limit: int,
+        timeout_s: float,
     ) -> list[Row]:
-        """What is found in indices of these names, whichever they are; as `search`, with nothing proven.
+        """What is found in the indices of some names, or in all that have these aliases; as `search`, with
+        nothing else proven.
 
         Raises: IndexNotOurs when one is not there; ReadModelUnavailable.
         """
@@ -213,7 +278,7 @@ class ElasticReadModel:
             "search_after": [to_us(window.before.created_at), str(window.before.order_id)],
             "_source": {"excludes": list(NOT_SHOWN)},
         }
-        hits = await self._search([place.index.name for place in places], asked, params, timeout_s)
+        hits = await self._search(names, asked, params, timeout_s)
         return [_row(hit["_source"]) for hit in hits["hits"]["hits"]]
 
     async def sums(self, name: str, partitions: Sequence[int]) -> list[DaySum]:
@@ -320,6 +385,11 @@ def _mapping(field: Field) -> dict[str, Any]:
             return {"type": "boolean", **kept}
         case Holds.OBJECT:
             return {"type": "object", "enabled": False}
+
+
+def _seal(name: str, uuid: str) -> str:
+    """The alias that only this very index has."""
+    return f"{name}.{uuid}"
 
 
 _ALIVE = {"term": {"deleted": False}}

@@ -101,6 +101,14 @@ class ReadModel(Protocol):
         """
         ...
 
+    async def seal(self, names: Sequence[str]) -> None:
+        """Have searches find some indices, each as the one that it is: those that an earlier release made.
+        Idempotent; an index that is not there is left out. What `create` made needs it no more.
+
+        Raises: ReadModelUnavailable.
+        """
+        ...
+
     async def identities(self, names: Sequence[str]) -> dict[str, IndexIdentity]:
         """Those of some indices that exist.
 

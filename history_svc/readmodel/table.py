@@ -60,6 +60,9 @@ class TableReadModel:
             raise ReadModelUnavailable(index=name)
         return found[name]
 
+    async def seal(self, names: Sequence[str]) -> None:
+        """Nothing is needed: the statement that searches says which indices it read."""
+
     async def identities(self, names: Sequence[str]) -> dict[str, IndexIdentity]:
         """Those of some indices that exist."""
         with _typed_errors():

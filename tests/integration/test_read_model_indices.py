@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +47,7 @@ class Cluster:
         else:
             params = {"wait_for_active_shards": "0"}
             await self.elastic.call("PUT", f"/{name}", params=params, body={"settings": settings})
+            await self.model.seal([name])
         return name
 
     async def set(self, name: str, settings: dict[str, Any]) -> None:
@@ -212,12 +213,89 @@ async def test_an_index_of_another_make_is_not_ours_also_when_it_cannot_be_searc
     unsorted = {"mappings": {"properties": {"created_us": {"type": "long", "doc_values": False}}}}
     settings: dict[str, Any] = {"settings": {"index.sort.field": [], "index.sort.order": []}}
     await cluster.elastic.call("PUT", f"/{name}", body={**unsorted, **settings})
+    with pytest.raises(IndexNotOurs):
+        await found(cluster.model, name)
 
+    await cluster.model.seal([name])
     with pytest.raises(ReadModelUnavailable) as refused:
         await found(cluster.model, name)
     assert not isinstance(refused.value, IndexNotOurs), "it refuses to sort"
     with pytest.raises(IndexNotOurs):
         await cluster.model.search([Place(ours)], a_window(), routing=[], limit=1, timeout_s=5)
+    await cluster.model.drop(name)
+
+
+async def aliases(cluster: Cluster, name: str) -> set[str]:
+    return set((await cluster.elastic.call("GET", f"/{name}/_alias"))[name]["aliases"])
+
+
+async def test_an_index_that_an_earlier_release_made_is_searched_once_it_is_sealed(cluster: Cluster) -> None:
+    """Each seal is its index's own; aliases of others stay, what is left of earlier seals goes."""
+    old, away = (index_name(month_of(SEPTEMBER), next(_generations)) for _ in range(2))
+    made: dict[str, Any] = {"aliases": {"somebodys": {}, f"{old}.of-before": {}}}
+    await cluster.elastic.call("PUT", f"/{old}", body=made)
+    await cluster.model.write([Write(old, a_document())], timeout_s=10)
+    await cluster.model.refresh([old])
+    identity = (await cluster.model.identities([old]))[old]
+    with pytest.raises(IndexNotOurs):
+        await found(cluster.model, old)
+
+    await asyncio.gather(*(cluster.model.seal([old, away]) for _ in range(2)))
+    assert await aliases(cluster, old) == {"somebodys", f"{old}.{identity.index_uuid}"}
+    assert len(await found(cluster.model, old)) == 1
+    await cluster.model.drop(old)
+
+
+class Meddled(es.Elastic):
+    """A cluster to which something happens just before one of the requests that give an alias."""
+
+    meddle: Callable[[], Awaitable[Any]]
+    left = -1
+
+    async def call(self, method: str, path: str, **how: Any) -> dict[str, Any]:
+        if path == "/_aliases":
+            self.left -= 1
+            if self.left == 0:
+                await self.meddle()
+        return await super().call(method, path, **how)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_an_index_that_is_made_again_while_it_is_sealed_gets_no_seal_of_the_lost_one(
+    cluster: Cluster, number: int
+) -> None:
+    name = await cluster.index()
+    lost = (await cluster.model.identities([name]))[name]
+    await cluster.elastic.call("DELETE", f"/{name}/_alias/{name}.*")
+    elastic = Meddled(cluster.elastic._client)
+    other = ElasticReadModel(elastic, Layout())
+
+    async def make_again() -> None:
+        await cluster.model.drop(name)
+        await cluster.elastic.call("PUT", f"/{name}", body={})
+
+    elastic.meddle, elastic.left = make_again, number
+    await other.seal([name])
+    assert elastic.left < 0, "it happened"
+    there = (await cluster.model.identities([name]))[name]
+    assert there != lost
+    assert await aliases(cluster, name) == {f"{name}.{there.index_uuid}"}
+    await cluster.model.drop(name)
+
+
+async def test_an_index_with_the_seal_of_a_lost_one_is_found_out_by_its_uuid(cluster: Cluster) -> None:
+    """As one that a snapshot brought back with its aliases."""
+    name = await cluster.index()
+    lost = (await cluster.model.identities([name]))[name]
+    await cluster.model.drop(name)
+    seal = f"{name}.{lost.index_uuid}"
+    await cluster.elastic.call("PUT", f"/{name}", body={"aliases": {seal: {}}})
+
+    with pytest.raises(IndexNotOurs):
+        await cluster.model.search([Place(lost)], a_window(), routing=[], limit=1, timeout_s=5)
+    await cluster.model.create(name)
+    assert seal not in await aliases(cluster, name)
+    assert await found(cluster.model, name) == []
     await cluster.model.drop(name)
 
 
