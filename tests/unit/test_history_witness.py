@@ -1,4 +1,4 @@
-"""Who asks which indices there are is answered by a recent look, or by one that begins then, and shares it."""
+"""Who asks which indices there are hears of a recent look, or of one that begins then, and shares it."""
 
 from __future__ import annotations
 
