@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from archive_svc.archiver import Archiver
 from archive_svc.catalog import Catalog
 from archive_svc.detach import Detacher
+from archive_svc.erase import Eraser
 from archive_svc.export import Exporter
 from archive_svc.keeper import Keeper
 from archive_svc.restore import Restorer
@@ -119,6 +120,7 @@ def _archiver(
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
+        Eraser(catalog, objects, verifier, sessions),
         pacing,
         SYSTEM_CLOCK,
         JITTER,

@@ -26,7 +26,7 @@ from archive_svc.lifecycle import (
     pause_after,
     ripe_until,
 )
-from archive_svc.manifest import manifest_of
+from archive_svc.manifest import MANIFEST_TYPE, manifest_of
 from archive_svc.segment import RowsRefused, SegmentDamaged
 from archive_svc.verify import Mismatch
 from chassis import faults
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from archive_svc.catalog import Catalog
     from archive_svc.detach import Detacher
+    from archive_svc.erase import Eraser
     from archive_svc.export import Exporter
     from archive_svc.restore import Restorer
     from archive_svc.verify import Verifier
@@ -51,7 +52,6 @@ WAITS = timedelta(seconds=0.5)
 """Between two looks at something that comes by itself."""
 BLOCKED = timedelta(minutes=1)
 """Between two looks at something that somebody has to do."""
-MANIFEST_TYPE = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class Archiver:
         verifier: Verifier,
         detacher: Detacher,
         restorer: Restorer,
+        eraser: Eraser,
         pacing: Pacing,
         clock: Clock,
         jitter: Callable[[], float],
@@ -100,6 +101,7 @@ class Archiver:
         self._verifier = verifier
         self._detacher = detacher
         self._restorer = restorer
+        self._eraser = eraser
         self._pacing = pacing
         self._clock = clock
         self._jitter = jitter
@@ -173,7 +175,7 @@ class Archiver:
             return True
         due = next_due(months, control.at, is_halted=control.is_halted)
         if due is None:
-            return await self._check(fence)
+            return await self._erase(fence) or await self._check(fence)
         month, step = due
         try:
             await self._steps[step](month, fence)
@@ -184,6 +186,17 @@ class Archiver:
         except (OrdermeshError, S3Error) as failed:
             await self._failed(month, fence, step, failed)
         return True
+
+    async def _erase(self, fence: int) -> bool:
+        """Carry one erasure out; whether one was due. What fails is done again at the next look."""
+        try:
+            return await self._eraser.erase_one(fence)
+        except LeaseLost:
+            raise
+        except (OrdermeshError, S3Error, SegmentDamaged) as failed:
+            metrics.FAILED.labels(self._catalog.shard, "ERASE").inc()
+            log.error("erasure_failed", shard=self._catalog.shard, because=str(failed))
+            return False
 
     async def _check(self, fence: int) -> bool:
         """Read one segment once more; whether one was due. Damage is for a person: nobody else has it."""
@@ -259,7 +272,7 @@ class Archiver:
         parts = await self._catalog.parts(month.archive_id)
         segments = await self._catalog.segments(month.archive_id)
         body = manifest_of(shard, month, parts, segments)
-        key = manifest_key(shard, month.month, month.archive_id)
+        key = manifest_key(shard, month.month, month.archive_id, body)
         manifest = await self._store.create(key, body, content_type=MANIFEST_TYPE)
         await faults.point(points.AFTER_MANIFEST)
         await faults.point(points.BEFORE_COMMIT)

@@ -110,6 +110,17 @@ class CataloguedSegment:
 
 
 @dataclass(frozen=True, slots=True)
+class Erasure:
+    """A wish to take a user's rows out. orders: that went so far. ended_at: when all had gone."""
+
+    erasure_id: UUID
+    user_id: str
+    orders: int
+    note: str
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class PartFacts:
     """What Postgres says of a part. sums: (currency, status, orders, amount in minor units)."""
 
@@ -350,6 +361,54 @@ class Catalog:
         assert row is not None
         return dict(row)
 
+    async def want_erasure(self, erasure_id: UUID, user_id: str, actor: str, reason: str) -> Erasure:
+        """Ask for a user's rows to be taken out; the wish as it is now. Idempotent by its id."""
+        row = await self._database.fetchrow(QUERIES.want_erasure, erasure_id, user_id, actor, reason)
+        assert row is not None
+        return _erasure(row)
+
+    async def due_erasure(self) -> Erasure | None:
+        """The oldest wish that is not carried out and does not wait."""
+        row = await self._database.fetchrow(QUERIES.due_erasure)
+        return None if row is None else _erasure(row)
+
+    async def segments_of(self, user_id: str) -> list[tuple[UUID, CataloguedSegment]]:
+        """The segments that may hold a user's rows, with the archive_id of their copy, the oldest first."""
+        rows = await self._database.fetch(QUERIES.segments_of, user_id)
+        return [(row["archive_id"], _segment(row)) for row in rows]
+
+    async def erased_months(self, erasure_id: UUID) -> list[UUID]:
+        """The copies that an erasure took rows out of."""
+        return [row["archive_id"] for row in await self._database.fetch(QUERIES.erased_months, erasure_id)]
+
+    async def renew_manifest(self, fence: int, erasure: Erasure, archive_id: UUID, stored: Stored) -> None:
+        """Note where a month's manifest is now. Raises: LeaseLost."""
+        await self._must(
+            await self._database.fetchval(
+                QUERIES.renew_manifest,
+                *(fence, erasure.erasure_id, archive_id, stored.key, stored.version_id, stored.sha256),
+            )
+        )
+
+    async def left_behind(self, erasure_id: UUID) -> list[tuple[str, str]]:
+        """Key and version of the objects that others took the place of and that are not deleted yet."""
+        rows = await self._database.fetch(QUERIES.left_behind, erasure_id)
+        return [(row["key"], row["version_id"]) for row in rows]
+
+    async def note_deleted(self, fence: int, erasure: Erasure, key: str) -> None:
+        """Note that an object is gone. Raises: LeaseLost."""
+        await self._must(await self._database.fetchval(QUERIES.note_deleted, fence, erasure.erasure_id, key))
+
+    async def defer_erasure(self, fence: int, erasure: Erasure, wait: timedelta, note: str) -> None:
+        """Let an erasure wait, and say why. Raises: LeaseLost."""
+        await self._must(
+            await self._database.fetchval(QUERIES.defer_erasure, fence, erasure.erasure_id, wait, note)
+        )
+
+    async def end_erasure(self, fence: int, erasure: Erasure) -> None:
+        """Note that a user is erased. Raises: LeaseLost."""
+        await self._must(await self._database.fetchval(QUERIES.end_erasure, fence, erasure.erasure_id))
+
     async def quarantine(self, month: Month, fence: int, why: str) -> None:
         """Let nothing be done to a month until a person says so. Raises: LeaseLost."""
         await self._must(await self._database.fetchval(QUERIES.quarantine, month.month, fence, why))
@@ -407,6 +466,10 @@ def _view(row: Any) -> MonthView:
         reason=row["reason"],
         blockers=tuple(row["blockers"]),
     )
+
+
+def _erasure(row: Any) -> Erasure:
+    return Erasure(row["erasure_id"], row["user_id"], row["row_count"], row["note"], row["ended_at"])
 
 
 def _part(row: Any) -> Part:

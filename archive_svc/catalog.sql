@@ -207,6 +207,70 @@ INSERT INTO {table} ({columns}) SELECT {values} FROM copied AS c;
 -- Make the catalog of a month again. $1: manifest; $2: its key; $3: version; $4: sha256; $5: grace; $6: actor; $7: reason.
 SELECT ordermesh.adopt_month($1, $2, $3, $4, $5, $6, $7);
 
+-- name: want_erasure
+-- $1: id; $2: user; $3: actor; $4: reason. The row, also of an earlier call.
+WITH made AS (
+    INSERT INTO ordermesh.archive_erasures (erasure_id, user_id, actor, reason, created_at)
+    VALUES ($1, $2, $3, $4, clock_timestamp()) ON CONFLICT (erasure_id) DO NOTHING RETURNING *)
+SELECT * FROM made UNION ALL SELECT * FROM ordermesh.archive_erasures WHERE erasure_id = $1 LIMIT 1;
+
+-- name: due_erasure
+-- The oldest wish that is not carried out and does not wait.
+SELECT * FROM ordermesh.archive_erasures
+ WHERE ended_at IS NULL AND not_before <= clock_timestamp() ORDER BY created_at, erasure_id LIMIT 1;
+
+-- name: segments_of
+-- The segments that may hold rows of a user, of months that readers read from their copies. $1: user.
+SELECT s.* FROM ordermesh.archive_segments s
+  JOIN ordermesh.archive_parts p USING (archive_id, part) JOIN ordermesh.archive_months m USING (archive_id)
+ WHERE m.committed_at IS NOT NULL AND p.after_user <= $1 AND p.until_user >= $1
+ ORDER BY m.month, s.part, s.of_table DESC;
+
+-- name: rows_again
+-- The rows that are about to go, as they were. {values}: as Shape says.
+CREATE TEMP TABLE gone ON COMMIT DROP AS SELECT {values} FROM copied AS c;
+
+-- name: swap_segment
+-- Let one segment take the place of another.
+SELECT ordermesh.swap_segment($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
+
+-- name: erased_months
+-- The copies that an erasure took rows out of. $1: erasure.
+SELECT DISTINCT archive_id FROM ordermesh.archive_replaced WHERE erasure_id = $1;
+
+-- name: renew_manifest
+-- $1: fence; $2: erasure; $3: archive_id; $4: key; $5: version; $6: sha256. The old one is left behind.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
+old AS (SELECT m.manifest_key, m.manifest_version FROM ordermesh.archive_months m, held WHERE m.archive_id = $3 FOR UPDATE OF m),
+left_behind AS (
+    INSERT INTO ordermesh.archive_replaced (key, version_id, erasure_id, archive_id, row_count, at)
+    SELECT manifest_key, manifest_version, $2, $3, 0, clock_timestamp() FROM old WHERE manifest_key <> $4
+    ON CONFLICT (key) DO NOTHING)
+UPDATE ordermesh.archive_months m SET manifest_key = $4, manifest_version = $5, manifest_sha256 = $6, updated_at = clock_timestamp()
+  FROM old WHERE m.archive_id = $3 RETURNING true;
+
+-- name: left_behind
+-- Objects that an erasure left behind. $1: erasure.
+SELECT key, version_id FROM ordermesh.archive_replaced WHERE erasure_id = $1 AND deleted_at IS NULL ORDER BY key;
+
+-- name: note_deleted
+-- Note that an object is gone. $1: fence; $2: erasure; $3: key.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+UPDATE ordermesh.archive_replaced SET deleted_at = clock_timestamp()
+  FROM held WHERE erasure_id = $2 AND key = $3 RETURNING true;
+
+-- name: defer_erasure
+-- Let an erasure wait. $1: fence; $2: erasure; $3: wait; $4: note.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+UPDATE ordermesh.archive_erasures SET not_before = clock_timestamp() + $3, note = left($4, 512)
+  FROM held WHERE erasure_id = $2 RETURNING true;
+
+-- name: end_erasure
+-- Note that a user is erased. $1: fence; $2: erasure.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+UPDATE ordermesh.archive_erasures SET ended_at = clock_timestamp(), note = ''
+  FROM held WHERE erasure_id = $2 AND ended_at IS NULL RETURNING true;
+
 -- name: begin_restore
 -- Make the tables of a month that comes back. $1: month; $2: fence.
 SELECT ordermesh.begin_restore($1, $2);

@@ -7,6 +7,7 @@ lose what they need. Before it a month can be thawed, after it restored.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -198,9 +199,10 @@ def manifest_prefix(shard: str) -> str:
     return f"_manifest/orders/v1/shard={shard}/"
 
 
-def manifest_key(shard: str, month: date, archive_id: UUID) -> str:
-    """Where a month's manifest is stored; keys of one month follow each other."""
-    return f"{manifest_prefix(shard)}{month:%Y-%m}/{archive_id}.json"
+def manifest_key(shard: str, month: date, archive_id: UUID, body: bytes) -> str:
+    """Where a month's manifest is stored; what it says is in the key, so each edition has one of its own."""
+    edition = hashlib.sha256(body).hexdigest()[:16]
+    return f"{manifest_prefix(shard)}{month:%Y-%m}/{archive_id}-{edition}.json"
 
 
 def mismatches(expected: Sequence[tuple[str, object, object]]) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from archive_svc.segment import Key
 
 FORMAT = "ordermesh.archive.v1"
+MANIFEST_TYPE = "application/json"
 
 
 class ManifestUnreadable(Exception):

@@ -36,6 +36,7 @@ RESTORED = Counter(
 READ_BACK_BYTES = Counter(
     "ordermesh_archive_read_back_bytes_total", "Bytes of segments read back and compared.", ["shard"]
 )
+ERASED = Counter("ordermesh_archive_erased_rows_total", "Rows taken out of segments.", ["shard", "table"])
 CHECKED = Counter("ordermesh_archive_checked_total", "Segments read once more and found whole.", ["shard"])
 DAMAGES = Counter(
     "ordermesh_archive_damages_total",

@@ -57,7 +57,7 @@ class ArchiveService:
             there = catalog.until(call.deadline)
             if await self._view(there, asked.month) is None:
                 continue
-            archive_id = archive_id_of(asked.request_id, catalog.shard)
+            archive_id = id_in(asked.request_id, catalog.shard)
             await there.want(asked.month, archive_id, asked.reach, call.subject.name, asked.reason)
             view = await self._view(there, asked.month)
             assert view is not None, "it was just written"
@@ -79,6 +79,20 @@ class ArchiveService:
         if not found:
             raise MonthNotFound(month=request.month)
         return pb.VerifyMonthResponse(months=found)
+
+    async def EraseUser(self, request: pb.EraseUserRequest, call: rpc.Call) -> pb.EraseUserResponse:
+        """Note that a user is to be erased, in one shard or in all; say how far it is."""
+        asked = wire.erase(request)
+        found = []
+        for catalog in self._of(asked.shard):
+            erasure_id = id_in(asked.request_id, catalog.shard)
+            erasure = await catalog.until(call.deadline).want_erasure(
+                erasure_id, asked.user_id, call.subject.name, asked.reason
+            )
+            if erasure.user_id != asked.user_id:
+                raise InvalidField.of("request_id", "was used for another user")
+            found.append(wire.erased(catalog.shard, erasure))
+        return pb.EraseUserResponse(shards=found)
 
     async def RebuildCatalog(
         self, request: pb.RebuildCatalogRequest, call: rpc.Call
@@ -131,6 +145,6 @@ class ArchiveService:
         return [self._catalogs[shard]]
 
 
-def archive_id_of(request_id: UUID, shard: str) -> UUID:
+def id_in(request_id: UUID, shard: str) -> UUID:
     """What a wish begins in one shard; the same for the same wish."""
     return uuid5(request_id, shard)

@@ -11,13 +11,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from archive_svc.lifecycle import REACHES, State
 from chassis.errors import InvalidField, Violation
+from chassis.ids import USER_ID_PATTERN
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from archive_svc.catalog import Control, MonthView
+    from archive_svc.catalog import Control, Erasure, MonthView
 
 REASON_CHARS_MAX = 512
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
@@ -102,6 +103,38 @@ def month(name: str, view: MonthView) -> pb.Month:
         reason=view.reason,
         verify_time=_time(view.verified_at),
         due_count=view.due,
+    )
+
+
+class Erase(NamedTuple):
+    """A checked wish to erase a user."""
+
+    request_id: UUID
+    user_id: str
+    shard: str
+    reason: str
+
+
+def erase(request: pb.EraseUserRequest) -> Erase:
+    """Check a wish to erase a user.
+
+    Raises: InvalidField with every wrong field.
+    """
+    wrong = [*why(request.reason)]
+    request_id = _uuid(request.request_id)
+    if request_id is None:
+        wrong.append(Violation("request_id", "must be a UUID"))
+    if not USER_ID_PATTERN.fullmatch(request.user_id):
+        wrong.append(Violation("user_id", "must be a user id"))
+    if wrong or request_id is None:
+        raise InvalidField(*wrong)
+    return Erase(request_id, request.user_id, request.shard, request.reason)
+
+
+def erased(shard: str, erasure: Erasure) -> pb.EraseUserResponse.Shard:
+    """How far the erasure of a user is on one shard."""
+    return pb.EraseUserResponse.Shard(
+        shard=shard, order_count=erasure.orders, end_time=_time(erasure.ended_at), note=erasure.note
     )
 
 

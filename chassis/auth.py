@@ -124,6 +124,7 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _A + "ListMonths": _STEER,
     _A + "MoveMonth": _STEER,
     _A + "VerifyMonth": _STEER,
+    _A + "EraseUser": _STEER,
     _A + "RebuildCatalog": _STEER,
     _A + "HaltArchive": _STEER,
     _D + "RequestStatement": _WRITE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ops.mesh import TIMEOUT_S, CallFailed
@@ -99,3 +100,19 @@ def saved_usd(month: Month) -> float:
     """About what a month less in the database saves in a month, in US dollars, at list prices."""
     disk = month.table_bytes / GIB * DISK_USD_PER_GIB_MONTH * COPIES
     return disk - stored_estimate(month) / GIB * S3_USD_PER_GIB_MONTH
+
+
+async def erased(
+    mesh: Mesh, request: pb.EraseUserRequest, who: tuple[tuple[str, str], ...], *, wait_s: float
+) -> pb.EraseUserResponse:
+    """How far an erasure is when it is over, or when the time is.
+
+    Raises: CallFailed when the first call fails; later ones are repeated.
+    """
+    end = time.monotonic() + wait_s
+    answer = await mesh.archive.EraseUser(request, timeout=TIMEOUT_S, metadata=who)
+    while time.monotonic() < end and not all(each.HasField("end_time") for each in answer.shards):
+        await asyncio.sleep(LOOK_EVERY_S)
+        with suppress(CallFailed):
+            answer = await mesh.archive.EraseUser(request, timeout=TIMEOUT_S, metadata=who)
+    return answer

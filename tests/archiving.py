@@ -19,6 +19,7 @@ from archive_svc.catalog import Catalog, CataloguedSegment
 from archive_svc.codec.reading import csv_rows
 from archive_svc.columns import COPY_BACK_OPTIONS, JOURNAL, ORDERS, Shape
 from archive_svc.detach import Detacher
+from archive_svc.erase import Eraser
 from archive_svc.export import Exporter
 from archive_svc.lifecycle import Month, State
 from archive_svc.restore import Restorer
@@ -150,6 +151,7 @@ def archive_of(database: Database, shard: pg.Database, store: ObjectStore, pacin
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
+        Eraser(catalog, store, verifier, sessions),
         pacing,
         SYSTEM_CLOCK,
         lambda: 0.0,
@@ -251,6 +253,13 @@ class Twin:
             await self._archive.shard.execute(
                 f"CREATE TABLE public.twin_{shape.table} AS "
                 f"SELECT {shape.column_list()} FROM ordermesh.{shape.table}"
+            )
+
+    async def forget(self, user_id: str) -> None:
+        """Let there never have been an order of this user."""
+        for shape in TABLES:
+            await self._archive.shard.execute(
+                f"DELETE FROM public.twin_{shape.table} WHERE user_id = $1", user_id
             )
 
     async def differences(self, *months: date) -> dict[str, int]:

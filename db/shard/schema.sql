@@ -1,6 +1,6 @@
 -- A shard: orders, what wakes them, what happened to them, and the fence that keeps other owners' rows out.
 --
--- With schema_archive.sql and schema_projection.sql the sum of migrations/, for new databases; a test builds both and compares the
+-- With schema_*.sql the sum of migrations/, for new databases; a test builds both and compares the
 -- catalogs. Written by order_svc only; read by history_svc. Partitions are made by archive_svc; those of a new database by
 -- ordermesh.ensure_partitions().
 

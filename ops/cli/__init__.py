@@ -51,7 +51,7 @@ COMMANDS = (
         "Operations",
         "archive",
         "ops.cli.archive:app",
-        "plan, run, status, verify, thaw, restore, rebuild-catalog, halt, resume.",
+        "plan, run, status, verify, thaw, restore, erase, rebuild-catalog, halt, resume.",
     ),
     Entry("Operations", "recovery", "ops.cli.recovery:app", "status, hanging, probe, pause, resume."),
     Entry("Operations", "upstream", "ops.cli.upstream:app", "Simulated upstreams: break, heal, ledger."),

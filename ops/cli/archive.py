@@ -35,7 +35,7 @@ _MIB = 1024**2
 _STATES = {number: name.lower() for name, number in Month.State.items()}
 
 app = typer.Typer(
-    help="plan, run, status, verify, thaw, restore, rebuild-catalog, halt, resume.",
+    help="plan, run, status, verify, thaw, restore, erase, rebuild-catalog, halt, resume.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -221,6 +221,43 @@ def restore(
     """
     asked = [Month(shard=shard, month=the_month)]
     _moved(state_dir, asked, Month.RESTORED, reason, actor, request_id, wait, form)
+
+
+@app.command()
+def erase(
+    user: Annotated[str, typer.Option("--user", help="Whose rows.")],
+    reason: Why,
+    actor: Actor,
+    request_id: RequestId,
+    state_dir: StateDir,
+    shard: OneShard = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask. Nothing brings the rows back.")] = False,
+    wait: Wait = HALF_AN_HOUR,
+    form: Output = Format.TABLE,
+) -> None:
+    """Take a user's rows out of the archive for good; what is in the shards' tables stays.
+
+    Exit code 1 when not all are gone in time; it goes on by itself, and the same --request-id says how far.
+
+    \b
+    Example:
+      ordermesh archive erase --user seed.1.7 --reason "the user asked for it" --yes
+    """
+    if not yes:
+        typer.confirm(f"{user} is erased from every archived month for good. Go on?", abort=True)
+    request = pb.EraseUserRequest(request_id=str(request_id), user_id=user, shard=shard, reason=reason)
+
+    async def work(mesh: Mesh) -> pb.EraseUserResponse:
+        return await archive.erased(mesh, request, spoken_by(actor), wait_s=wait.total_seconds())
+
+    answer = ask(state_dir, work)
+    rows = [
+        (each.shard, f"{each.order_count:,}", "yes" if each.HasField("end_time") else "no", each.note)
+        for each in answer.shards
+    ]
+    output.emit(form, answer, output.table("shard", "orders", "all gone", "what it waits for", rows=rows))
+    if wait and not all(each.HasField("end_time") for each in answer.shards):
+        raise typer.Exit(ExitCode.NO)
 
 
 @app.command("rebuild-catalog")

@@ -107,6 +107,8 @@ ARCHIVE_POINTS = (
     "archive.after_drop",
 )
 """A month's way out of a shard; tests/faults/test_archive_kills.py kills the process at each of them."""
+ERASE_POINTS = ("archive.before_swap", "archive.after_swap")
+"""A user's way out of the archive; killed there by the same tests."""
 RESTORE_POINTS = ("archive.after_make_tables", "archive.after_copy_back", "archive.after_restore")
 """A month's way back; killed there by the same tests."""
 STATEMENT_POINTS = (

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -17,7 +18,7 @@ from ops import ca
 from tests.archiving import AUGUST, Archive, Twin, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
-from tests.faults.points import ARCHIVE_POINTS, RESTORE_POINTS
+from tests.faults.points import ARCHIVE_POINTS, ERASE_POINTS, RESTORE_POINTS
 from tests.inprocess_s3 import InProcessS3
 
 COUNT = 400
@@ -103,3 +104,22 @@ async def test_a_kill_while_a_month_comes_back_loses_and_doubles_nothing(
     await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
     assert (await archive.work()).state is State.RESTORED
     assert await twin.differences() == {}
+
+
+@pytest.mark.parametrize("point", ERASE_POINTS)
+async def test_a_kill_while_a_user_is_erased_takes_no_row_of_anybody_else(
+    archive: Archive, place: Place, tmp_path: Path, point: str
+) -> None:
+    twin = Twin(archive)
+    await twin.remember()
+    await archive.want(AUGUST)
+    await archive.work()
+    await archive.catalog.want_erasure(uuid4(), "user.3", "a test", "they asked for it")
+    await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
+    await killed_at(point, environment(archive, place, tmp_path, f"{point}=kill"))
+
+    await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
+    await archive.work()
+    await twin.forget("user.3")
+    assert await twin.differences(AUGUST) == {}
+    assert await archive.catalog.due_erasure() is None

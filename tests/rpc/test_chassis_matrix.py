@@ -62,6 +62,7 @@ EXPECTED = {
         "ListMonths": "---o",
         "MoveMonth": "---o",
         "VerifyMonth": "---o",
+        "EraseUser": "---o",
         "RebuildCatalog": "---o",
         "HaltArchive": "---o",
     },

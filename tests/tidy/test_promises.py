@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.faults.points import (
     ARCHIVE_POINTS,
+    ERASE_POINTS,
     KEEPER_POINTS,
     MOVES,
     OBJECT_POINTS,
@@ -67,5 +68,6 @@ def test_a_test_kills_at_every_declared_fault_point() -> None:
         *ARCHIVE_POINTS,
         *RESTORE_POINTS,
         *STATEMENT_POINTS,
+        *ERASE_POINTS,
     }
     assert killed_at == set(asked.stdout.split())

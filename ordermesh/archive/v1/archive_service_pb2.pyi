@@ -412,6 +412,98 @@ class VerifyMonthResponse(_message.Message):
 Global___VerifyMonthResponse: _TypeAlias = VerifyMonthResponse  # noqa: Y015
 
 @_typing.final
+class EraseUserRequest(_message.Message):
+    """Asks for a user to be erased from the archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID; the same one again begins nothing more."""
+    user_id: _builtins.str
+    """Whose rows."""
+    shard: _builtins.str
+    """On this shard only; empty for all."""
+    reason: _builtins.str
+    """Why, 1 to 512 characters."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        shard: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "shard", b"shard", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserRequest: _TypeAlias = EraseUserRequest  # noqa: Y015
+
+@_typing.final
+class EraseUserResponse(_message.Message):
+    """How far it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Shard(_message.Message):
+        """One shard."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_FIELD_NUMBER: _builtins.int
+        ORDER_COUNT_FIELD_NUMBER: _builtins.int
+        END_TIME_FIELD_NUMBER: _builtins.int
+        NOTE_FIELD_NUMBER: _builtins.int
+        shard: _builtins.str
+        """Its name."""
+        order_count: _builtins.int
+        """Orders that were taken out so far."""
+        note: _builtins.str
+        """What it waits for."""
+        @_builtins.property
+        def end_time(self) -> _timestamp_pb2.Timestamp:
+            """When all were; unset before."""
+
+        def __init__(
+            self,
+            *,
+            shard: _builtins.str = ...,
+            order_count: _builtins.int = ...,
+            end_time: _timestamp_pb2.Timestamp | None = ...,
+            note: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "note", b"note", "order_count", b"order_count", "shard", b"shard"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___EraseUserResponse.Shard]:
+        """One for each shard."""
+
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___EraseUserResponse.Shard] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseUserResponse: _TypeAlias = EraseUserResponse  # noqa: Y015
+
+@_typing.final
 class RebuildCatalogRequest(_message.Message):
     """Asks for the catalog of one shard."""
 

@@ -53,6 +53,11 @@ class ArchiveServiceStub:
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthResponse.FromString,
                 _registered_method=True)
+        self.EraseUser = channel.unary_unary(
+                '/ordermesh.archive.v1.ArchiveService/EraseUser',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserResponse.FromString,
+                _registered_method=True)
         self.RebuildCatalog = channel.unary_unary(
                 '/ordermesh.archive.v1.ArchiveService/RebuildCatalog',
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogRequest.SerializeToString,
@@ -101,6 +106,16 @@ class ArchiveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseUser(self, request, context):
+        """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
+
+        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
+        SHARD_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RebuildCatalog(self, request, context):
         """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
 
@@ -136,6 +151,11 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
                     servicer.VerifyMonth,
                     request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthRequest.FromString,
                     response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthResponse.SerializeToString,
+            ),
+            'EraseUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseUser,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserResponse.SerializeToString,
             ),
             'RebuildCatalog': grpc.unary_unary_rpc_method_handler(
                     servicer.RebuildCatalog,
@@ -233,6 +253,33 @@ class ArchiveService:
             '/ordermesh.archive.v1.ArchiveService/VerifyMonth',
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthRequest.SerializeToString,
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.VerifyMonthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.ArchiveService/EraseUser',
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

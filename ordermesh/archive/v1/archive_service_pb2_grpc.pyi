@@ -54,6 +54,12 @@ class ArchiveServiceStub:
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
     """
+    EraseUser: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.EraseUserRequest, _archive_service_pb2.EraseUserResponse]
+    """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
+
+    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
+    SHARD_UNAVAILABLE.
+    """
     RebuildCatalog: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]
     """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
 
@@ -90,6 +96,12 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     quarantine.
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+    """
+    EraseUser: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.EraseUserRequest, _archive_service_pb2.EraseUserResponse]  # type: ignore[assignment]
+    """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
+
+    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
+    SHARD_UNAVAILABLE.
     """
     RebuildCatalog: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]  # type: ignore[assignment]
     """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
@@ -142,6 +154,18 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         quarantine.
 
         For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseUser(
+        self,
+        request: _archive_service_pb2.EraseUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_service_pb2.EraseUserResponse, _abc.Awaitable[_archive_service_pb2.EraseUserResponse]]:
+        """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
+
+        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
+        SHARD_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,166 @@
+"""Takes one user's rows out of the archive: every segment that holds some is written anew without them.
+
+The new segment is read back and compared before it takes the old one's place, in one transaction that also
+notes who asked, why, and how many rows went; then the month's manifest is written anew, and the old objects
+are deleted. Only months that are in S3 alone: while their tables stand, the rows are there too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import structlog
+
+from archive_svc import metrics, points
+from archive_svc.catalog import QUERIES, CataloguedSegment
+from archive_svc.columns import COPY_BACK_OPTIONS, SHAPES
+from archive_svc.errors import LeaseLost
+from archive_svc.export import store_whole
+from archive_svc.lifecycle import State, data_key, manifest_key
+from archive_svc.manifest import MANIFEST_TYPE, about, manifest_of
+from chassis import faults
+from chassis.s3 import ObjectLocked, ObjectNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+    from uuid import UUID
+
+    from archive_svc.catalog import Catalog, Erasure
+    from archive_svc.columns import Shape
+    from archive_svc.lifecycle import Month
+    from archive_svc.verify import Verifier
+    from chassis.pg import Session
+    from chassis.s3 import ObjectStore
+
+log = structlog.get_logger("erase")
+COPY_S_MAX = 600.0
+AGAIN = timedelta(minutes=10)
+"""Between two looks at a month whose tables still stand, or an object that is still locked."""
+
+
+class Eraser:
+    """Erases users from the archive of one shard. sessions: opens one whose statements may take long."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: ObjectStore,
+        verifier: Verifier,
+        sessions: Callable[[], AbstractAsyncContextManager[Session]],
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._verifier = verifier
+        self._sessions = sessions
+
+    async def erase_one(self, fence: int) -> bool:
+        """Carry the oldest wish out that can be; whether there was one. Idempotent, goes on where it was.
+
+        Raises: SegmentDamaged; LeaseLost; S3Error; what chassis.pg raises.
+        """
+        erasure = await self._catalog.due_erasure()
+        if erasure is None:
+            return False
+        months = {month.archive_id: month for month in await self._catalog.months()}
+        waits = set()
+        for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
+            if months[archive_id].state is not State.DROPPED:
+                waits.add(months[archive_id].name)
+            elif segment.facts.groups_of(erasure.user_id):
+                await self._rewrite(months[archive_id], segment, erasure, fence)
+        touched = set(await self._catalog.erased_months(erasure.erasure_id))
+        for month in await self._catalog.months():  # Read again: their counts and hashes are others by now.
+            if month.archive_id in touched:
+                await self._renew_manifest(month, erasure, fence)
+        waits |= await self._delete_left_behind(erasure, fence)
+        if waits:
+            await self._catalog.defer_erasure(fence, erasure, AGAIN, f"waits for {', '.join(sorted(waits))}")
+            return True
+        await self._catalog.end_erasure(fence, erasure)
+        log.info("user_erased", shard=self._catalog.shard, erasure_id=str(erasure.erasure_id))
+        return True
+
+    async def _rewrite(self, month: Month, old: CataloguedSegment, erasure: Erasure, fence: int) -> None:
+        from archive_svc.codec.erasing import without
+
+        shape, shard = SHAPES[old.table], self._catalog.shard
+        body = await self._verifier.read_back(old)
+        told = about(shard, month.archive_id, month.name, old.part)
+        segment, gone = await asyncio.to_thread(without, shape, body, erasure.user_id, told)
+        rows = old.facts.rows - segment.facts.rows
+        if not rows:
+            return
+        key = data_key(shard, month.month, shape.table, old.part, uuid4().hex)
+        stored = await store_whole(self._store, key, segment.body)
+        new = replace(old, stored=replace(stored, sha256=segment.facts.sha256), facts=segment.facts)
+        await self._verifier.read_back(new)
+        await faults.point(points.BEFORE_SWAP)
+        await self._swap(month.archive_id, old, new, gone, erasure, fence)
+        metrics.ERASED.labels(shard, shape.table).inc(rows)
+        log.info("rows_erased", shard=shard, month=month.name, part=old.part, table=old.table, rows=rows)
+        await faults.point(points.AFTER_SWAP)
+
+    async def _swap(
+        self,
+        archive_id: UUID,
+        old: CataloguedSegment,
+        new: CataloguedSegment,
+        gone: bytes,
+        erasure: Erasure,
+        fence: int,
+    ) -> None:
+        """Let the new segment take the old one's place; the month's count and hash lose the rows."""
+        shape = SHAPES[old.table]
+        async with self._sessions() as session, session.transaction():
+            await session.execute(f"CREATE TEMP TABLE copied ({shape.staging_columns()}) ON COMMIT DROP")
+            await session.copy_in("copied", _whole(gone), options=COPY_BACK_OPTIONS, timeout_s=COPY_S_MAX)
+            await session.execute(_rows_again(shape), timeout_s=COPY_S_MAX)
+            swapped = await session.fetchval(
+                QUERIES.swap_segment,
+                *(fence, erasure.erasure_id, archive_id, old.part, old.table, old.stored.key),
+                *(new.stored.key, new.stored.version_id, new.stored.etag, new.stored.size_bytes),
+                *(new.facts.sha256, new.facts.rows, new.facts.as_json()),
+                timeout_s=COPY_S_MAX,
+            )
+            if not swapped:
+                raise LeaseLost(shard=self._catalog.shard)
+
+    async def _renew_manifest(self, month: Month, erasure: Erasure, fence: int) -> None:
+        """Write the manifest of a month as its catalog is now; the old one is left behind and deleted."""
+        body = manifest_of(
+            self._catalog.shard,
+            month,
+            await self._catalog.parts(month.archive_id),
+            await self._catalog.segments(month.archive_id),
+        )
+        key = manifest_key(self._catalog.shard, month.month, month.archive_id, body)
+        stored = await self._store.create(key, body, content_type=MANIFEST_TYPE)
+        await self._catalog.renew_manifest(fence, erasure, month.archive_id, stored)
+
+    async def _delete_left_behind(self, erasure: Erasure, fence: int) -> set[str]:
+        """Delete the objects that others took the place of; those that are locked for now."""
+        locked = set()
+        for key, version_id in await self._catalog.left_behind(erasure.erasure_id):
+            try:
+                await self._store.delete(await self._store.head(key, version_id=version_id))
+            except ObjectLocked:
+                locked.add(key)
+                continue
+            except ObjectNotFound:
+                pass
+            await self._catalog.note_deleted(fence, erasure, key)
+        return locked
+
+
+def _rows_again(shape: Shape) -> str:
+    template: str = QUERIES.rows_again
+    return template.format(values=shape.restore_list("c"))
+
+
+async def _whole(piece: bytes) -> AsyncIterator[bytes]:
+    yield piece

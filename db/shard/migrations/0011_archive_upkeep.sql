@@ -1,0 +1,183 @@
+-- How months come back, how a lost catalog is made again, and how a user is taken out of the archive.
+
+SET search_path = ordermesh, public;
+
+CREATE TABLE archive_erasures (
+    erasure_id uuid        PRIMARY KEY,
+    user_id    text        COLLATE "C" NOT NULL,
+    actor      text        NOT NULL CHECK (char_length(actor) BETWEEN 1 AND 64),
+    reason     text        NOT NULL CHECK (char_length(reason) BETWEEN 1 AND 512),
+    row_count  bigint      NOT NULL DEFAULT 0,
+    note       text        NOT NULL DEFAULT '' CHECK (char_length(note) <= 512),
+    not_before timestamptz NOT NULL DEFAULT 'epoch',
+    created_at timestamptz NOT NULL,
+    ended_at   timestamptz
+);
+COMMENT ON TABLE archive_erasures IS 'Users whose archived rows are to be taken out, or were: who asked, why, and how many rows went.';
+CREATE INDEX archive_erasures_open ON archive_erasures (created_at) WHERE ended_at IS NULL;
+
+CREATE TABLE archive_replaced (
+    key        text        PRIMARY KEY,
+    version_id text        NOT NULL,
+    erasure_id uuid        NOT NULL REFERENCES archive_erasures,
+    archive_id uuid        NOT NULL,
+    row_count  bigint      NOT NULL,
+    at         timestamptz NOT NULL,
+    deleted_at timestamptz
+);
+COMMENT ON TABLE archive_replaced IS 'Objects that another took the place of because of an erasure, with how many rows it has less.';
+
+-- Begins to bring back a month whose tables are gone: makes them, empty and alone. Returns whether it is to be done.
+CREATE FUNCTION ordermesh.begin_restore(p_month date, p_fence bigint) RETURNS boolean
+    LANGUAGE plpgsql SET timezone = 'UTC' SET lock_timeout = '2s' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    parent text;
+    child text;
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months
+     WHERE month = p_month AND state = 'DROPPED' AND reach = 'RESTORED' AND quarantined = '' FOR UPDATE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    FOREACH parent IN ARRAY ARRAY['orders', 'order_journal'] LOOP
+        child := parent || '_' || to_char(p_month, 'YYYY_MM');
+        -- With the bounds as a constraint, so that attaching it reads no row.
+        EXECUTE format('CREATE TABLE ordermesh.%I (LIKE ordermesh.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS, '
+                       'CONSTRAINT %I CHECK (created_at >= %L AND created_at < %L)) WITH (fillfactor = 85)',
+                       child, parent, child || '_range', m.begins_at, m.ends_at);
+    END LOOP;
+    UPDATE ordermesh.archive_segments SET restored_at = NULL WHERE archive_id = m.archive_id;
+    UPDATE ordermesh.archive_months
+       SET state = 'RESTORING', orders_oid = to_regclass('ordermesh.orders_' || to_char(p_month, 'YYYY_MM')),
+           journal_oid = to_regclass('ordermesh.order_journal_' || to_char(p_month, 'YYYY_MM')),
+           failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
+     WHERE month = p_month;
+    RETURN true;
+END $$;
+
+-- Turns readers back to the tables of a month, when these are what was proven: attaches those that stand alone, and lets changes
+-- happen again. Returns why not, or an empty list.
+CREATE FUNCTION ordermesh.restore_month(p_month date, p_fence bigint) RETURNS text[]
+    LANGUAGE plpgsql SET timezone = 'UTC' SET lock_timeout = '2s' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    orders record;
+    journal record;
+    leaf oid;
+    parent text;
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    IF (SELECT is_halted FROM ordermesh.archive_lease) THEN RETURN ARRAY['HALTED']; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months
+     WHERE month = p_month AND state IN ('COMMITTED', 'GRACE', 'RESTORING') AND reach = 'RESTORED' AND quarantined = '' FOR UPDATE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    IF m.state = 'RESTORING' AND EXISTS (SELECT FROM ordermesh.archive_segments
+                                          WHERE archive_id = m.archive_id AND restored_at IS NULL) THEN
+        RETURN ARRAY['NOT_COPIED_BACK'];
+    END IF;
+    SELECT * INTO orders FROM ordermesh.hash_of(m.orders_oid, 'orders');
+    SELECT * INTO journal FROM ordermesh.hash_of(m.journal_oid, 'order_journal');
+    IF (orders.row_count, orders.hash, journal.row_count, journal.hash)
+       IS DISTINCT FROM (m.order_count, m.orders_hash, m.journal_count, m.journal_hash) THEN
+        RETURN ARRAY['DRIFTED'];
+    END IF;
+    FOR leaf, parent IN VALUES (m.orders_oid, 'orders'), (m.journal_oid, 'order_journal') LOOP
+        IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = leaf) THEN
+            EXECUTE format('ALTER TABLE ordermesh.%I ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)',
+                           parent, leaf::regclass, m.begins_at, m.ends_at);
+        END IF;
+        EXECUTE format('DROP TRIGGER IF EXISTS frozen ON %s', leaf::regclass);
+        EXECUTE format('DROP TRIGGER IF EXISTS frozen_truncate ON %s', leaf::regclass);
+    END LOOP;
+    UPDATE ordermesh.archive_months
+       SET state = 'RESTORED', restored_at = clock_timestamp(), frozen_at = NULL, committed_at = NULL, detach_from = NULL,
+           detached_at = NULL, drop_from = NULL, dropped_at = NULL, orders_oid = NULL, journal_oid = NULL,
+           failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
+     WHERE month = p_month;
+    RETURN ARRAY[]::text[];
+END $$;
+
+-- Lets a segment without a user's rows take the place of the one with them. The rows that went stand in the temporary table gone, so
+-- that the month's count and hash, which are sums, lose exactly them. Returns whether this was done.
+CREATE FUNCTION ordermesh.swap_segment(p_fence bigint, p_erasure uuid, p_archive_id uuid, p_part int, p_table text, p_old_key text,
+                                       p_key text, p_version text, p_etag text, p_size bigint, p_sha256 text, p_rows bigint,
+                                       p_facts jsonb) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+DECLARE
+    went record;
+    old ordermesh.archive_segments;
+BEGIN
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    PERFORM FROM ordermesh.archive_months WHERE archive_id = p_archive_id AND state = 'DROPPED' AND quarantined = '' FOR UPDATE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    SELECT * INTO old FROM ordermesh.archive_segments
+     WHERE archive_id = p_archive_id AND part = p_part AND of_table = p_table AND key = p_old_key FOR UPDATE;
+    IF NOT FOUND THEN RETURN false; END IF;
+    SELECT * INTO went FROM ordermesh.hash_of('gone'::regclass, p_table);
+    IF went.row_count <> old.row_count - p_rows THEN
+        RAISE 'the rows that went are % and not %', went.row_count, old.row_count - p_rows;
+    END IF;
+    UPDATE ordermesh.archive_segments
+       SET key = p_key, version_id = p_version, etag = p_etag, size_bytes = p_size, sha256 = p_sha256, row_count = p_rows,
+           facts = p_facts, exported_at = clock_timestamp(), verified_at = clock_timestamp(), seen_at = clock_timestamp()
+     WHERE archive_id = p_archive_id AND part = p_part AND of_table = p_table;
+    IF p_table = 'orders' THEN
+        UPDATE ordermesh.archive_parts SET order_count = order_count - went.row_count WHERE archive_id = p_archive_id AND part = p_part;
+        UPDATE ordermesh.archive_months SET order_count = order_count - went.row_count, orders_hash = orders_hash - went.hash
+         WHERE archive_id = p_archive_id;
+        UPDATE ordermesh.archive_erasures SET row_count = row_count + went.row_count WHERE erasure_id = p_erasure;
+    ELSE
+        UPDATE ordermesh.archive_parts SET journal_count = journal_count - went.row_count
+         WHERE archive_id = p_archive_id AND part = p_part;
+        UPDATE ordermesh.archive_months SET journal_count = journal_count - went.row_count, journal_hash = journal_hash - went.hash
+         WHERE archive_id = p_archive_id;
+    END IF;
+    INSERT INTO ordermesh.archive_replaced (key, version_id, erasure_id, archive_id, row_count, at)
+    VALUES (old.key, old.version_id, p_erasure, p_archive_id, went.row_count, clock_timestamp());
+    RETURN true;
+END $$;
+
+-- Makes the catalog of a month again of its manifest, when the shard knows nothing of the month and has no rows of it. Returns whether
+-- this was done. Every segment is read back before anybody drops a table because of it.
+CREATE FUNCTION ordermesh.adopt_month(p_manifest jsonb, p_key text, p_version text, p_sha256 text, p_grace interval,
+                                      p_actor text, p_reason text) RETURNS boolean
+    LANGUAGE plpgsql SET timezone = 'UTC' AS $$
+DECLARE
+    m date := (p_manifest->>'month' || '-01')::date;
+    id uuid := (p_manifest->>'archive_id')::uuid;
+    orders oid := to_regclass('ordermesh.orders_' || to_char(m, 'YYYY_MM'));
+    journal oid := to_regclass('ordermesh.order_journal_' || to_char(m, 'YYYY_MM'));
+    stays boolean := orders IS NOT NULL AND journal IS NOT NULL;
+BEGIN
+    IF p_manifest->>'shard' <> (SELECT shard FROM ordermesh.shard_identity)
+       OR ordermesh.leaf_of('orders', (p_manifest->>'begins_at')::timestamptz) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    INSERT INTO ordermesh.archive_months
+           (month, archive_id, state, reach, begins_at, ends_at, orders_oid, journal_oid, order_count, journal_count, orders_hash,
+            journal_hash, manifest_key, manifest_version, manifest_sha256, committed_at, detached_at, drop_from, actor, reason,
+            created_at, updated_at)
+    SELECT m, id, CASE WHEN stays THEN 'GRACE' ELSE 'DROPPED' END, 'DROPPED', (p_manifest->>'begins_at')::timestamptz,
+           (p_manifest->>'ends_at')::timestamptz, CASE WHEN stays THEN orders END, CASE WHEN stays THEN journal END,
+           (p_manifest->>'orders')::bigint, (p_manifest->>'journal_entries')::bigint, (p_manifest->>'orders_hash')::numeric,
+           (p_manifest->>'journal_hash')::numeric, p_key, p_version, p_sha256, clock_timestamp(), clock_timestamp(),
+           clock_timestamp() + p_grace, p_actor, p_reason, clock_timestamp(), clock_timestamp()
+    ON CONFLICT (month) DO NOTHING;
+    IF NOT FOUND THEN RETURN false; END IF;
+    INSERT INTO ordermesh.archive_parts (archive_id, part, after_user, after_created_at, after_order,
+                                         until_user, until_created_at, until_order, order_count, journal_count)
+    SELECT id, (p->>'part')::int, p->'after'->>0, (p->'after'->>1)::timestamptz, (p->'after'->>2)::uuid,
+           p->'until'->>0, (p->'until'->>1)::timestamptz, (p->'until'->>2)::uuid, (p->>'orders')::bigint, (p->>'journal_entries')::bigint
+      FROM jsonb_array_elements(p_manifest->'parts') AS p;
+    INSERT INTO ordermesh.archive_segments (archive_id, part, of_table, key, version_id, etag, size_bytes, sha256, row_count, facts,
+                                            exported_at, check_from)
+    SELECT id, (s->>'part')::int, s->'facts'->>'table', s->>'key', s->>'version_id', s->>'etag', (s->'facts'->>'size_bytes')::bigint,
+           s->'facts'->>'sha256', (s->'facts'->>'rows')::bigint, s->'facts', clock_timestamp(), clock_timestamp()
+      FROM jsonb_array_elements(p_manifest->'segments') AS s;
+    RETURN true;
+END $$;
+
+INSERT INTO schema_migrations (name) VALUES ('0011_archive_upkeep');

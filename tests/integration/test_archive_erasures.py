@@ -1,0 +1,133 @@
+"""A user is taken out of the archive: all of his rows, nobody else's, and nothing of them is left in S3."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from archive_svc.lifecycle import State
+from archive_svc.rebuild import Rebuilder, Rebuilt
+from tests.archiving import AUGUST, SEPTEMBER, Archive, Twin, fill, opened
+from tests.buckets import Place
+from tests.conftest import DatabaseFactory
+from tests.inprocess_s3 import InProcessS3
+
+USER = "user.7"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[InProcessS3]:
+    async with InProcessS3.serving() as running:
+        yield running
+
+
+@pytest.fixture
+async def archive(shard_database: DatabaseFactory, server: InProcessS3) -> AsyncIterator[Archive]:
+    database = await shard_database()
+    async with opened(database, Place.of(server)) as ready:
+        for number, month in enumerate((AUGUST, SEPTEMBER)):
+            await fill(database, 400, month, seed=number)
+        yield ready
+
+
+async def archived(archive: Archive) -> Twin:
+    twin = Twin(archive)
+    await twin.remember()
+    for month in (AUGUST, SEPTEMBER):
+        await archive.want(month)
+        await archive.work(month=month)
+    return twin
+
+
+def kept_in(server: InProcessS3, archive: Archive) -> bytes:
+    """Every byte of every version of every object."""
+    objects = server.buckets[archive.store.settings.bucket].objects
+    return b"".join(bytes(version.body) for versions in objects.values() for version in versions)
+
+
+async def test_a_user_is_gone_from_every_month_and_nobody_else_is(
+    archive: Archive, server: InProcessS3
+) -> None:
+    twin = await archived(archive)
+    his = await archive.value("SELECT count(*) FROM public.twin_orders WHERE user_id = $1", USER)
+    before = {
+        segment.stored.key for month in (AUGUST, SEPTEMBER) for segment in await archive.segments(month)
+    }
+    erasure = await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+    await archive.work()
+
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "he asked for it")
+    assert (erasure.orders, erasure.ended_at is not None) == (his, True)
+    await twin.forget(USER)
+    assert await twin.differences(AUGUST, SEPTEMBER) == {}
+    after = {segment.stored.key for month in (AUGUST, SEPTEMBER) for segment in await archive.segments(month)}
+    objects = server.buckets[archive.store.settings.bucket].objects
+    replaced = before - after
+    assert replaced
+    assert not any(objects.get(key) for key in replaced), "the old objects are deleted"
+    assert before & after, "segments without a row of his stay as they are"
+
+    # The months can be proven, restored, and their catalog made again.
+    await archive.catalog.check_month(AUGUST)
+    assert (await archive.work()).quarantined == ""
+    await archive.shard.execute("DELETE FROM ordermesh.archive_months")
+    rebuilder = Rebuilder(archive.catalog, archive.store, archive.archiver._pacing.grace)
+    assert await rebuilder.rebuild("a test", "lost") == [Rebuilt("2023-08"), Rebuilt("2023-09")]
+    for month in (AUGUST, SEPTEMBER):
+        await archive.want(month, State.RESTORED)
+        restored = await archive.work(month=month)
+        assert restored.state is State.RESTORED, restored
+    assert await twin.differences() == {}
+
+
+async def test_a_user_without_archived_rows_is_erased_at_once(archive: Archive) -> None:
+    twin = await archived(archive)
+    erasure = await archive.catalog.want_erasure(uuid4(), "user.70", "a test", "they asked for it")
+    await archive.work()
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, "user.70", "a test", "again")
+    assert (erasure.orders, erasure.ended_at is not None) == (0, True)
+    assert await twin.differences(AUGUST, SEPTEMBER) == {}
+
+
+async def test_an_erasure_waits_for_months_whose_tables_still_stand(archive: Archive) -> None:
+    await archive.want(AUGUST, State.GRACE)
+    await archive.work()
+    erasure = await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+    await archive.work()
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
+    assert (erasure.ended_at, erasure.note) == (None, "waits for 2023-08")
+    await archive.want(AUGUST)
+    await archive.work()
+    await archive.shard.execute("UPDATE ordermesh.archive_erasures SET not_before = 'epoch'")
+    await archive.work()
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
+    assert erasure.ended_at is not None
+
+
+async def test_a_month_of_one_user_alone_is_empty_afterwards(
+    shard_database: DatabaseFactory, server: InProcessS3
+) -> None:
+    database = await shard_database()
+    async with opened(database, Place.of(server)) as archive:
+        await fill(database, 60, users=[USER])
+        await archive.want(AUGUST)
+        await archive.work()
+        await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+        await archive.work()
+        assert {segment.facts.rows for segment in await archive.segments()} == {0}
+        await archive.want(AUGUST, State.RESTORED)
+        assert (await archive.work()).state is State.RESTORED
+        assert await archive.value("SELECT count(*) FROM ordermesh.orders") == 0
+
+
+async def test_a_damaged_segment_is_not_written_anew(archive: Archive, server: InProcessS3) -> None:
+    await archived(archive)
+    objects = server.buckets[archive.store.settings.bucket].objects
+    for segments in (await archive.segments(AUGUST), await archive.segments(SEPTEMBER)):
+        for segment in segments:
+            body = objects[segment.stored.key][-1].body
+            body[len(body) // 2] ^= 1
+    erasure = await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+    assert not await archive.archiver._erase(await archive.fence())
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
+    assert (erasure.orders, erasure.ended_at) == (0, None)
