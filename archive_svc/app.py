@@ -18,6 +18,7 @@ from archive_svc.export import Exporter
 from archive_svc.keeper import Keeper
 from archive_svc.restore import Restorer
 from archive_svc.service import ArchiveService
+from archive_svc.statement import running as statements
 from archive_svc.store import PartitionStore
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from archive_svc.settings import ArchiveSettings
+    from archive_svc.statement.wish import Maker
     from chassis.s3 import ObjectStore
     from chassis.supervise import Loop
 
@@ -41,8 +43,11 @@ PATIENT = {"statement_timeout": "1800000", "lock_timeout": "60000"}
 """For COPY and DETACH, each in a session of its own."""
 
 
-async def serve(settings: ArchiveSettings) -> None:
-    """Run archive_svc until SIGTERM or until one of its loops dies."""
+async def serve(settings: ArchiveSettings, maker: Maker | None = None) -> None:
+    """Run archive_svc until SIGTERM or until one of its loops dies.
+
+    maker: of statements, which need an S3 too; without either nobody can ask for one.
+    """
     telemetry.configure(
         "archive_svc",
         log_level=settings.log_level,
@@ -63,11 +68,15 @@ async def serve(settings: ArchiveSettings) -> None:
         )
         catalogs = {shard.catalog.shard: shard.catalog for shard in shards}
         mounts = [rpc.Mount(SERVICE, ArchiveService(catalogs, settings.pacing(), objects))]
+        loops = [loop for shard in shards for loop in shard.loops]
+        if objects is not None and maker is not None:
+            made = await stack.enter_async_context(statements.opened(settings, objects, maker))
+            mounts.append(rpc.Mount(statements.SERVICE, made.service))
+            loops += made.loops
         server = await stack.enter_async_context(rpc.serve(settings.listen, mounts, gate=gate, tls=identity))
         # Ready whatever a shard does: the others' partitions are kept all the same.
         readiness = admin.Readiness()
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
-        loops = [loop for shard in shards for loop in shard.loops]
         loops.append(CertificateWatcher(identity, SYSTEM_CLOCK))
         await supervise.until_stopped(*loops, drain=(readiness.drain, partial(server.stop, settings.drain_s)))
 

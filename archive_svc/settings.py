@@ -10,11 +10,12 @@ from pydantic import Field, SecretStr
 from archive_svc.archiver import Pacing
 from archive_svc.domain import Ahead
 from archive_svc.lifecycle import State
+from archive_svc.statement.settings import MailSettings, StatementSettings
 from chassis.s3.settings import MIB, S3Settings
-from chassis.settings import ProcessSettings
+from chassis.settings import PagingSettings
 
 
-class ArchiveSettings(ProcessSettings):
+class ArchiveSettings(PagingSettings):
     """One archive process; several do no harm, as each step is done once."""
 
     shards: dict[str, SecretStr] = Field(
@@ -64,6 +65,17 @@ class ArchiveSettings(ProcessSettings):
     archive_bytes_per_s: float = Field(
         32 * MIB, gt=0, description="Rows, and segments read back, in bytes per second and shard."
     )
+
+    statements: StatementSettings = Field(
+        StatementSettings(), description="How statements are made and how many there may be, as JSON."
+    )
+    mail: MailSettings | None = Field(
+        None, description="How users hear of their statements, as JSON; without it mails wait."
+    )
+
+    def has_pages(self) -> bool:
+        """Only statements are listed in pages, and only with an S3 there are any."""
+        return self.s3 is not None
 
     def pacing(self) -> Pacing:
         """When months go, and how long their tables stay."""

@@ -74,9 +74,13 @@ class PagingSettings(ProcessSettings):
 
     @model_validator(mode="after")
     def _keys_in_production(self) -> Self:
-        if self.profile == "production" and not self.page_token_keys:
+        if self.profile == "production" and self.has_pages() and not self.page_token_keys:
             raise ValueError("page_token_keys: give one or two keys of at least 16 characters")
         return self
+
+    def has_pages(self) -> bool:
+        """Whether there is anything to page through, with these settings."""
+        return True
 
     def token_keys(self) -> tuple[bytes, ...]:
         """The keys to sign page tokens with, newest first."""

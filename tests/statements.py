@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 from google.longrunning import operations_pb2
 
 from archive_svc.statement.asking import Limits
+from archive_svc.statement.letter import Stationery
 from archive_svc.statement.service import StatementService
 from archive_svc.statement.store import StatementStore
 from archive_svc.statement.sweeper import Sweeper
@@ -38,6 +39,7 @@ from tests.listeners import ALICE, CALL_S, Trust
 SERVICE = "ordermesh.archive.v1.StatementService"
 PLACEMENT = f"{user_bucket('alice')}:s1:1"
 TURNS = Turns(lease=timedelta(seconds=30), beat_s=0.02, look_s=0.02, pause_s=0.001, attempts_max=3)
+PAPER = Stationery("statements@shop.invalid", "{user_id}@customers.invalid", "https://shop.invalid")
 MONTHS = 3
 BODY = b"PK: two orders"
 

@@ -9,6 +9,8 @@ from prometheus_client import Counter, Gauge, Histogram
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from archive_svc.statement.outbox import Standing
+
 WAITING = Gauge(
     "ordermesh_statements", "Statements that are not over yet, by where they stand.", ["shard", "state"]
 )
@@ -32,9 +34,28 @@ EXPIRED = Counter("ordermesh_statements_expired_total", "Statements whose time w
 REMOVED = Counter(
     "ordermesh_statement_files_removed_total", "Files taken away: expired, or stored in vain.", ["shard"]
 )
+MAILS = Counter(
+    "ordermesh_statement_mails_total", "Tries of mails, by what came of them.", ["shard", "outcome"]
+)
+MAILS_WAITING = Gauge("ordermesh_statement_mails_waiting", "Mails that are to be sent.", ["shard"])
+MAILS_DEAD = Gauge(
+    "ordermesh_statement_mails_dead", "Mails that were given up. Alarm when it grows.", ["shard"]
+)
+MAILS_OLDEST = Gauge(
+    "ordermesh_statement_mails_oldest_seconds",
+    "For how long the oldest mail waits. Alarm above 3600.",
+    ["shard"],
+)
 
 
 def tell(shard: str, counts: Mapping[str, int], states: Iterable[str]) -> None:
     """Show where the statements of a shard stand."""
     for state in states:
         WAITING.labels(shard, state).set(counts.get(state, 0))
+
+
+def tell_mails(shard: str, standing: Standing) -> None:
+    """Show how the mails of a shard stand."""
+    MAILS_WAITING.labels(shard).set(standing.waiting)
+    MAILS_DEAD.labels(shard).set(standing.dead)
+    MAILS_OLDEST.labels(shard).set(standing.oldest_s)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Wakes:
-    """One bell for each shard."""
+    """One bell for each name: a shard's workers, or its postman. Who is at work hears it afterwards."""
 
     def __init__(self) -> None:
         self._bells: Mapping[str, asyncio.Event] = defaultdict(asyncio.Event)

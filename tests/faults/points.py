@@ -119,6 +119,7 @@ STATEMENT_POINTS = (
     "statement.after_put",
     "statement.after_ready",
 )
+MAIL_POINTS = ("statement.after_send",)
 """A statement's way; tests/faults/test_statement_kills.py kills its worker at each of them."""
 KEEPER_POINTS = ("keeper.after_make",)
 """tests/integration/test_partition_keeper.py dies there; what is missing is made by the next look."""

@@ -15,14 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from archive_svc.statement.outbox import MailOutbox
+from archive_svc.statement.postman import Postman, Rounds
 from archive_svc.statement.sweeper import Sweeper
 from chassis.clock import SYSTEM_CLOCK
+from chassis.mail import Mailbox, kept
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
-from tests.faults.points import STATEMENT_POINTS
+from tests.faults.points import MAIL_POINTS, STATEMENT_POINTS
 from tests.inprocess_s3 import InProcessS3
 from tests.listeners import Trust
-from tests.statements import Statements, opened, told
+from tests.statements import PAPER, Statements, opened, told
 
 BUCKET = "statements"
 KILLED_WITHIN_S = 60.0
@@ -87,3 +90,22 @@ async def test_a_kill_at_any_point_ends_in_one_file_and_one_mail(
     named = await statements.value("SELECT object_key FROM ordermesh.statements")
     assert await statements.keys() == [named]
     assert await statements.value("SELECT is_clean FROM ordermesh.statements")
+
+
+@pytest.mark.parametrize("point", MAIL_POINTS)
+async def test_a_kill_after_a_mail_was_taken_repeats_the_same_mail(
+    statements: Statements, place: Place, tmp_path: Path, point: str
+) -> None:
+    asked = await statements.request()
+    await killed_at(point, statements, place, tmp_path)
+    (path,) = kept(tmp_path / "mails")
+    before = path.read_bytes()
+    assert told(await statements.wait(asked)).mail == told(asked).MAIL_WAITING
+
+    outbox, box = MailOutbox("s1", statements.database), Mailbox(tmp_path / "mails")
+    sender = Postman(outbox, box, PAPER, Rounds(), statements.wakes, SYSTEM_CLOCK, lambda: 0.0)
+    assert not await sender.once()
+    await statements.database.execute("UPDATE ordermesh.statement_mails SET lease_until = 'epoch'")
+    assert await sender.once()
+    assert told(await statements.wait(asked)).mail == told(asked).MAIL_SENT
+    assert [each.read_bytes() for each in kept(tmp_path / "mails")] == [before]

@@ -10,6 +10,7 @@ from tests.faults.points import (
     ARCHIVE_POINTS,
     ERASE_POINTS,
     KEEPER_POINTS,
+    MAIL_POINTS,
     MOVES,
     OBJECT_POINTS,
     POINTS,
@@ -69,5 +70,6 @@ def test_a_test_kills_at_every_declared_fault_point() -> None:
         *RESTORE_POINTS,
         *STATEMENT_POINTS,
         *ERASE_POINTS,
+        *MAIL_POINTS,
     }
     assert killed_at == set(asked.stdout.split())

@@ -1,0 +1,97 @@
+"""Wiring of statements: the service that is asked, and for each shard who makes, announces and forgets."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from archive_svc.statement.outbox import MailOutbox
+from archive_svc.statement.postman import Postman
+from archive_svc.statement.service import StatementService
+from archive_svc.statement.store import StatementStore
+from archive_svc.statement.sweeper import Sweeper
+from archive_svc.statement.wakes import Wakes
+from archive_svc.statement.worker import Worker
+from chassis import pg
+from chassis.clock import SYSTEM_CLOCK
+from chassis.tokens import PageTokens
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from archive_svc.settings import ArchiveSettings
+    from archive_svc.statement.wish import Maker
+    from chassis.s3 import ObjectStore
+    from chassis.supervise import Loop
+
+SERVICE = "ordermesh.archive.v1.StatementService"
+JITTER = random.SystemRandom().random
+MARGIN_S = 600.0
+"""After a turn's lease, until what it may still have stored in vain is looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """What runs for statements."""
+
+    service: StatementService
+    loops: list[Loop]
+
+
+@asynccontextmanager
+async def opened(settings: ArchiveSettings, objects: ObjectStore, maker: Maker) -> AsyncIterator[Statements]:
+    """Statements of every shard; nothing connects before it is asked or runs."""
+    wakes = Wakes()
+    async with AsyncExitStack() as stack:
+        stores: dict[str, StatementStore] = {}
+        loops: list[Loop] = []
+        for shard, dsn in settings.shards.items():
+            wanted = pg.PgSettings(
+                dsn=dsn.get_secret_value(),
+                pool_size=settings.statements.pool_size,
+                queue=settings.statements.pool_queue,
+            )
+            pool = await stack.enter_async_context(pg.open_database(wanted, name=f"statements-{shard}"))
+            stores[shard] = StatementStore(shard, pool)
+            loops += _loops(settings, stores[shard], MailOutbox(shard, pool), objects, maker, wakes)
+        tokens = PageTokens(*settings.token_keys())
+        limits = settings.statements.limits()
+        yield Statements(StatementService(stores, objects, limits, tokens, wakes, SYSTEM_CLOCK), loops)
+
+
+def _loops(
+    settings: ArchiveSettings,
+    store: StatementStore,
+    outbox: MailOutbox,
+    objects: ObjectStore,
+    maker: Maker,
+    wakes: Wakes,
+) -> Iterator[Loop]:
+    """Who works on one shard's statements."""
+    turns = settings.statements.turns()
+    for number in range(settings.statements.workers):
+        holder = f"{socket.gethostname()}:{os.getpid()}:{number}"
+        yield Worker(store, objects, maker, turns, wakes, SYSTEM_CLOCK, JITTER, holder=holder)
+    yield Sweeper(
+        store,
+        objects,
+        SYSTEM_CLOCK,
+        JITTER,
+        after=turns.lease + timedelta(seconds=MARGIN_S),
+        look_s=settings.statements.sweep_s,
+    )
+    if settings.mail is not None:
+        yield Postman(
+            outbox,
+            settings.mail.transport(),
+            settings.mail.stationery(),
+            settings.mail.rounds(),
+            wakes,
+            SYSTEM_CLOCK,
+            JITTER,
+        )

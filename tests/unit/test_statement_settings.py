@@ -1,0 +1,56 @@
+"""Settings of mails: one way out, addresses that can be written to, and links that lead somewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from archive_svc.statement.letter import Stationery
+from archive_svc.statement.settings import MailSettings, StatementSettings
+from chassis.mail import Mailbox, Smtp
+
+BOX = {"mailbox_dir": "mails"}
+SMTP = {"smtp": {"host": "mail.invalid"}}
+
+
+def test_mails_go_out_by_smtp_or_into_a_mailbox() -> None:
+    assert isinstance(MailSettings.model_validate(BOX).transport(), Mailbox)
+    over_smtp = MailSettings.model_validate(SMTP)
+    assert isinstance(over_smtp.transport(), Smtp)
+    assert over_smtp.smtp is not None
+    assert over_smtp.smtp.security == "starttls"
+    assert over_smtp.rounds().lease.total_seconds() == 2 * over_smtp.smtp.send_s
+    assert over_smtp.stationery() == Stationery(
+        "statements@ordermesh.invalid", "{user_id}@customers.invalid", "http://127.0.0.1"
+    )
+    assert MailSettings(mailbox_dir=Path("mails")).mailbox_dir == Path("mails")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mailbox_dir": None},
+        {**BOX, **SMTP},
+        {**BOX, "to": "everybody@customers.invalid"},
+        {**BOX, "to": "{user_id}@{user_id}.invalid"},
+        {**BOX, "to": "a@{user_id}.invalid"},
+        {**BOX, "to": "{user_id}"},
+        {**BOX, "sender": "a@b\r\nBcc: c@d.e"},
+        {**BOX, "sender": "a@b, c@d"},
+        {**BOX, "reply_to": "=?utf-8?q?a?=@b.c"},
+        {**BOX, "base_url": "javascript:alert(1)"},
+        {**BOX, "base_url": "https://a b"},
+    ],
+)
+def test_what_cannot_be_a_mail_is_refused_at_start(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        MailSettings.model_validate(wrong)
+
+
+def test_a_living_worker_speaks_well_before_its_lease_is_over() -> None:
+    for lease_s in (3.0, 30.0, 600.0):
+        turns = StatementSettings(lease_s=lease_s).turns()
+        assert turns.beat_s <= turns.lease.total_seconds() / 3
