@@ -15,11 +15,10 @@ from chassis.clock import SYSTEM_CLOCK
 from chassis.jwks import JwksKeeper, http_client
 from chassis.limits import Limiter
 from chassis.tls import TlsFiles
-from gateway import docs, listener, openapi, refusals
+from gateway import docs, listener, openapi, orders, refusals, statements
 from gateway.clients import Mesh
 from gateway.edge import ALIVE_PATH, Edge
 from gateway.house import House
-from gateway.orders import router
 from gateway.places import Places
 from gateway.rates import Rates
 from gateway.streams import Seats
@@ -110,7 +109,8 @@ def application(house: House) -> ASGIApp:
     """The ASGI application: routes, problems, document, and the edge around all of it."""
     app = FastAPI(title=openapi.TITLE, version=VERSION, docs_url=None, redoc_url=None)
     app.state.house = house
-    app.include_router(router)
+    app.include_router(orders.router)
+    app.include_router(statements.router)
     app.add_api_route(ALIVE_PATH, _alive, include_in_schema=False)
     refusals.install(app)
     openapi.install(app)

@@ -16,11 +16,14 @@ from chassis.auth import SUBJECT_HEADER
 from chassis.errors import Violation
 from gateway import wire
 from gateway.errors import MeshRefused
+from ordermesh.archive.v1 import statement_service_pb2, statement_service_pb2_grpc
 from ordermesh.history.v1 import history_service_pb2, history_service_pb2_grpc
 from ordermesh.order.v1 import order_service_pb2, order_service_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+
+    from google.longrunning import operations_pb2
 
     from chassis.auth import SubjectMinter
     from chassis.rpc import RemoteError
@@ -28,6 +31,17 @@ if TYPE_CHECKING:
 
 HISTORY = history_service_pb2
 ORDERS = order_service_pb2
+STATEMENTS = statement_service_pb2
+WISH_FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "wish.first_day": "firstDay",
+        "wish.last_day": "lastDay",
+        "wish.time_zone": "timeZone",
+        "wish.formats": "formats",
+        "wish.locale": "locale",
+    }
+)
+"""How REST calls the fields of a wish."""
 _SAME_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -38,6 +52,7 @@ class Mesh:
         on = cast("grpc.aio.Channel", channel)
         self._orders = order_service_pb2_grpc.OrderServiceStub(on)
         self._history = history_service_pb2_grpc.HistoryServiceStub(on)
+        self._statements = statement_service_pb2_grpc.StatementServiceStub(on)
         self._minter = minter
 
     async def create_order(self, request: ORDERS.CreateOrderRequest, ask: Ask) -> ORDERS.CreateOrderResponse:
@@ -74,6 +89,47 @@ class Mesh:
         """A running stream of an order's changes; the caller reads and cancels it."""
         request = ORDERS.WatchOrderRequest(order_id=order_id, after_version=after_version)
         return self._orders.WatchOrder(request, timeout=timeout_s, metadata=self._metadata(ask))
+
+    async def request_statement(
+        self, request: STATEMENTS.RequestStatementRequest, ask: Ask
+    ) -> operations_pb2.Operation:
+        """The operation that makes a statement."""
+        answer: operations_pb2.Operation = await self._call(
+            self._statements.RequestStatement, request, ask, WISH_FIELDS
+        )
+        return answer
+
+    async def wait_statement(
+        self, request: STATEMENTS.WaitStatementRequest, ask: Ask
+    ) -> operations_pb2.Operation:
+        """The operation as it is, or when it is over."""
+        answer: operations_pb2.Operation = await self._call(self._statements.WaitStatement, request, ask)
+        return answer
+
+    async def cancel_statement(
+        self, request: STATEMENTS.CancelStatementRequest, ask: Ask
+    ) -> operations_pb2.Operation:
+        """The operation, ended unless it was over."""
+        answer: operations_pb2.Operation = await self._call(self._statements.CancelStatement, request, ask)
+        return answer
+
+    async def list_statements(
+        self, request: STATEMENTS.ListStatementsRequest, ask: Ask
+    ) -> STATEMENTS.ListStatementsResponse:
+        """A page of a user's statements."""
+        answer: STATEMENTS.ListStatementsResponse = await self._call(
+            self._statements.ListStatements, request, ask
+        )
+        return answer
+
+    async def link_statement(
+        self, request: STATEMENTS.LinkStatementRequest, ask: Ask
+    ) -> STATEMENTS.LinkStatementResponse:
+        """A link to a statement that is ready."""
+        answer: STATEMENTS.LinkStatementResponse = await self._call(
+            self._statements.LinkStatement, request, ask
+        )
+        return answer
 
     async def _call(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from gateway import seen, wire
+from gateway import seen, statement_wire, wire
 from gateway.problems import MEDIA_TYPE, Problem
 
 if TYPE_CHECKING:
@@ -25,15 +25,19 @@ catalogue. Every answer carries `X-Request-Id`: yours, if you send one. `X-Reque
 such as `2.5` or `800ms`; it is 5 s otherwise, to which `Prefer: wait=N` adds, and at most 35 s. Lists are
 paged by `pageToken`, also given as `Link: rel=next`.
 
-Every write is answered with `Ordermesh-Consistency-Token`, and with the same in a cookie that lives for a
-minute. A list that is asked for with either shows that write, whichever store answers. The token identifies
-nobody and allows nothing; in the header it has to be one of ours, in the cookie nonsense is ignored.
+A statement is a document of all of a user's orders in a period, also of those that are archived. It is asked
+for, made, announced by e-mail, and can be downloaded for a week.
+
+Every write of an order is answered with `Ordermesh-Consistency-Token`, and with the same in a cookie that
+lives for a minute. A list that is asked for with either shows that write, whichever store answers. The token
+identifies nobody and allows nothing; in the header it has to be one of ours, in the cookie nonsense is
+ignored.
 """
 PROBLEMS = {
     400: "Something in the request is wrong; `fieldViolations` say what",
     401: "No valid token",
     403: "Not yours, or a role is missing",
-    404: "No such order",
+    404: "No such order, or no such statement",
     405: "The path does not know this method",
     408: "The request did not arrive in time",
     409: "The order is changing; send the request again",
@@ -56,6 +60,14 @@ _ANSWERS: dict[str, dict[int, tuple[type[BaseModel] | None, str]]] = {
     "list_orders": {200: (wire.OrderPage, "A page of orders")},
     "follow_order": {200: (None, "Events, each an order"), 204: (None, "Nothing more will come")},
     "read_journal": {200: (wire.Journal, "A page of the journal")},
+    "request_statement": {
+        202: (statement_wire.Statement, "It is being made; look again where Location says"),
+        200: (statement_wire.Statement, "What the first try asked for is over"),
+    },
+    "get_statement": {200: (statement_wire.Statement, "The statement")},
+    "list_statements": {200: (statement_wire.StatementPage, "A page of statements")},
+    "cancel_statement": {200: (statement_wire.Statement, "The statement, ended unless it was over")},
+    "download_statement": {302: (None, "The file is where Location says, for some minutes")},
 }
 _TOLD_AFTER_A_WRITE = {
     seen.HEADER: {
@@ -65,7 +77,14 @@ _TOLD_AFTER_A_WRITE = {
 }
 _ONLY_WITH_BODY = frozenset({413, 415, 422})
 _ONLY_OF_UPDATES = frozenset({412})
-_BODIES: dict[str, type[BaseModel]] = {"create_order": wire.CreateOrder, "update_order": wire.UpdateOrder}
+_WRITES_OF_ORDERS: dict[str, type[BaseModel]] = {
+    "create_order": wire.CreateOrder,
+    "update_order": wire.UpdateOrder,
+}
+_BODIES: dict[str, type[BaseModel]] = {
+    **_WRITES_OF_ORDERS,
+    "request_statement": statement_wire.RequestStatement,
+}
 
 
 def install(app: FastAPI) -> None:
@@ -93,6 +112,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     models: list[type[BaseModel]] = [*_BODIES.values(), wire.Order, wire.OrderPage, wire.Journal, Problem]
+    models += [statement_wire.Statement, statement_wire.StatementPage]
     _, definitions = models_json_schema(
         [(model, "validation") for model in models],
         by_alias=True,
@@ -123,7 +143,7 @@ def _complete(operation: dict[str, Any]) -> None:
 def _answer(name: str, model: type[BaseModel] | None, text: str) -> dict[str, Any]:
     if model is not None:
         answer = {"description": text, "content": {"application/json": _ref(model.__name__)}}
-        return {**answer, "headers": _TOLD_AFTER_A_WRITE} if name in _BODIES else answer
+        return {**answer, "headers": _TOLD_AFTER_A_WRITE} if name in _WRITES_OF_ORDERS else answer
     if name == "follow_order" and text.startswith("Events"):
         return {"description": text, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
     return {"description": text}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
@@ -13,35 +12,21 @@ from starlette.responses import Response
 from chassis.errors import NotYourOrder
 from chassis.ids import parse_order_id, parse_user_id
 from chassis.money import AMOUNT_MINOR_MAX
-from gateway import asks, bodies, seen, wire
+from gateway import asks, bodies, replies, seen, wire
 from gateway.clients import ORDERS
 from gateway.house import Entrance, Inside
+from gateway.params import IdempotencyKey, PageSize, PageToken
 from gateway.streams import EventStream
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from chassis.consistency import Seen
     from gateway.asks import Ask
     from gateway.settings import GatewaySettings
     from ordermesh.order.v1 import order_pb2
 
 router = APIRouter(prefix="/v1", tags=["orders"])
-PAGE_TOKEN_CHARS_MAX = 512
 
 OrderId = Annotated[str, Path(description="The order, a UUIDv7.", max_length=64)]
-PageSize = Annotated[int | None, Query(alias="pageSize", ge=1, le=100, description="At most so many.")]
-PageToken = Annotated[
-    str | None, Query(alias="pageToken", max_length=PAGE_TOKEN_CHARS_MAX, description="From the page before.")
-]
-IdempotencyKey = Annotated[
-    str,
-    Header(
-        alias="Idempotency-Key",
-        description="A UUID, made before the first try, the same for each.",
-        json_schema_extra={"format": "uuid"},
-    ),
-]
 Token = Annotated[
     str | None,
     Header(alias=seen.HEADER, description="What you have seen: from the answer to your last write."),
@@ -86,7 +71,7 @@ async def create_order(
         headers["preference-applied"] = f"wait={wait_s}"
     if answer.replayed:
         headers["idempotent-replayed"] = "true"
-    return _answer(wire.order(answer.order), status=200 if answer.replayed else 201, headers=headers)
+    return replies.answer(wire.order(answer.order), status=200 if answer.replayed else 201, headers=headers)
 
 
 @router.get("/orders/{order_id}", summary="Get an order")
@@ -101,7 +86,7 @@ async def get_order(
     headers = {"etag": f'"{order.version}"', "cache-control": "private, no-cache"}
     if asks.matches(if_none_match, order.version):
         return Response(status_code=304, headers=headers)
-    return _answer(wire.order(order), headers=headers)
+    return replies.answer(wire.order(order), headers=headers)
 
 
 @router.patch("/orders/{order_id}", summary="Change an order's labels")
@@ -129,7 +114,7 @@ async def update_order(
     )
     answer = await house.mesh.update_order(wanted, ask)
     headers = _seen(answer.consistency_token, before, house.settings)
-    return _answer(wire.order(answer.order), headers={**headers, "etag": f'"{answer.order.version}"'})
+    return replies.answer(wire.order(answer.order), headers={**headers, "etag": f'"{answer.order.version}"'})
 
 
 @router.get("/orders", summary="List orders")
@@ -184,7 +169,7 @@ async def list_orders(
     fresh_as = seen.before_a_read(token, {} if consistency == "eventual" else request.cookies)
     wanted = wire.list_request(query, user_id=_listed_user(ask, user_id), token=fresh_as)
     page = wire.page(await house.mesh.list_orders(wanted, ask))
-    return _answer(page, headers=_next_link(request, page.next_page_token))
+    return replies.answer(page, headers=replies.next_link(request, page.next_page_token))
 
 
 @router.get("/orders/{order_id}/events", summary="Follow an order")
@@ -221,7 +206,7 @@ async def read_journal(
         order_id=str(parse_order_id(order_id)), page_size=page_size or 0, page_token=page_token or ""
     )
     journal = wire.journal(await house.mesh.list_events(wanted, ask))
-    return _answer(journal, headers=_next_link(request, journal.next_page_token))
+    return replies.answer(journal, headers=replies.next_link(request, journal.next_page_token))
 
 
 async def _own_order(house: Inside, order_id: str, ask: Ask) -> order_pb2.Order:
@@ -245,15 +230,3 @@ def _seen(token: str, before: Seen, settings: GatewaySettings) -> dict[str, str]
     return seen.after_a_write(
         token, before, cookie_s=settings.consistency_cookie_s, secure=settings.secure_cookies
     )
-
-
-def _next_link(request: Request, token: str | None) -> dict[str, str]:
-    if token is None:
-        return {}
-    query = [(name, value) for name, value in request.query_params.multi_items() if name != "pageToken"]
-    return {"link": f'<{request.url.path}?{urlencode([*query, ("pageToken", token)])}>; rel="next"'}
-
-
-def _answer(model: BaseModel, *, status: int = 200, headers: dict[str, str]) -> Response:
-    settled: dict[str, Any] = {"cache-control": "no-store", **headers}
-    return Response(model.model_dump_json(exclude_none=True), status, settled, "application/json")

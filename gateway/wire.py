@@ -68,7 +68,9 @@ LIST_FIELDS = {
 """How REST calls the fields of a ListOrdersRequest, where it is not the same in camelCase."""
 
 
-class _Model(BaseModel):
+class Strict(BaseModel):
+    """camelCase outside, nothing unknown, nothing converted."""
+
     model_config = ConfigDict(
         alias_generator=to_camel,
         populate_by_name=True,
@@ -79,7 +81,7 @@ class _Model(BaseModel):
     )
 
 
-class Money(_Model):
+class Money(Strict):
     """An amount of money in the smallest unit of its currency."""
 
     currency_code: str = Field(pattern="^[A-Z]{3}$", description="ISO 4217 code.", examples=["EUR"])
@@ -88,7 +90,7 @@ class Money(_Model):
     )
 
 
-class CreateOrder(_Model):
+class CreateOrder(Strict):
     """What a user asks for."""
 
     kind: str = Field(pattern="^[a-z][a-z0-9_.-]{0,63}$", description="Names the legs.", examples=["payment"])
@@ -101,13 +103,13 @@ class CreateOrder(_Model):
     )
 
 
-class UpdateOrder(_Model):
+class UpdateOrder(Strict):
     """What of an order is changed."""
 
     labels: Labels = Field(description="All its labels from now on, at most 64 and 4 KiB in all.")
 
 
-class Order(_Model):
+class Order(Strict):
     """An order as it is now."""
 
     order_id: str = Field(description="A UUIDv7.")
@@ -131,7 +133,7 @@ class Order(_Model):
     request_id: str = Field(description="The Idempotency-Key that made it.")
 
 
-class ReadInfo(_Model):
+class ReadInfo(Strict):
     """Where a page came from, and as of when."""
 
     served_by: ServedByName | None = Field(
@@ -153,7 +155,7 @@ class ReadInfo(_Model):
     read_model_asked: bool = Field(description="Whether the read model was searched.")
 
 
-class OrderPage(_Model):
+class OrderPage(Strict):
     """A page of a user's orders, newest first."""
 
     orders: list[Order]
@@ -183,7 +185,7 @@ class ListQuery:
     partial: bool = False
 
 
-class OrderEvent(_Model):
+class OrderEvent(Strict):
     """Something that happened to an order."""
 
     version: int
@@ -201,7 +203,7 @@ class OrderEvent(_Model):
     event_time: datetime
 
 
-class Journal(_Model):
+class Journal(Strict):
     """A page of an order's journal, oldest first."""
 
     events: list[OrderEvent]

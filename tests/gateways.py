@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from google.longrunning import operations_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
@@ -26,6 +27,7 @@ from gateway import app, listener
 from gateway.settings import GatewaySettings
 from history_svc import wire
 from ops import ca, issuer
+from ordermesh.archive.v1 import statement_service_pb2 as statements
 from ordermesh.history.v1 import history_service_pb2 as history
 from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as orders
@@ -52,6 +54,84 @@ class Outdated(OrdermeshError):
     code, reason = StatusCode.FAILED_PRECONDITION, Reason.VERSION_MISMATCH
 
 
+class NoStatement(OrdermeshError):
+    """There is no such statement."""
+
+    code, reason = StatusCode.NOT_FOUND, Reason.STATEMENT_NOT_FOUND
+
+
+class NotReady(OrdermeshError):
+    """The statement is not ready."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.STATEMENT_NOT_READY
+
+
+class Running(OrdermeshError):
+    """Another statement is being made."""
+
+    code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.STATEMENT_RUNNING
+    retry_after_s = 30.0
+
+
+@dataclass
+class Statements:
+    """StatementService over a dictionary; a statement moves on when a test says so."""
+
+    made: dict[str, Any] = field(default_factory=dict)
+    by_request: dict[tuple[str, str], str] = field(default_factory=dict)
+    waits: list[Any] = field(default_factory=list)
+    calls: list[rpc.Call] = field(default_factory=list)
+
+    def operation(self, user_id: str, statement_id: str) -> Any:
+        told = self.made.get(statement_id)
+        if told is None or told.user_id != user_id:
+            raise NoStatement(statement_id=statement_id)
+        name = f"users/{user_id}/statements/{statement_id}"
+        operation = operations_pb2.Operation(name=name, done=told.state >= statements.Statement.READY)
+        operation.metadata.Pack(told)
+        if told.state == statements.Statement.READY:
+            operation.response.Pack(told)
+        if told.state == statements.Statement.FAILED:
+            operation.error.code, operation.error.message = 15, "a segment is damaged"
+        return operation
+
+    async def RequestStatement(self, request: Any, call: rpc.Call) -> Any:
+        self.calls.append(call)
+        key = (request.user_id, request.request_id)
+        if key not in self.by_request:
+            if any(t.user_id == request.user_id and t.state < 5 for t in self.made.values()):
+                raise Running
+            told = statements.Statement(
+                statement_id=str(uuid.uuid4()), user_id=request.user_id, wish=request.wish, month_count=3
+            )
+            told.state = statements.Statement.WAITING
+            told.create_time.GetCurrentTime()
+            self.made[told.statement_id] = told
+            self.by_request[key] = told.statement_id
+        return self.operation(request.user_id, self.by_request[key])
+
+    async def WaitStatement(self, request: Any, call: rpc.Call) -> Any:
+        self.waits.append(request)
+        return self.operation(request.user_id, request.statement_id)
+
+    async def CancelStatement(self, request: Any, call: rpc.Call) -> Any:
+        self.operation(request.user_id, request.statement_id)
+        self.made[request.statement_id].state = statements.Statement.CANCELLED
+        return self.operation(request.user_id, request.statement_id)
+
+    async def ListStatements(self, request: Any, call: rpc.Call) -> Any:
+        found = [each for each in self.made.values() if each.user_id == request.user_id]
+        return statements.ListStatementsResponse(
+            operations=[self.operation(each.user_id, each.statement_id) for each in found],
+            next_page_token="more" if found and not request.page_token else "",
+        )
+
+    async def LinkStatement(self, request: Any, call: rpc.Call) -> Any:
+        if not self.operation(request.user_id, request.statement_id).done:
+            raise NotReady
+        return statements.LinkStatementResponse(url="https://s3.invalid/file?signed=1", filename="file.zip")
+
+
 @dataclass
 class Mesh:
     """OrderService and HistoryService over a dictionary, keeping the promises the gateway repeats.
@@ -75,6 +155,7 @@ class Mesh:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     watching: asyncio.Event = field(default_factory=asyncio.Event)
     unwatched: asyncio.Event = field(default_factory=asyncio.Event)
+    statements: Statements = field(default_factory=Statements)
 
     async def CreateOrder(self, request: Any, call: rpc.Call) -> Any:
         self._enter(call)
@@ -284,6 +365,7 @@ async def opened(directory: Path, *, loop: bool = True, **changes: Any) -> Async
         mounts = [
             rpc.Mount("ordermesh.order.v1.OrderService", mesh),
             rpc.Mount("ordermesh.history.v1.HistoryService", mesh),
+            rpc.Mount("ordermesh.archive.v1.StatementService", mesh.statements),
         ]
         identity = ServerIdentity(TlsFiles(tls, "shard_proxy"))
         server = await stack.enter_async_context(rpc.serve("127.0.0.1:0", mounts, gate=gate, tls=identity))

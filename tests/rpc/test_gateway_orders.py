@@ -233,6 +233,9 @@ async def test_the_document_lists_every_path_with_its_problems(rest):
         "/v1/orders/{order_id}",
         "/v1/orders/{order_id}/events",
         "/v1/orders/{order_id}/journal",
+        "/v1/statements",
+        "/v1/statements/{statement_id}",
+        "/v1/statements/{statement_id}/download",
     }
     create = document["paths"]["/v1/orders"]["post"]
     update = document["paths"]["/v1/orders/{order_id}"]["patch"]
@@ -245,7 +248,7 @@ async def test_the_document_lists_every_path_with_its_problems(rest):
             assert operation["security"] == [{"token": []}]
             for status in ("400", "401", "403", "404", "405", "429", "500", "503", "504"):
                 assert "application/problem+json" in operation["responses"][status]["content"]
-    assert {"CreateOrder", "Order", "OrderPage", "Journal", "Problem", "Money"} <= set(
+    assert {"CreateOrder", "Order", "OrderPage", "Journal", "Problem", "Money", "Statement"} <= set(
         document["components"]["schemas"]
     )
     assert "HTTPValidationError" not in document["components"]["schemas"]
