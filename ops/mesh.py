@@ -16,6 +16,7 @@ from chassis import rpc
 from chassis.auth import ACTOR_HEADER
 from chassis.tls import TlsFiles
 from ordermesh.archive.v1.archive_service_pb2_grpc import ArchiveServiceStub
+from ordermesh.archive.v1.statement_service_pb2_grpc import StatementServiceStub
 from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceStub
 from ordermesh.history.v1.projection_service_pb2_grpc import ProjectionServiceStub
 from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceStub
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from ops.stack.endpoints import Endpoints
     from ordermesh.archive.v1.archive_service_pb2_grpc import ArchiveServiceAsyncStub
+    from ordermesh.archive.v1.statement_service_pb2_grpc import StatementServiceAsyncStub
     from ordermesh.history.v1.history_service_pb2_grpc import HistoryServiceAsyncStub
     from ordermesh.history.v1.projection_service_pb2_grpc import ProjectionServiceAsyncStub
     from ordermesh.order.v1.order_service_pb2_grpc import OrderServiceAsyncStub
@@ -54,6 +56,7 @@ class Mesh:
     history: HistoryServiceAsyncStub
     projection: ProjectionServiceAsyncStub
     archive: ArchiveServiceAsyncStub
+    statements: StatementServiceAsyncStub
     recovery: RecoveryServiceAsyncStub
     routing: RoutingServiceAsyncStub
 
@@ -72,6 +75,7 @@ async def connect(endpoints: Endpoints) -> AsyncIterator[Mesh]:
             HistoryServiceStub(channel),
             ProjectionServiceStub(channel),
             ArchiveServiceStub(channel),
+            StatementServiceStub(channel),
             RecoveryServiceStub(channel),
             RoutingServiceStub(channel),
         )

@@ -97,6 +97,7 @@ class Statements:
     wakes: Wakes
     stub: Any
     trust: Trust
+    target: str
 
     def another_worker(self, maker: HandMaker | None = None, turns: Turns = TURNS) -> Worker:
         return worker_of(self.store, self.objects, maker or self.maker, turns, self.wakes)
@@ -195,7 +196,8 @@ async def opened(
         sweeper = Sweeper(store, objects, SYSTEM_CLOCK, lambda: 0.0, after=timedelta(hours=1), look_s=0.02)
         worker = worker_of(store, objects, maker, TURNS, wakes)
         stub = pb_grpc.StatementServiceStub(channel)
-        yield Statements(shard, pool, objects, maker, store, worker, sweeper, wakes, stub, trust)
+        target = f"127.0.0.1:{server.port}"
+        yield Statements(shard, pool, objects, maker, store, worker, sweeper, wakes, stub, trust, target)
 
 
 def worker_of(

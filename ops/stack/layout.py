@@ -57,6 +57,11 @@ class Places:
         return self.state / "issuer"
 
     @property
+    def mails(self) -> Path:
+        """Mails that would be sent, were this not a laptop."""
+        return self.state / "mails"
+
+    @property
     def logs(self) -> Path:
         """One log per process."""
         return self.state / "logs"

@@ -231,7 +231,11 @@ class Plan:
             "access_key": where.access_key,
             "secret_key": where.secret_key,
         }
-        environment = {"SHARDS": self._shards(), "S3": json.dumps(bucket)}
+        mail = {
+            "mailbox_dir": str(self.places.mails),
+            "base_url": f"http://{HOST}:{self.edge.rest}",
+        }
+        environment = {"SHARDS": self._shards(), "S3": json.dumps(bucket), "MAIL": json.dumps(mail)}
         return self._process("archive_svc", "archive_svc", environment)
 
     def _shards(self) -> str:
