@@ -25,3 +25,25 @@ SELECT ordermesh.ensure_month($1);
 -- name: plan_index
 -- No index of the month has everything any more: readers take it from here until it is built, in an index that nobody began.
 SELECT FROM plan_index($1, true, true);
+
+-- name: months_there
+-- The months that the shard has partitions of.
+SELECT DISTINCT date_trunc('month', begins_at AT TIME ZONE 'UTC')::date AS month FROM months_here();
+
+-- name: archived_months
+-- The months that are archived, or on their way.
+SELECT month FROM archive_months WHERE state NOT IN ('THAWED', 'RESTORED');
+
+-- name: hold_fence
+-- Nobody moves a bucket until the transaction ends; rows that no trigger sees are written below this lock only.
+LOCK TABLE bucket_fence IN SHARE MODE;
+
+-- name: make_aside
+-- A partition of a month, aside: no trigger, no index, nobody who reads it. $-free, since it is DDL.
+CREATE TABLE ordermesh.{table}_{suffix} (
+    LIKE ordermesh.{table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS,
+    CONSTRAINT {table}_{suffix}_range CHECK (created_at >= '{begins}' AND created_at < '{ends}')) WITH (fillfactor = 85);
+
+-- name: attach
+-- Let it be a partition, with the indexes and triggers of all others; its range is proven by its constraint.
+ALTER TABLE ordermesh.{table} ATTACH PARTITION ordermesh.{table}_{suffix} FOR VALUES FROM ('{begins}') TO ('{ends}');

@@ -78,9 +78,11 @@ async def run(
         drafts = await _drafts(plan, fleet, books, now)
         seeding = Seeding(drafts, fleet, books, progress)
         for shard in fleet.shards.values():
-            await shard.ensure_months(drafts.months)
+            seeding.there[shard.name] = await shard.months_there(drafts.months)
         for month in drafts.months:
             await seeding.month(month, plan.user_ids())
+        for shard in fleet.shards.values():
+            await shard.ensure_months(drafts.months)
     return Outcome(
         plan,
         drafts.until,
@@ -131,13 +133,14 @@ class Fleet:
 
 @dataclass(slots=True)
 class Seeding:
-    """What is being done. stages: of the orders that were added."""
+    """What is being done. stages: of the orders that were added. there: months with partitions, by shard."""
 
     drafts: Drafts
     fleet: Fleet
     books: Ledgers
     progress: Callable[[int], None]
     stages: Counter[str] = field(default_factory=Counter)
+    there: dict[str, set[date]] = field(default_factory=dict)
 
     async def month(self, month: date, user_ids: Sequence[str]) -> None:
         """Write one month on every shard that does not have it."""
@@ -157,7 +160,9 @@ class Seeding:
         async with AsyncExitStack() as stack:
             writers = {}
             for shard in missing:
-                written = await stack.enter_async_context(shard.month(month))
+                written = await stack.enter_async_context(
+                    shard.month(month, aside=month not in self.there[shard.name])
+                )
                 writers[shard.name] = writer = Writer(shard, written, self, now)
                 stack.push_async_callback(writer.end)
             await self._fill(numbers if writers else range(0), writers)

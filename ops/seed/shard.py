@@ -2,7 +2,8 @@
 
 Owns one session, of the fence's kind: READ COMMITTED, every row with the epoch of its bucket. A month of a
 shard is written in one transaction, which also takes the month away from the read model; so after a crash it
-is there or it is not, and lists are right in both cases.
+is there or it is not, and lists are right in both cases. A month that the shard has no partition of is
+written aside, without a trigger for each row, while nobody can move a bucket.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _SETTINGS = {
     "default_transaction_isolation": "read committed",
     "timezone": "UTC",
 }
+MONTHLY = ("orders", "order_journal")
 queries = pg.queries("ops.seed", "queries.sql")
 
 
@@ -65,6 +67,18 @@ class SeedShard:
         with writing(self.name):
             return bool(await self._session.fetchval(queries.has_month, user_ids, *bounds))
 
+    async def months_there(self, months: Sequence[date]) -> set[date]:
+        """Those that the shard has partitions of.
+
+        Raises: ShardRefused when one is archived: it could not be told from what was.
+        """
+        with writing(self.name):
+            archived = {row["month"] for row in await self._session.fetch(queries.archived_months)}
+            there = {row["month"] for row in await self._session.fetch(queries.months_there)}
+        if found := sorted(archived.intersection(months)):
+            raise ShardRefused(f"{found[0]:%Y-%m} of shard {self.name} is archived; take fewer --months.")
+        return there
+
     async def ensure_months(self, months: Iterable[date]) -> None:
         """Make the partitions that are missing."""
         with writing(self.name):
@@ -74,35 +88,72 @@ class SeedShard:
                     await self._session.fetchval(queries.ensure_month, month_start(month))
 
     @asynccontextmanager
-    async def month(self, month: date) -> AsyncIterator[SeedMonth]:
+    async def month(self, month: date, *, aside: bool) -> AsyncIterator[SeedMonth]:
         """One month's transaction: committed when the context ends well, and taken from the read model then.
 
+        aside: the shard has no partition of it; it is written without a trigger for each row, and attached.
         If cancelled here: nothing of the month is written.
         Raises: ShardRefused.
         """
         with writing(self.name):
             async with self._session.transaction():
-                written = SeedMonth(self._session)
+                written = SeedMonth(self._session, month if aside else None)
+                if aside:
+                    await self._hold_fence()
+                    await written.make_tables()
                 yield written
+                if aside:
+                    await self._session.execute(queries.alone)
+                    await written.attach_tables()
                 if written.count:
                     await self._session.execute(queries.plan_index, month)
             for table in ("orders", "order_journal") if written.count else ():
                 await self._session.execute(f"ANALYZE {table}_{month:%Y_%m}")
 
+    async def _hold_fence(self) -> None:
+        """Keep every bucket where it is, and see that it is where it was: no trigger looks at the rows.
+
+        Raises: ShardRefused.
+        """
+        await self._session.execute(queries.hold_fence)
+        owned = await self._session.fetch(queries.owned_buckets)
+        if {row["bucket"]: row["epoch"] for row in owned} != self.epochs:
+            raise ShardRefused(f"a bucket of shard {self.name} was moved meanwhile; run it again.")
+
 
 class SeedMonth:
-    """The rows of one month in one shard, within its transaction."""
+    """The rows of one month in one shard, in its transaction. aside: the month, when its tables are new."""
 
-    def __init__(self, session: asyncpg.Connection) -> None:
+    def __init__(self, session: asyncpg.Connection, aside: date | None) -> None:
         self._session = session
+        self._aside = aside
         self.count = 0
+
+    async def make_tables(self) -> None:
+        """Make the month's partitions, aside."""
+        await self._for_each(queries.make_aside)
+
+    async def attach_tables(self) -> None:
+        """Let them be partitions, with their indexes and triggers."""
+        await self._for_each(queries.attach)
+
+    async def _for_each(self, statement: str) -> None:
+        assert self._aside is not None
+        begins, ends = month_start(self._aside), month_start(next_month(self._aside))
+        for table in MONTHLY:
+            await self._session.execute(
+                statement.format(table=table, suffix=f"{self._aside:%Y_%m}", begins=begins, ends=ends)
+            )
+
+    def _table(self, table: str) -> str:
+        return f"{table}_{self._aside:%Y_%m}" if self._aside and table in MONTHLY else table
 
     async def copy(self, records: Mapping[str, Sequence[Record]]) -> None:
         """Write rows, by table."""
         for table, columns in COLUMNS.items():
             if rows := records.get(table):
                 await self._session.copy_records_to_table(
-                    table, records=rows, columns=columns, schema_name="ordermesh"
+                    self._table(table), records=rows, columns=columns, schema_name="ordermesh"
                 )
         self.count += len(records["orders"])
 

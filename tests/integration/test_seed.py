@@ -24,6 +24,7 @@ from ops.seed import Outcome, Plan, PlanRefused
 from ops.seed.drafts import Drafts
 from ops.seed.lives import Life, lived
 from ops.seed.run import KINDS
+from ops.seed.shard import ShardRefused
 from ops.stack.endpoints import Upstream
 from ops.upstream.ledger import Ledger
 from tests.audits import Stores, stores
@@ -39,6 +40,13 @@ INSERT INTO ordermesh.projection_index
        (month, generation, index_name, cluster_uuid, index_uuid, state, catalog_version, created_at)
 SELECT date_trunc('month', ordermesh.clock() - interval '49 hours', 'UTC')::date, 1, 'orders-v1', 'c', 'i',
        'SERVING', 0, clock_timestamp()"""
+
+
+ARCHIVING = """
+INSERT INTO ordermesh.archive_months
+       (month, archive_id, state, reach, begins_at, ends_at, actor, reason, created_at, updated_at)
+SELECT m, gen_random_uuid(), 'WANTED', 'DROPPED', m, m + interval '1 month', 'a test', 'it is old', now(), now()
+  FROM (SELECT date_trunc('month', now() - interval '40 days')::date AS m) AS x"""
 
 
 @dataclass
@@ -96,6 +104,30 @@ async def test_seeded_shards_pass_the_audit_and_a_second_run_adds_nothing(field:
     assert (again.added, again.there_before, again.until) == (0, PLAN.orders, first.until)
     assert await field.rows("SELECT FROM outbox WHERE user_id LIKE 'seed.%'") == []
     assert await field.broken() == []
+
+
+async def test_months_that_are_written_aside_are_partitions_like_all_others(field: Field) -> None:
+    await field.seed(Plan(users=5, orders=300, months=4, seed=9))
+    tables = await field.rows(
+        "SELECT c.relname, array_agg(DISTINCT t.tgname ORDER BY t.tgname) AS triggers, "
+        "       (SELECT count(*) FROM pg_index x WHERE x.indrelid = c.oid) AS indexes, c.reloptions "
+        "  FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_trigger t ON t.tgrelid = c.oid "
+        " WHERE i.inhparent IN ('orders'::regclass, 'order_journal'::regclass) AND t.tgenabled = 'A' "
+        " GROUP BY c.oid, c.relname, c.reloptions"
+    )
+    for parent in ("orders_2", "order_journal_2"):
+        kinds = {str(dict(row) | {"relname": ""}) for row in tables if row["relname"].startswith(parent)}
+        assert len(kinds) == 1, kinds
+    assert sum(row["relname"].startswith("orders_2") for row in tables) >= 2 * (4 + 3)
+
+
+async def test_an_archived_month_is_not_seeded(field: Field) -> None:
+    for dsn in field.stores.shards.values():
+        session = await asyncpg.connect(dsn)
+        await session.execute(ARCHIVING)
+        await session.close()
+    with pytest.raises(ShardRefused, match="is archived"):
+        await field.seed()
 
 
 async def test_a_run_that_was_cut_off_is_completed_by_the_next_one(field: Field) -> None:
