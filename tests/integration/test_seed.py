@@ -45,7 +45,8 @@ SELECT date_trunc('month', ordermesh.clock() - interval '49 hours', 'UTC')::date
 ARCHIVING = """
 INSERT INTO ordermesh.archive_months
        (month, archive_id, state, reach, begins_at, ends_at, actor, reason, created_at, updated_at)
-SELECT m, gen_random_uuid(), 'WANTED', 'DROPPED', m, m + interval '1 month', 'a test', 'it is old', now(), now()
+SELECT m, gen_random_uuid(), 'WANTED', 'DROPPED', m, m + interval '1 month', 'a test', 'it is old',
+       now(), now()
   FROM (SELECT date_trunc('month', now() - interval '40 days')::date AS m) AS x"""
 
 
