@@ -76,22 +76,21 @@ class Smtp:
 
     async def send(self, letter: Letter) -> None:
         """Hand a mail to the server. If cancelled here: it may be on its way. Raises: NotSent."""
-        client = self._client()
+        client: aiosmtplib.SMTP | None = None
         try:
+            client = self._client()
             async with asyncio.timeout(self._settings.send_s):
                 await self._connect(client)
                 await client.sendmail(letter.sender, [letter.to], letter.body)
+            # The server has the mail; how the connection ends changes nothing.
+            with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
+                async with asyncio.timeout(_QUIT_S):
+                    await client.quit()
         except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as failed:
-            client.close()
             raise _not_sent(failed) from failed
-        except BaseException:
-            client.close()
-            raise
-        # The server has the mail; how the connection ends changes nothing.
-        with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
-            async with asyncio.timeout(_QUIT_S):
-                await client.quit()
-        client.close()
+        finally:
+            if client is not None:
+                client.close()
 
     async def _connect(self, client: aiosmtplib.SMTP) -> None:
         """Be let in. Whatever is wrong here is about us and not about the mail, so it may pass."""

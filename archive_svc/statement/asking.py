@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from archive_svc.statement.wish import CSV, FORMATS, LOCALES, PDF, period
 from chassis.errors import InvalidField, Violation
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 _FIRST_YEAR, _LAST_YEAR = 2000, 9990
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)
-_ZONE_CHARS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,11 @@ def _day(text: str) -> date | None:
 
 
 def _zone(text: str) -> ZoneInfo | None:
-    """A time zone of the IANA list. Names of files elsewhere are none."""
-    try:
-        return ZoneInfo(text or "UTC") if len(text) <= _ZONE_CHARS_MAX else None
-    except (ValueError, OSError, LookupError):
-        return None
+    """A time zone of the IANA list."""
+    return ZoneInfo(text or "UTC") if (text or "UTC") in _zones() else None
+
+
+@cache
+def _zones() -> frozenset[str]:
+    """Their names; not those that mean another zone on another machine, or none."""
+    return frozenset(available_timezones() - {"localtime", "Factory"})

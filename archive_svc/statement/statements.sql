@@ -125,6 +125,17 @@ WITH gone AS (
 )
 SELECT count(*) FROM gone;
 
+-- name: forget
+-- Let statements go that may show what was erased from the archive since, with what they say of it. How many.
+WITH gone AS (
+    UPDATE ordermesh.statements s
+       SET state = 'EXPIRED', is_clean = false, expires_at = clock_timestamp(), totals = '[]', read_orders = 0
+      FROM ordermesh.archive_erasures e
+     WHERE s.user_id = e.user_id AND s.state = 'READY' AND s.as_of <= COALESCE(e.ended_at, 'infinity')
+    RETURNING 1
+)
+SELECT count(*) FROM gone;
+
 -- name: unclean
 -- Ended statements of which objects may be left, once nobody who lost their turn can store one any more. $1: after how long;
 -- $2: at most so many.

@@ -58,16 +58,21 @@ class Sweeper:
         while True:
             try:
                 await self.once()
-            except (OrdermeshError, S3Error) as failed:
-                log.warning("statements_not_swept", shard=self._store.shard, error=type(failed).__name__)
+            except OrdermeshError as failed:
+                log.warning("statements_not_swept", shard=self._store.shard, reason=failed.reason)
             await self._clock.sleep(self._look_s * (0.5 + 0.5 * self._jitter()))
 
     async def once(self) -> None:
-        """Do what is due. Idempotent. Raises: S3Error; what chassis.pg raises."""
+        """Do what is due. Idempotent. Raises: what chassis.pg raises."""
         if gone := await self._store.expire():
             metrics.EXPIRED.labels(self._store.shard).inc(gone)
         for left in await self._store.unclean(self._after):
-            await self._clean(left)
+            try:
+                await self._clean(left)
+            except S3Error as failed:
+                # One that cannot go, such as a locked one, keeps no other; it is looked at again.
+                log.warning("file_not_removed", id=str(left.statement_id), error=str(failed))
+                continue
             await self._store.cleaned(left)
         metrics.tell(self._store.shard, await self._store.counts(), RUNNING)
 

@@ -260,3 +260,38 @@ async def test_cleaning_spares_what_was_stored_since(statements: Statements) -> 
     await statements.store.cleaned(left)
     assert len(await statements.keys()) == 1
     assert not await statements.value("SELECT is_clean FROM ordermesh.statements")
+
+
+async def test_a_file_that_cannot_go_keeps_no_other(statements: Statements, s3: InProcessS3) -> None:
+    for locale in ("en", "hi"):
+        asked = await statements.request(locale=locale)
+        assert await statements.worker.once()
+        assert told(await statements.wait(asked)).state == State.READY
+    await statements.later(days=7)
+    s3.fail("DeleteObject", 403, "AccessDenied")
+    await statements.sweeper.once()
+    assert len(await statements.keys()) == 1
+    assert await statements.value("SELECT count(*) FROM ordermesh.statements WHERE is_clean") == 1
+    await statements.sweeper.once()
+    assert await statements.keys() == []
+
+
+async def test_a_user_who_is_erased_leaves_no_statement(statements: Statements) -> None:
+    asked = await statements.request()
+    assert await statements.worker.once()
+    await statements.database.execute(
+        "INSERT INTO ordermesh.archive_erasures (erasure_id, user_id, actor, reason, created_at)"
+        " VALUES (gen_random_uuid(), 'alice', 'mira', 'they asked for it', clock_timestamp())"
+    )
+    await statements.sweeper.once()
+    over = told(await statements.wait(asked))
+    assert (over.state, over.order_count, list(over.totals)) == (State.EXPIRED, 0, [])
+    assert await statements.keys() == []
+
+    # What is asked for after the last row is gone shows nothing of it, and stays.
+    await statements.database.execute("UPDATE ordermesh.archive_erasures SET ended_at = clock_timestamp()")
+    again = await statements.request()
+    assert again.name != asked.name
+    assert await statements.worker.once()
+    await statements.sweeper.once()
+    assert told(await statements.wait(again)).state == State.READY

@@ -108,6 +108,8 @@ async def test_what_has_not_been_yet_is_cut_off_and_not_promised(statements: Sta
         ({"zone": "Mars/Olympus"}, "wish.time_zone"),
         ({"zone": "../../etc/passwd"}, "wish.time_zone"),
         ({"zone": "Asia"}, "wish.time_zone"),
+        ({"zone": "localtime"}, "wish.time_zone"),
+        ({"zone": "x" * 4000}, "wish.time_zone"),
         ({"zone": "/etc/localtime"}, "wish.time_zone"),
         ({"locale": "xx"}, "wish.locale"),
         ({"formats": (7,)}, "wish.formats"),
