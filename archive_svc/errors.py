@@ -76,3 +76,16 @@ class StatementTooLarge(OrdermeshError):
     """This period holds more than one statement may; ask for a shorter one."""
 
     code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_LARGE
+
+
+class StatementIncomplete(OrdermeshError):
+    """What was read for a statement does not add up to what is known of it, so there is no statement."""
+
+    code, reason = StatusCode.DATA_LOSS, Reason.STATEMENT_INCOMPLETE
+
+
+class OrdersMoved(OrdermeshError):
+    """Orders left for the archive while they were being read; reading again finds them there."""
+
+    code, reason = StatusCode.ABORTED, Reason.CONTENDED
+    retry_after_s = 1.0

@@ -54,6 +54,9 @@ MONTHS = Gauge(
 QUARANTINED = Gauge(
     "ordermesh_archive_months_quarantined", "Months that wait for a person. Alarm above 0.", ["shard"]
 )
+STATEMENT_READ_BYTES = Counter(
+    "ordermesh_archive_statement_read_bytes_total", "Bytes of segments read for statements.", ["shard"]
+)
 HALTED = Gauge("ordermesh_archive_halted", "1 while the kill switch keeps tables as they are.", ["shard"])
 
 

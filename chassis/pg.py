@@ -33,7 +33,7 @@ from chassis.errors import (
 from chassis.limits import Limiter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 log = structlog.get_logger("pg")
 
@@ -189,6 +189,30 @@ class Session:
         with _typed_errors():
             return cast("str", await self._connection.execute(sql, *args, timeout=timeout_s))
 
+    async def fetch(
+        self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S
+    ) -> list[asyncpg.Record]:
+        """All rows."""
+        with _typed_errors():
+            return cast("list[asyncpg.Record]", await self._connection.fetch(sql, *args, timeout=timeout_s))
+
+    async def batches(
+        self, sql: str, *args: object, size: int, timeout_s: float = STATEMENT_TIMEOUT_S
+    ) -> AsyncGenerator[list[asyncpg.Record], None]:
+        """All rows, `size` at a time and never more in memory, within a transaction.
+
+        timeout_s: for each batch. While the caller looks at one, the session waits.
+        """
+        with _typed_errors():
+            cursor = await self._connection.cursor(sql, *args, timeout=timeout_s)
+        while True:
+            with _typed_errors():
+                batch = await cursor.fetch(size, timeout=timeout_s)
+            if batch:
+                yield batch
+            if len(batch) < size:
+                return
+
     async def copy_out(
         self,
         query: str,
@@ -229,6 +253,16 @@ class Session:
         """
         with _typed_errors():
             async with self._connection.transaction():
+                yield
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[None]:
+        """A transaction that only reads, and sees one state of the database from its first query on.
+
+        A lock that is taken before that query belongs to what it sees.
+        """
+        with _typed_errors():
+            async with self._connection.transaction(isolation="repeatable_read", readonly=True):
                 yield
 
     async def ping(self, timeout_s: float) -> None:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from archive_svc.codec.rows import rendered, schema_of
+from archive_svc.columns import ORDERS
 from archive_svc.segment import Range, ReadOutsidePlan, SegmentDamaged, Step
 
 if TYPE_CHECKING:
@@ -74,11 +75,18 @@ def ranges_of(facts: Facts, groups: Iterable[int]) -> list[Range]:
 
 
 def read_groups(
-    shape: Shape, facts: Facts, file: SparseFile, groups: Sequence[int], *, user_id: str | None = None
+    shape: Shape,
+    facts: Facts,
+    file: SparseFile,
+    groups: Sequence[int],
+    *,
+    user_id: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Any:
     """The rows of some row groups as an Arrow table, in order; only those of a user, if one is named.
 
-    file: has the ranges that `ranges_of` says.
+    file:    has the ranges that `ranges_of` says.
+    columns: these and no others, in their order in the shape; user_id among them, if a user is named.
     Every byte is checked before it is used.
     Raises: ReadOutsidePlan; SegmentDamaged at FOOTER, SCHEMA, BYTES or PAGES.
     """
@@ -91,17 +99,36 @@ def read_groups(
     )
     if not opened.schema_arrow.equals(schema_of(shape)):
         raise SegmentDamaged(Step.SCHEMA, "its columns")
-    tables = [schema_of(shape).empty_table()]
+    tables = [schema_of(shape).empty_table().select(list(columns or shape.names))]
     for number in groups:
         there = file.range(facts.groups[number].offset, facts.groups[number].size_bytes)
         if hashlib.sha256(there).hexdigest() != facts.groups[number].sha256:
             raise SegmentDamaged(Step.BYTES, f"of group {number}")
         try:
-            table = opened.read_row_group(number, use_threads=False)
+            table = opened.read_row_group(number, columns=columns, use_threads=False)
         except (pa.ArrowException, OSError):
             raise SegmentDamaged(Step.PAGES, f"of group {number}") from None
         tables.append(table if user_id is None else table.filter(pc.equal(table.column("user_id"), user_id)))
     return pa.concat_tables(tables)
+
+
+def user_rows(
+    facts: Facts, file: SparseFile, group: int, *, user_id: str, columns: Sequence[str]
+) -> list[tuple[Any, ...]]:
+    """A user's orders of one row group as tuples of these columns; a time is microseconds since 1970.
+
+    file, raises: as `read_groups`.
+    """
+    wanted = {*columns, "user_id"}
+    names = [name for name in ORDERS.names if name in wanted]
+    table = read_groups(ORDERS, facts, file, [group], user_id=user_id, columns=names)
+    return list(zip(*(_plain(table.column(name)) for name in columns), strict=True))
+
+
+def _plain(column: Any) -> list[Any]:
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    return list(column.to_pylist())
 
 
 def csv_rows(shape: Shape, body: bytes) -> Iterator[bytes]:

@@ -126,6 +126,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Another statement of the user is being made; come back after the given delay."""
     REASON_STATEMENT_LIMIT: _Reason.ValueType  # 51
     """The user asked for too many statements; come back after the given delay."""
+    REASON_STATEMENT_INCOMPLETE: _Reason.ValueType  # 52
+    """What was read for a statement does not add up to what is known of it, so there is no statement."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -234,4 +236,6 @@ REASON_STATEMENT_RUNNING: Reason.ValueType  # 50
 """Another statement of the user is being made; come back after the given delay."""
 REASON_STATEMENT_LIMIT: Reason.ValueType  # 51
 """The user asked for too many statements; come back after the given delay."""
+REASON_STATEMENT_INCOMPLETE: Reason.ValueType  # 52
+"""What was read for a statement does not add up to what is known of it, so there is no statement."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

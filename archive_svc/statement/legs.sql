@@ -1,0 +1,42 @@
+-- What a statement reads of one shard: in one snapshot, below a lock that keeps its months attached. All of them read.
+
+-- name: keep_attached
+-- Taken before the snapshot, of the months' tables, too: a month that is detached later waits for us at the primary. A replica ends
+-- our session instead, at the latest; should a month have come and gone meanwhile, `left` says so.
+LOCK TABLE ordermesh.orders IN ACCESS SHARE MODE;
+
+-- name: stale
+-- The first of these buckets that the shard does not own; nothing when it owns them all. $1: buckets.
+SELECT json_build_object('bucket', a.bucket, 'epoch', f.epoch, 'owner', f.owner, 'state', f.state, 'left_epoch', f.left_epoch)
+  FROM unnest($1::int[]) AS a (bucket) LEFT JOIN ordermesh.bucket_fence f USING (bucket)
+ WHERE f.state IS NULL OR f.state NOT IN ('OWNED', 'FROZEN_W') ORDER BY a.bucket LIMIT 1;
+
+-- name: archived
+-- The months that are read from their segments, the oldest first. $1: since; $2: until.
+SELECT month, archive_id FROM ordermesh.archive_months
+ WHERE committed_at IS NOT NULL AND ends_at > $1 AND begins_at < $2 ORDER BY month;
+
+-- name: segments
+-- The segments of a month that may hold orders of a user, in the order of their keys; those that are missing are told without a key.
+-- $1: archive_id; $2: user; $3: since; $4: until.
+SELECT p.part, p.order_count, s.key, s.version_id, s.etag, s.size_bytes, s.sha256, s.facts
+  FROM ordermesh.archive_parts p
+  LEFT JOIN ordermesh.archive_segments s ON s.archive_id = p.archive_id AND s.part = p.part AND s.of_table = 'orders'
+ WHERE p.archive_id = $1 AND (p.until_user, p.until_created_at) >= ($2::text COLLATE "C", $3::timestamptz)
+   AND (p.after_user, p.after_created_at) < ($2::text COLLATE "C", $4::timestamptz)
+ ORDER BY p.part;
+
+-- name: hot
+-- A user's orders of a piece that the tables hold. Buckets that were moved away may still have rows here; that test hides in a CASE,
+-- because the planner takes it for selective, and would sort all of a user's orders. {columns}: as `rows` says.
+-- $1: user; $2: since; $3: until; $4: buckets.
+SELECT {columns} FROM ordermesh.orders AS o
+ WHERE o.user_id = $1 AND o.created_at >= $2 AND o.created_at < $3
+   AND CASE WHEN o.bucket = ANY ($4::int[]) THEN true ELSE false END
+ ORDER BY o.created_at, o.order_id;
+
+-- name: left
+-- At a replica, where nobody waits for us: which of these months left the tables, or began to, by now; asked in a later snapshot than
+-- the rows were read in. $1: months.
+SELECT month FROM ordermesh.archive_months
+ WHERE pg_is_in_recovery() AND month = ANY ($1::date[]) AND state IN ('DETACHING', 'GRACE', 'DROPPED', 'RESTORING') ORDER BY month LIMIT 1;
