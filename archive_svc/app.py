@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from archive_svc.settings import ArchiveSettings
-    from archive_svc.statement.wish import Maker
     from chassis.s3 import ObjectStore
     from chassis.supervise import Loop
 
@@ -43,11 +42,8 @@ PATIENT = {"statement_timeout": "1800000", "lock_timeout": "60000"}
 """For COPY and DETACH, each in a session of its own."""
 
 
-async def serve(settings: ArchiveSettings, maker: Maker | None = None) -> None:
-    """Run archive_svc until SIGTERM or until one of its loops dies.
-
-    maker: of statements, which need an S3 too; without either nobody can ask for one.
-    """
+async def serve(settings: ArchiveSettings) -> None:
+    """Run archive_svc until SIGTERM or until one of its loops dies. Statements need an S3."""
     telemetry.configure(
         "archive_svc",
         log_level=settings.log_level,
@@ -69,7 +65,8 @@ async def serve(settings: ArchiveSettings, maker: Maker | None = None) -> None:
         catalogs = {shard.catalog.shard: shard.catalog for shard in shards}
         mounts = [rpc.Mount(SERVICE, ArchiveService(catalogs, settings.pacing(), objects))]
         loops = [loop for shard in shards for loop in shard.loops]
-        if objects is not None and maker is not None:
+        if objects is not None:
+            maker = statements.maker_of(settings, objects)
             made = await stack.enter_async_context(statements.opened(settings, objects, maker))
             mounts.append(rpc.Mount(statements.SERVICE, made.service))
             loops += made.loops

@@ -8,8 +8,12 @@ import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
+from archive_svc.statement.fetching import Fetcher
+from archive_svc.statement.legs import SESSION, ShardReader
+from archive_svc.statement.maker import StatementMaker
 from archive_svc.statement.outbox import MailOutbox
 from archive_svc.statement.postman import Postman
 from archive_svc.statement.service import StatementService
@@ -41,6 +45,25 @@ class Statements:
 
     service: StatementService
     loops: list[Loop]
+
+
+def maker_of(settings: ArchiveSettings, objects: ObjectStore) -> Maker:
+    """Who makes the statements of every shard; nothing connects before there is one to make."""
+    fetcher = Fetcher(objects)
+    readers = {
+        shard: ShardReader(
+            shard,
+            partial(
+                pg.open_session,
+                pg.PgSettings(dsn=dsn.get_secret_value(), session=SESSION),
+                name=f"statement-{shard}",
+            ),
+            fetcher,
+        )
+        for shard, dsn in settings.shards.items()
+    }
+    wanted = settings.statements
+    return StatementMaker(readers, wanted.work_dir, bom=wanted.csv_bom)
 
 
 @asynccontextmanager

@@ -89,6 +89,10 @@ class StatementSettings(BaseModel):
         30.0, ge=3, le=600, description="How long a process that died keeps a statement from being made."
     )
     attempts_max: int = Field(6, ge=1, le=100, description="Tries of a statement before it has failed.")
+    work_dir: Path | None = Field(
+        None, description="Where files are made before they are stored; none for the machine's own place."
+    )
+    csv_bom: bool = Field(True, description="Whether the CSV begins with the mark that spreadsheets know.")
     sweep_s: float = Field(60.0, ge=0.05, le=3600, description="How often expired files are looked for.")
 
     def limits(self) -> Limits:
