@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from archive_svc import export
 from archive_svc.archiver import Archiver
 from archive_svc.catalog import Catalog
 from archive_svc.detach import Detacher
 from archive_svc.erase import Eraser
-from archive_svc.export import Exporter
 from archive_svc.keeper import Keeper
 from archive_svc.restore import Restorer
 from archive_svc.service import ArchiveService
@@ -115,14 +115,15 @@ def _archiver(
     settings: ArchiveSettings, wanted: pg.PgSettings, catalog: Catalog, objects: ObjectStore
 ) -> Archiver:
     throttle = Throttle(settings.archive_bytes_per_s, SYSTEM_CLOCK)
-    patient = wanted.model_copy(update={"session": PATIENT})
-    sessions = partial(pg.open_session, patient, name=f"archive-{catalog.shard}")
+    name = f"archive-{catalog.shard}"
+    sessions = partial(pg.open_session, wanted.model_copy(update={"session": PATIENT}), name=name)
+    exporting = partial(pg.open_session, wanted.model_copy(update={"session": export.SESSION}), name=name)
     pacing = settings.pacing()
     verifier = Verifier(catalog, objects, throttle, enough_for=pacing.enough_for)
     return Archiver(
         catalog,
         objects,
-        Exporter(catalog, objects, sessions, throttle),
+        export.Exporter(catalog, objects, exporting, throttle),
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),

@@ -36,6 +36,18 @@ if TYPE_CHECKING:
 log = structlog.get_logger("export")
 BLOCK_BYTES = 4 * 1024 * 1024
 COPY_S_MAX = 1800.0
+SESSION = {
+    "statement_timeout": "1800000",
+    "lock_timeout": "60000",
+    # A part is read by the index that has its order, and the journal by its key: whatever the statistics say,
+    # no plan may read all of a month for each part, nor take more than one core from those who order.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",
+}
+"""Of the sessions that export."""
 PARQUET = "application/vnd.apache.parquet"
 
 
@@ -53,7 +65,7 @@ def rows_of(shape: Shape, part: Part) -> str:
 class Exporter:
     """Exports the months of one shard.
 
-    sessions: opens a session for COPY, whose statements may take long.
+    sessions: opens a session for COPY, with the settings of SESSION.
     """
 
     def __init__(
@@ -107,38 +119,61 @@ class Exporter:
         writer = SegmentWriter(shape, about(self._catalog.shard, month.archive_id, month.name, part.number))
         blocks = _Blocks(writer, self._throttle)
         after, until = part.after, part.until
-        async with self._sessions() as session:
-            await session.copy_out(
-                rows_of(shape, part),
-                *(after.user_id, after.created_at, after.order_id),
-                *(until.user_id, until.created_at, until.order_id),
-                sink=blocks.take,
-                options=COPY_OPTIONS,
-                timeout_s=COPY_S_MAX,
-            )
-        await blocks.flush()
+        try:
+            async with self._sessions() as session:
+                await session.copy_out(
+                    rows_of(shape, part),
+                    *(after.user_id, after.created_at, after.order_id),
+                    *(until.user_id, until.created_at, until.order_id),
+                    sink=blocks.take,
+                    options=COPY_OPTIONS,
+                    timeout_s=COPY_S_MAX,
+                )
+            await blocks.flush()
+        finally:
+            await blocks.leave()
         await faults.point(points.AFTER_LAST_CHUNK)
         return await asyncio.to_thread(writer.close)
 
 
 class _Blocks:
-    """Collects COPY's chunks into blocks that are worth a thread."""
+    """Collects COPY's chunks into blocks worth a thread; one is encoded while the next one is read."""
 
     def __init__(self, writer: SegmentWriter, throttle: Throttle) -> None:
         self._writer = writer
         self._throttle = throttle
         self._block = bytearray()
+        self._encoding: asyncio.Task[None] | None = None
 
     async def take(self, chunk: bytes) -> None:
+        """Take what COPY gave."""
         await faults.point(points.AFTER_FIRST_CHUNK)
         self._block += chunk
         if len(self._block) >= BLOCK_BYTES:
-            await self.flush()
+            await self._hand_over()
 
     async def flush(self) -> None:
+        """See everything encoded. Raises: RowsRefused."""
+        await self._hand_over()
+        await self._encoded()
+
+    async def leave(self) -> None:
+        """Wait for what is being encoded, however it ends: the thread goes on in any case."""
+        if self._encoding is not None:
+            await asyncio.gather(self._encoding, return_exceptions=True)
+
+    async def _hand_over(self) -> None:
         block, self._block = bytes(self._block), bytearray()
         await self._throttle.take(len(block))
-        await asyncio.to_thread(self._writer.add, block)
+        await self._encoded()
+        encoding = asyncio.to_thread(self._writer.add, block)
+        self._encoding = asyncio.create_task(encoding, name="encode")
+
+    async def _encoded(self) -> None:
+        if self._encoding is not None:
+            # Shielded: a thread cannot be cancelled, and nobody else may use the writer before it ends.
+            await asyncio.shield(self._encoding)
+            self._encoding = None
 
 
 async def store_whole(store: ObjectStore, key: str, body: bytes) -> Stored:

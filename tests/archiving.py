@@ -20,7 +20,7 @@ from archive_svc.codec.reading import csv_rows
 from archive_svc.columns import COPY_BACK_OPTIONS, JOURNAL, ORDERS, Shape
 from archive_svc.detach import Detacher
 from archive_svc.erase import Eraser
-from archive_svc.export import Exporter
+from archive_svc.export import SESSION, Exporter
 from archive_svc.lifecycle import Month, State
 from archive_svc.restore import Restorer
 from archive_svc.throttle import Throttle
@@ -144,10 +144,13 @@ def archive_of(database: Database, shard: pg.Database, store: ObjectStore, pacin
     def sessions():
         return pg.open_session(patient, name="archive")
 
+    def exporting():
+        return pg.open_session(patient.model_copy(update={"session": SESSION}), name="archive")
+
     archiver = Archiver(
         catalog,
         store,
-        Exporter(catalog, store, sessions, throttle),
+        Exporter(catalog, store, exporting, throttle),
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
