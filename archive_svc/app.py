@@ -43,7 +43,7 @@ PATIENT = {"statement_timeout": "1800000", "lock_timeout": "60000"}
 
 
 async def serve(settings: ArchiveSettings) -> None:
-    """Run archive_svc until SIGTERM or until one of its loops dies. Statements need an S3."""
+    """Run archive_svc until SIGTERM or until one of its loops dies. Statements need an S3, as months do."""
     telemetry.configure(
         "archive_svc",
         log_level=settings.log_level,

@@ -87,6 +87,17 @@ async def opened(settings: ArchiveSettings, objects: ObjectStore, maker: Maker) 
         yield Statements(StatementService(stores, objects, limits, tokens, wakes, SYSTEM_CLOCK), loops)
 
 
+def _maker(settings: ArchiveSettings, objects: ObjectStore) -> Maker:
+    """Who reads orders and writes them down. Each statement reads in sessions of its own, which only read."""
+    fetcher = Fetcher(objects)
+    readers = {}
+    for shard, dsn in settings.shards.items():
+        reading = pg.PgSettings(dsn=dsn.get_secret_value(), read_only=True, session=SESSION)
+        sessions = partial(pg.open_session, reading, name=f"statement-{shard}")
+        readers[shard] = ShardReader(shard, sessions, fetcher)
+    return StatementMaker(readers, settings.statements.directory)
+
+
 def _loops(
     settings: ArchiveSettings,
     store: StatementStore,

@@ -93,6 +93,9 @@ class StatementSettings(BaseModel):
         None, description="Where files are made before they are stored; none for the machine's own place."
     )
     csv_bom: bool = Field(True, description="Whether the CSV begins with the mark that spreadsheets know.")
+    directory: Path | None = Field(
+        None, description="Where files are made before they are stored; on a disk. None for the system's own."
+    )
     sweep_s: float = Field(60.0, ge=0.05, le=3600, description="How often expired files are looked for.")
 
     def limits(self) -> Limits:
