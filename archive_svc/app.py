@@ -63,7 +63,8 @@ async def serve(settings: ArchiveSettings) -> None:
             Limiter(settings.calls_max, settings.calls_queue, name="archive_calls"),
         )
         catalogs = {shard.catalog.shard: shard.catalog for shard in shards}
-        mounts = [rpc.Mount(SERVICE, ArchiveService(catalogs, settings.pacing(), objects))]
+        amenders = statements.amenders_of(settings, objects) if objects is not None else {}
+        mounts = [rpc.Mount(SERVICE, ArchiveService(catalogs, settings.pacing(), objects, amenders))]
         loops = [loop for shard in shards for loop in shard.loops]
         if objects is not None:
             maker = statements.maker_of(settings, objects)

@@ -267,9 +267,11 @@ UPDATE ordermesh.archive_erasures SET not_before = clock_timestamp() + $3, note 
 
 -- name: end_erasure
 -- Note that a user is erased. $1: fence; $2: erasure.
-WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
-UPDATE ordermesh.archive_erasures SET ended_at = clock_timestamp(), note = ''
-  FROM held WHERE erasure_id = $2 AND ended_at IS NULL RETURNING true;
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
+ended AS (UPDATE ordermesh.archive_erasures SET ended_at = clock_timestamp(), note = ''
+            FROM held WHERE erasure_id = $2 AND ended_at IS NULL RETURNING user_id),
+amendments AS (DELETE FROM ordermesh.archive_amendments a USING ended WHERE a.user_id = ended.user_id)
+SELECT true FROM ended;
 
 -- name: begin_restore
 -- Make the tables of a month that comes back. $1: month; $2: fence.

@@ -78,6 +78,12 @@ class StatementTooLarge(OrdermeshError):
     code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_LARGE
 
 
+class ArchivedOrderNotFound(OrdermeshError):
+    """No month that is read from the archive has this order of this user."""
+
+    code, reason = StatusCode.NOT_FOUND, Reason.ORDER_NOT_FOUND
+
+
 class StatementIncomplete(OrdermeshError):
     """What was read for a statement does not add up to what is known of it, so there is no statement."""
 

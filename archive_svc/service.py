@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid5
 
 from archive_svc import wire
-from archive_svc.errors import MonthNotFound, StorageUnavailable, UnknownShard
+from archive_svc.errors import ArchivedOrderNotFound, MonthNotFound, StorageUnavailable, UnknownShard
 from archive_svc.lifecycle import ripe_until
 from archive_svc.rebuild import Rebuilder
 from chassis.errors import DeadlineExceeded, InvalidField, Overloaded, ShardUnavailable
@@ -24,14 +24,22 @@ if TYPE_CHECKING:
 
     from archive_svc.archiver import Pacing
     from archive_svc.catalog import Catalog, MonthView
+    from archive_svc.statement.amending import Amender
     from chassis import rpc
     from chassis.s3 import ObjectStore
 
 
 class ArchiveService:
-    """Implements ordermesh.archive.v1.ArchiveService. catalogs: by shard."""
+    """Implements ordermesh.archive.v1.ArchiveService. catalogs, amenders: by shard; the latter with an S3."""
 
-    def __init__(self, catalogs: Mapping[str, Catalog], pacing: Pacing, objects: ObjectStore | None) -> None:
+    def __init__(
+        self,
+        catalogs: Mapping[str, Catalog],
+        pacing: Pacing,
+        objects: ObjectStore | None,
+        amenders: Mapping[str, Amender],
+    ) -> None:
+        self._amenders = amenders
         self._catalogs = catalogs
         self._pacing = pacing
         self._objects = objects
@@ -93,6 +101,19 @@ class ArchiveService:
                 raise InvalidField.of("request_id", "was used for another user")
             found.append(wire.erased(catalog.shard, erasure))
         return pb.EraseUserResponse(shards=found)
+
+    async def AmendOrder(self, request: pb.AmendOrderRequest, call: rpc.Call) -> pb.AmendOrderResponse:
+        """Note what was found out about an archived order, in the shard whose archive has it."""
+        asked = wire.amend(request)
+        if self._objects is None:
+            raise StorageUnavailable
+        for shard, amender in self._amenders.items():
+            found = await amender.amend(asked, id_in(asked.request_id, shard), call.subject.name)
+            if found is not None:
+                return pb.AmendOrderResponse(
+                    shard=found.shard, status=found.status, amendment_count=found.amendments
+                )
+        raise ArchivedOrderNotFound(order_id=request.order_id)
 
     async def RebuildCatalog(
         self, request: pb.RebuildCatalogRequest, call: rpc.Call

@@ -10,6 +10,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from archive_svc.lifecycle import REACHES, State
+from archive_svc.statement.amendments import Amend
 from chassis.errors import InvalidField, Violation
 from chassis.ids import USER_ID_PATTERN
 from ordermesh.archive.v1 import archive_service_pb2 as pb
@@ -129,6 +130,43 @@ def erase(request: pb.EraseUserRequest) -> Erase:
     if wrong or request_id is None:
         raise InvalidField(*wrong)
     return Erase(request_id, request.user_id, request.shard, request.reason)
+
+
+def amend(request: pb.AmendOrderRequest) -> Amend:
+    """Check a wish to amend an order.
+
+    Raises: InvalidField with every wrong field.
+    """
+    wrong = [*why(request.reason)]
+    request_id, order_id = _uuid(request.request_id), _uuid(request.order_id)
+    if request_id is None:
+        wrong.append(Violation("request_id", "must be a UUID"))
+    if order_id is None:
+        wrong.append(Violation("order_id", "must be the id of an order"))
+    if not USER_ID_PATTERN.fullmatch(request.user_id):
+        wrong.append(Violation("user_id", "must be a user id"))
+    if not 1 <= len(request.note) <= REASON_CHARS_MAX:
+        wrong.append(Violation("note", f"must have 1 to {REASON_CHARS_MAX} characters"))
+    changes = {
+        name: getattr(request, name) for name in ("upstream_ref", "description") if request.HasField(name)
+    }
+    wrong += [
+        Violation(name, f"must have {REASON_CHARS_MAX} characters at most")
+        for name, text in changes.items()
+        if len(text) > REASON_CHARS_MAX
+    ]
+    if request.succeeded:
+        changes["status"] = "SUCCESS"
+        if not changes.get("upstream_ref"):
+            wrong.append(Violation("upstream_ref", "must say by what the order succeeded"))
+    wrong += [
+        Violation(name, "must not hold a NUL character")
+        for name, text in (("note", request.note), *changes.items())
+        if "\0" in text
+    ]
+    if wrong or request_id is None or order_id is None:
+        raise InvalidField(*wrong)
+    return Amend(request_id, request.user_id, order_id, request.note, request.reason, changes)
 
 
 def erased(shard: str, erasure: Erasure) -> pb.EraseUserResponse.Shard:

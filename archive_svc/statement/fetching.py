@@ -61,6 +61,15 @@ class Leg:
     groups: range
 
 
+class SegmentGone(Exception):
+    """A segment that the catalog named is not in S3 as it was; another may have taken its place since."""
+
+    def __init__(self, key: str, what: str) -> None:
+        super().__init__(f"{key}: {what}")
+        self.key = key
+        self.what = what
+
+
 class _Wanted(NamedTuple):
     """One request. group: None for the footer."""
 
@@ -83,7 +92,7 @@ class Fetcher:
     async def rows(self, user_id: str, legs: Sequence[Leg], read: Read) -> AsyncGenerator[list[Row], None]:
         """His orders in these legs, a row group at a time, in the order of the legs.
 
-        Raises: StatementIncomplete when a segment is not what was proven; StorageUnavailable.
+        Raises: StatementIncomplete when a segment is not what was proven; SegmentGone; StorageUnavailable.
         """
         wanted = [each for leg in legs if leg.groups for each in _requests(leg)]
         footer = b""
@@ -155,8 +164,10 @@ class Fetcher:
     async def _asked(self, stored: Stored, place: Range) -> bytes:
         try:
             return await self._store.read(stored, first_byte=place.offset, size_bytes=place.size_bytes)
-        except (ObjectNotFound, ObjectChanged, ObjectDamaged) as gone:
-            raise StatementIncomplete(key=stored.key, what=type(gone).__name__) from gone
+        except (ObjectNotFound, ObjectChanged) as gone:
+            raise SegmentGone(stored.key, type(gone).__name__) from gone
+        except ObjectDamaged as damaged:
+            raise StatementIncomplete(key=stored.key, what=type(damaged).__name__) from damaged
         except S3Error as failed:
             raise StorageUnavailable from failed
 

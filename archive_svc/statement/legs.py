@@ -8,25 +8,29 @@ at the catalog finds out. So an order is read once or the reading fails, whateve
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, aclosing
+from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from archive_svc.errors import OrdersMoved, StatementIncomplete
 from archive_svc.segment import Facts
-from archive_svc.statement.fetching import Leg, Read
+from archive_svc.statement.amendments import Amendment, amended, by_order
+from archive_svc.statement.fetching import Leg, Read, SegmentGone
 from archive_svc.statement.plan import Piece, pieces
 from archive_svc.statement.rows import Row, select_list
 from chassis import pg
 from chassis.errors import StaleRoute
+from chassis.ids import id_time
 from chassis.s3 import Stored
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-    from datetime import date
+    from datetime import date, datetime
     from uuid import UUID
 
     from archive_svc.statement.fetching import Fetcher
     from archive_svc.statement.wish import Wanted
+    from chassis.errors import OrdermeshError
     from chassis.pg import Session
 
     Sessions = Callable[[], AbstractAsyncContextManager[Session]]
@@ -59,33 +63,76 @@ class ShardReader:
         Raises: StaleRoute when the shard does not own one of the buckets; OrdersMoved; StatementIncomplete;
         StorageUnavailable; what chassis.pg raises.
         """
+        try:
+            async with self._sessions() as session, aclosing(self._rows(session, wanted, read)) as batches:
+                async for batch in batches:
+                    yield batch
+        except SegmentGone as gone:
+            raise await self._why(gone) from gone
+
+    async def archived_order(self, user_id: str, order_id: UUID) -> tuple[Row, int] | None:
+        """One order with its amendments, and how many these are; None when no segment has it.
+
+        Raises: as `rows`.
+        """
+        at = id_time(order_id)
+        instant = (at, at + timedelta(microseconds=1))
+        try:
+            async with self._sessions() as session, session.snapshot():
+                months = await self._archived(session, *instant)
+                amendments = await self._amendments(session, user_id, *instant)
+                run = [piece for piece in pieces(*instant, months) if piece.is_archived]
+                legs = await self._legs(session, user_id, run, months)
+                async with aclosing(self._fetcher.rows(user_id, legs, Read())) as batches:
+                    found = [row async for batch in batches for row in batch if row.order_id == str(order_id)]
+        except SegmentGone as gone:
+            raise await self._why(gone) from gone
+        mine = amendments.get(str(order_id), [])
+        return (amended(found[0], mine), len(mine)) if found else None
+
+    async def _why(self, gone: SegmentGone) -> OrdermeshError:
+        """What it means that a segment is gone: another has its place by now, or it is lost."""
+        async with self._sessions() as session:
+            if await session.fetchval(QUERIES.gone, gone.key):
+                return OrdersMoved(shard=self.shard, key=gone.key)
+        return StatementIncomplete(shard=self.shard, key=gone.key, what=gone.what)
+
+    async def _rows(self, session: Session, wanted: Wanted, read: Read) -> AsyncGenerator[list[Row], None]:
+        user_id, period = wanted.user_id, (wanted.since, wanted.until)
         buckets = list(wanted.placements[self.shard])
         hot: list[date] = []
-        async with self._sessions() as session:
-            async with session.snapshot():
-                await session.execute(QUERIES.keep_attached)
-                if (stale := await session.fetchval(QUERIES.stale, buckets)) is not None:
-                    raise StaleRoute(**{name: fact for name, fact in stale.items() if fact is not None})
-                months = await self._archived(session, wanted)
-                plan = pieces(wanted.since, wanted.until, months)
-                for is_archived, some in groupby(plan, key=lambda piece: piece.is_archived):
-                    run = list(some)
-                    if is_archived:
-                        legs = await self._legs(session, wanted, run, months)
-                        found = self._fetcher.rows(wanted.user_id, legs, read)
-                    else:
-                        hot += [piece.month for piece in run]
-                        found = self._hot(session, wanted.user_id, buckets, run)
-                    async with aclosing(found) as batches:
-                        async for batch in batches:
-                            read.rows += len(batch)
+        async with session.snapshot():
+            await session.execute(QUERIES.keep_attached)
+            if (stale := await session.fetchval(QUERIES.stale, buckets)) is not None:
+                raise StaleRoute(**{name: fact for name, fact in stale.items() if fact is not None})
+            months = await self._archived(session, *period)
+            amendments = await self._amendments(session, user_id, *period)
+            for is_archived, some in groupby(pieces(*period, months), key=lambda piece: piece.is_archived):
+                run = list(some)
+                if is_archived:
+                    legs = await self._legs(session, user_id, run, months)
+                    found = self._fetcher.rows(user_id, legs, read)
+                else:
+                    hot += [piece.month for piece in run]
+                    found = self._hot(session, user_id, buckets, run)
+                async with aclosing(found) as batches:
+                    async for batch in batches:
+                        read.rows += len(batch)
+                        if amendments:
+                            yield [amended(row, amendments.get(row.order_id, ())) for row in batch]
+                        else:
                             yield batch
-            left = await session.fetchval(QUERIES.left, hot)
+        left = await session.fetchval(QUERIES.left, hot)
         if left is not None:
             raise OrdersMoved(shard=self.shard, month=f"{left:%Y-%m}")
 
-    async def _archived(self, session: Session, wanted: Wanted) -> dict[date, UUID]:
-        rows = await session.fetch(QUERIES.archived, wanted.since, wanted.until)
+    async def _amendments(
+        self, session: Session, user_id: str, since: datetime, until: datetime
+    ) -> dict[str, list[Amendment]]:
+        return by_order(await session.fetch(QUERIES.amendments, user_id, since, until))
+
+    async def _archived(self, session: Session, since: datetime, until: datetime) -> dict[date, UUID]:
+        rows = await session.fetch(QUERIES.archived, since, until)
         return {row["month"]: row["archive_id"] for row in rows}
 
     async def _hot(
@@ -100,13 +147,13 @@ class ShardReader:
                     yield [Row(*record) for record in batch]
 
     async def _legs(
-        self, session: Session, wanted: Wanted, run: Sequence[Piece], months: Mapping[date, UUID]
+        self, session: Session, user_id: str, run: Sequence[Piece], months: Mapping[date, UUID]
     ) -> list[Leg]:
         return [
-            self._leg(wanted.user_id, piece, row)
+            self._leg(user_id, piece, row)
             for piece in run
             for row in await session.fetch(
-                QUERIES.segments, months[piece.month], wanted.user_id, piece.since, piece.until
+                QUERIES.segments, months[piece.month], user_id, piece.since, piece.until
             )
         ]
 

@@ -26,6 +26,27 @@ SELECT p.part, p.order_count, s.key, s.version_id, s.etag, s.size_bytes, s.sha25
    AND (p.after_user, p.after_created_at) < ($2::text COLLATE "C", $4::timestamptz)
  ORDER BY p.part;
 
+-- name: amendments
+-- What was found out about a user's orders after they had been archived, the oldest first. $1: user; $2: since; $3: until.
+SELECT order_id::text AS order_id, note, changes FROM ordermesh.archive_amendments
+ WHERE user_id = $1 AND created_at >= $2 AND created_at < $3 ORDER BY amended_at, amendment_id;
+
+-- name: gone
+-- Whether no segment of this key is catalogued any more. $1: key.
+SELECT NOT EXISTS (SELECT FROM ordermesh.archive_segments WHERE key = $1);
+
+-- name: amend
+-- Note an amendment of an order of a month that is read from its segments; nothing when it is none by now, or was noted before.
+-- $1: amendment; $2: order; $3: user; $4: created_at; $5: note; $6: changes; $7: actor; $8: reason.
+INSERT INTO ordermesh.archive_amendments (amendment_id, order_id, user_id, created_at, note, changes, actor, reason, amended_at)
+SELECT $1, $2, $3, $4::timestamptz, $5, $6, $7, $8, clock_timestamp() FROM ordermesh.archive_months m
+ WHERE m.begins_at <= $4 AND m.ends_at > $4 AND m.committed_at IS NOT NULL
+ON CONFLICT (amendment_id) DO NOTHING;
+
+-- name: amended
+-- The order that an amendment is of. $1: amendment.
+SELECT order_id FROM ordermesh.archive_amendments WHERE amendment_id = $1;
+
 -- name: hot
 -- A user's orders of a piece that the tables hold. Buckets that were moved away may still have rows here; that test hides in a CASE,
 -- because the planner takes it for selective, and would sort all of a user's orders. {columns}: as `rows` says.

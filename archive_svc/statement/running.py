@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+from archive_svc.statement.amending import Amender
 from archive_svc.statement.fetching import Fetcher
 from archive_svc.statement.legs import SESSION, ShardReader
 from archive_svc.statement.maker import StatementMaker
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from archive_svc.settings import ArchiveSettings
+    from archive_svc.statement.legs import Sessions
     from archive_svc.statement.wish import Maker
     from chassis.s3 import ObjectStore
     from chassis.supervise import Loop
@@ -51,19 +53,28 @@ def maker_of(settings: ArchiveSettings, objects: ObjectStore) -> Maker:
     """Who makes the statements of every shard; nothing connects before there is one to make."""
     fetcher = Fetcher(objects)
     readers = {
-        shard: ShardReader(
-            shard,
-            partial(
-                pg.open_session,
-                pg.PgSettings(dsn=dsn.get_secret_value(), session=SESSION),
-                name=f"statement-{shard}",
-            ),
-            fetcher,
-        )
-        for shard, dsn in settings.shards.items()
+        shard: ShardReader(shard, sessions, fetcher) for shard, sessions in _sessions(settings).items()
     }
     wanted = settings.statements
     return StatementMaker(readers, wanted.work_dir, bom=wanted.csv_bom)
+
+
+def amenders_of(settings: ArchiveSettings, objects: ObjectStore) -> dict[str, Amender]:
+    """Who amends the archived orders of each shard; nothing connects before there is one to amend."""
+    fetcher = Fetcher(objects)
+    return {shard: Amender(shard, sessions, fetcher) for shard, sessions in _sessions(settings).items()}
+
+
+def _sessions(settings: ArchiveSettings) -> dict[str, Sessions]:
+    """How to open a session of a reader, by shard."""
+    return {
+        shard: partial(
+            pg.open_session,
+            pg.PgSettings(dsn=dsn.get_secret_value(), session=SESSION),
+            name=f"statement-{shard}",
+        )
+        for shard, dsn in settings.shards.items()
+    }
 
 
 @asynccontextmanager

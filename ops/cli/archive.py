@@ -35,7 +35,7 @@ _MIB = 1024**2
 _STATES = {number: name.lower() for name, number in Month.State.items()}
 
 app = typer.Typer(
-    help="plan, run, status, verify, thaw, restore, erase, rebuild-catalog, halt, resume.",
+    help="plan, run, status, verify, thaw, restore, erase, amend, rebuild-catalog, halt, resume.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -258,6 +258,48 @@ def erase(
     output.emit(form, answer, output.table("shard", "orders", "all gone", "what it waits for", rows=rows))
     if wait and not all(each.HasField("end_time") for each in answer.shards):
         raise typer.Exit(ExitCode.NO)
+
+
+@app.command()
+def amend(
+    order: Annotated[str, typer.Argument(metavar="ORDER", help="The order's id.")],
+    user: Annotated[str, typer.Option("--user", help="Whose order it is.")],
+    note: Annotated[str, typer.Option("--note", help="What the user is told.")],
+    reason: Why,
+    actor: Actor,
+    request_id: RequestId,
+    state_dir: StateDir,
+    succeeded: Annotated[
+        bool, typer.Option("--succeeded", help="It succeeded although it says FAILED; needs --reference.")
+    ] = False,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="By which the upstream knows the order.")
+    ] = None,
+    description: Annotated[str | None, typer.Option("--description", help="What it was for.")] = None,
+    form: Output = Format.TABLE,
+) -> None:
+    """Note what was found out about an archived order; statements show it. Its segment stays as it is.
+
+    \b
+    Example:
+      ordermesh archive amend ORDER_ID --user alice --note "paid by hand" --reason "case 7"
+    """
+    request = pb.AmendOrderRequest(
+        request_id=str(request_id),
+        user_id=user,
+        order_id=order,
+        note=note,
+        reason=reason,
+        succeeded=succeeded,
+        upstream_ref=reference,
+        description=description,
+    )
+    answer = ask(
+        state_dir,
+        lambda mesh: mesh.archive.AmendOrder(request, timeout=TIMEOUT_S, metadata=spoken_by(actor)),
+    )
+    rows = [(answer.shard, order, answer.status, str(answer.amendment_count))]
+    output.emit(form, answer, output.table("shard", "order", "status", "amendments", rows=rows))
 
 
 @app.command("rebuild-catalog")

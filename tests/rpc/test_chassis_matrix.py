@@ -63,6 +63,7 @@ EXPECTED = {
         "MoveMonth": "---o",
         "VerifyMonth": "---o",
         "EraseUser": "---o",
+        "AmendOrder": "---o",
         "RebuildCatalog": "---o",
         "HaltArchive": "---o",
     },

@@ -504,6 +504,93 @@ class EraseUserResponse(_message.Message):
 Global___EraseUserResponse: _TypeAlias = EraseUserResponse  # noqa: Y015
 
 @_typing.final
+class AmendOrderRequest(_message.Message):
+    """Says what was found out about an archived order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    UPSTREAM_REF_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID; the same one again notes nothing more."""
+    user_id: _builtins.str
+    """Whose order it is."""
+    order_id: _builtins.str
+    """The order, of a month that is read from the archive."""
+    note: _builtins.str
+    """What the user is told, 1 to 512 characters."""
+    reason: _builtins.str
+    """Why, for the record, 1 to 512 characters."""
+    succeeded: _builtins.bool
+    """Whether it succeeded, although it says FAILED; `upstream_ref` says by what."""
+    upstream_ref: _builtins.str
+    """The reference by which the upstream knows it, up to 512 characters; unset when it stays."""
+    description: _builtins.str
+    """What it was for, up to 512 characters; unset when it stays."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        succeeded: _builtins.bool = ...,
+        upstream_ref: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_upstream_ref", b"_upstream_ref", "description", b"description", "upstream_ref", b"upstream_ref"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_upstream_ref", b"_upstream_ref", "description", b"description", "note", b"note", "order_id", b"order_id", "reason", b"reason", "request_id", b"request_id", "succeeded", b"succeeded", "upstream_ref", b"upstream_ref", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__upstream_ref: _TypeAlias = _typing.Literal["upstream_ref"]  # noqa: Y015
+    _WhichOneofArgType__upstream_ref: _TypeAlias = _typing.Literal["_upstream_ref", b"_upstream_ref"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__upstream_ref) -> _WhichOneofReturnType__upstream_ref | None: ...
+
+Global___AmendOrderRequest: _TypeAlias = AmendOrderRequest  # noqa: Y015
+
+@_typing.final
+class AmendOrderResponse(_message.Message):
+    """It is noted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    AMENDMENT_COUNT_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """The shard whose archive has the order."""
+    status: _builtins.str
+    """The status that is told from now on."""
+    amendment_count: _builtins.int
+    """How often it was amended."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+        status: _builtins.str = ...,
+        amendment_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amendment_count", b"amendment_count", "shard", b"shard", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AmendOrderResponse: _TypeAlias = AmendOrderResponse  # noqa: Y015
+
+@_typing.final
 class RebuildCatalogRequest(_message.Message):
     """Asks for the catalog of one shard."""
 

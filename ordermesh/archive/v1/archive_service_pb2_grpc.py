@@ -58,6 +58,11 @@ class ArchiveServiceStub:
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserResponse.FromString,
                 _registered_method=True)
+        self.AmendOrder = channel.unary_unary(
+                '/ordermesh.archive.v1.ArchiveService/AmendOrder',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderResponse.FromString,
+                _registered_method=True)
         self.RebuildCatalog = channel.unary_unary(
                 '/ordermesh.archive.v1.ArchiveService/RebuildCatalog',
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogRequest.SerializeToString,
@@ -116,6 +121,16 @@ class ArchiveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AmendOrder(self, request, context):
+        """Notes what was found out about an order after it was archived. Its segment stays; whoever reads the order is told.
+
+        A success stays one. For operators. Refuses with INVALID_FIELD, ORDER_NOT_FOUND, STATEMENT_INCOMPLETE, SHARD_UNAVAILABLE or
+        STORAGE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RebuildCatalog(self, request, context):
         """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
 
@@ -156,6 +171,11 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
                     servicer.EraseUser,
                     request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserRequest.FromString,
                     response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserResponse.SerializeToString,
+            ),
+            'AmendOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.AmendOrder,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderResponse.SerializeToString,
             ),
             'RebuildCatalog': grpc.unary_unary_rpc_method_handler(
                     servicer.RebuildCatalog,
@@ -280,6 +300,33 @@ class ArchiveService:
             '/ordermesh.archive.v1.ArchiveService/EraseUser',
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserRequest.SerializeToString,
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.EraseUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AmendOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.ArchiveService/AmendOrder',
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderResponse.FromString,
             options,
             channel_credentials,
             insecure,

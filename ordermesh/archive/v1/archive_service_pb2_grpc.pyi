@@ -60,6 +60,12 @@ class ArchiveServiceStub:
     The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
     SHARD_UNAVAILABLE.
     """
+    AmendOrder: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.AmendOrderRequest, _archive_service_pb2.AmendOrderResponse]
+    """Notes what was found out about an order after it was archived. Its segment stays; whoever reads the order is told.
+
+    A success stays one. For operators. Refuses with INVALID_FIELD, ORDER_NOT_FOUND, STATEMENT_INCOMPLETE, SHARD_UNAVAILABLE or
+    STORAGE_UNAVAILABLE.
+    """
     RebuildCatalog: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]
     """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
 
@@ -102,6 +108,12 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
 
     The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
     SHARD_UNAVAILABLE.
+    """
+    AmendOrder: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.AmendOrderRequest, _archive_service_pb2.AmendOrderResponse]  # type: ignore[assignment]
+    """Notes what was found out about an order after it was archived. Its segment stays; whoever reads the order is told.
+
+    A success stays one. For operators. Refuses with INVALID_FIELD, ORDER_NOT_FOUND, STATEMENT_INCOMPLETE, SHARD_UNAVAILABLE or
+    STORAGE_UNAVAILABLE.
     """
     RebuildCatalog: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]  # type: ignore[assignment]
     """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
@@ -166,6 +178,18 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
         SHARD_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def AmendOrder(
+        self,
+        request: _archive_service_pb2.AmendOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_service_pb2.AmendOrderResponse, _abc.Awaitable[_archive_service_pb2.AmendOrderResponse]]:
+        """Notes what was found out about an order after it was archived. Its segment stays; whoever reads the order is told.
+
+        A success stays one. For operators. Refuses with INVALID_FIELD, ORDER_NOT_FOUND, STATEMENT_INCOMPLETE, SHARD_UNAVAILABLE or
+        STORAGE_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

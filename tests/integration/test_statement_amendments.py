@@ -1,0 +1,188 @@
+"""What is found out about an order after it was archived is noted, told, and goes with its user."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID, uuid4
+from zipfile import ZipFile
+
+import pytest
+
+from archive_svc.errors import ArchivedOrderNotFound, OrdersMoved, StatementIncomplete
+from archive_svc.lifecycle import State
+from archive_svc.service import ArchiveService
+from archive_svc.statement.amending import Amender
+from archive_svc.statement.fetching import Fetcher
+from archive_svc.statement.legs import SESSION
+from archive_svc.statement.maker import StatementMaker
+from archive_svc.statement.rows import Row
+from chassis import pg
+from chassis.errors import InvalidField, OrdermeshError
+from ordermesh.archive.v1 import archive_service_pb2 as pb
+from tests.archiving import AUGUST, PACING, Archive, fill, opened
+from tests.buckets import Place
+from tests.conftest import DatabaseFactory
+from tests.inprocess_s3 import InProcessS3
+from tests.papers import known_rows, reader, rows_of, wanted
+
+USERS = ("user.a", "user.b")
+CALL = cast("Any", SimpleNamespace(deadline=time.monotonic() + 3600, subject=SimpleNamespace(name="ops:ann")))
+
+
+@pytest.fixture
+async def archive(shard_database: DatabaseFactory) -> AsyncIterator[Archive]:
+    async with (
+        InProcessS3.serving() as server,
+        opened(await shard_database(), Place.of(server)) as ready,
+    ):
+        await fill(ready.database, 80, AUGUST, seed=1, users=USERS)
+        yield ready
+
+
+def service(archive: Archive) -> ArchiveService:
+    settings = pg.PgSettings(dsn=archive.database.dsn, session=SESSION)
+    sessions = partial(pg.open_session, settings, name="amender")
+    amenders = {"s1": Amender("s1", sessions, Fetcher(archive.store))}
+    return ArchiveService({"s1": archive.catalog}, PACING, archive.store, amenders)
+
+
+def wish(row: Row, **fields: Any) -> pb.AmendOrderRequest:
+    told = {"request_id": str(uuid4()), "user_id": "user.a", "order_id": row.order_id}
+    return pb.AmendOrderRequest(**(told | {"note": "paid by hand", "reason": "case 7"} | fields))
+
+
+async def statement(archive: Archive) -> dict[str, Row]:
+    rows = await rows_of([reader(archive.database.dsn, archive.store)], wanted("user.a"))
+    return {row.order_id: row for row in rows}
+
+
+async def test_an_amendment_is_told_with_its_order_and_nothing_else_changes(
+    archive: Archive, tmp_path: Path
+) -> None:
+    known = (await known_rows(archive))["user.a"]
+    failed = next(row for row in known if row.status == "FAILED")
+    await archive.want(AUGUST)
+    await archive.work()
+    answers = service(archive)
+    first = wish(failed, succeeded=True, upstream_ref="by-hand-1", note="=paid")
+    answer = await answers.AmendOrder(first, CALL)
+    assert answer == pb.AmendOrderResponse(shard="s1", status="SUCCESS", amendment_count=1)
+    assert await answers.AmendOrder(first, CALL) == answer, "the same request notes nothing more"
+    second = await answers.AmendOrder(wish(failed, description="a lamp", note="it was a lamp"), CALL)
+    assert (second.status, second.amendment_count) == ("SUCCESS", 2)
+
+    told = await statement(archive)
+    assert told.pop(failed.order_id) == failed._replace(
+        status="SUCCESS",
+        upstream_ref="by-hand-1",
+        failure_reason="",
+        description="a lamp",
+        note="=paid; it was a lamp",
+    )
+    assert list(told.values()) == [row for row in known if row != failed]
+    maker = StatementMaker({"s1": reader(archive.database.dsn, archive.store)}, tmp_path)
+    bundle = await maker.make(wanted("user.a"), _nobody)
+    assert sum(t.orders for t in bundle.totals if t.status == "SUCCESS") == 1 + sum(
+        row.status == "SUCCESS" for row in known
+    )
+    assert "'=paid; it was a lamp" in ZipFile(bundle.path).read("orders.csv").decode()
+    noted = await archive.rows("SELECT actor, reason FROM ordermesh.archive_amendments")
+    assert {tuple(row) for row in noted} == {("ops:ann", "case 7")}
+
+
+async def _nobody(_: object) -> None:
+    """Hears nothing."""
+
+
+async def test_what_is_no_amendment_is_refused(archive: Archive) -> None:
+    known = (await known_rows(archive))["user.a"]
+    success = next(row for row in known if row.status == "SUCCESS")
+    failed = next(row for row in known if row.status == "FAILED")
+    answers = service(archive)
+    with pytest.raises(ArchivedOrderNotFound):
+        await answers.AmendOrder(wish(failed), CALL)
+    await archive.want(AUGUST)
+    await archive.work()
+    for other in (wish(failed, user_id="user.b"), wish(failed._replace(order_id=str(UUID(int=7 << 76 | 1))))):
+        with pytest.raises(ArchivedOrderNotFound):
+            await answers.AmendOrder(other, CALL)
+    used = wish(failed)
+    await answers.AmendOrder(used, CALL)
+    for wrong, field in (
+        (wish(success, succeeded=True, upstream_ref="x"), "succeeded"),
+        (wish(success, upstream_ref=""), "upstream_ref"),
+        (wish(failed, succeeded=True), "upstream_ref"),
+        (wish(failed, note=""), "note"),
+        (wish(failed, note="a\0b"), "note"),
+        (wish(failed, reason=""), "reason"),
+        (wish(failed, description="x" * 513), "description"),
+        (wish(failed, order_id="x"), "order_id"),
+        (wish(failed, user_id="a b"), "user_id"),
+        (wish(failed, request_id="1"), "request_id"),
+        (wish(success, request_id=used.request_id), "request_id"),
+    ):
+        with pytest.raises(InvalidField) as refused:
+            await answers.AmendOrder(wrong, CALL)
+        assert [violation.field for violation in refused.value.violations] == [field]
+    assert await archive.value("SELECT count(*) FROM ordermesh.archive_amendments") == 1
+
+
+async def test_the_table_itself_lets_no_success_become_a_failure(archive: Archive) -> None:
+    row = (await known_rows(archive))["user.a"][0]
+    await archive.want(AUGUST, State.COMMITTED)
+    await archive.work()
+    for changes in ({"status": "FAILED"}, {"status": "SUCCESS"}, {"amount_minor": "1"}):
+        with pytest.raises(OrdermeshError):
+            await archive.shard.execute(
+                "INSERT INTO ordermesh.archive_amendments SELECT $1, $2, 'user.a', ordermesh.id_time($2), "
+                "'n', $3, 'a', 'r', now()",
+                *(uuid4(), UUID(row.order_id), changes),
+            )
+
+
+async def test_who_is_erased_takes_his_amendments_along(archive: Archive) -> None:
+    known = await known_rows(archive)
+    await archive.want(AUGUST)
+    await archive.work()
+    answers = service(archive)
+    for user_id in USERS:
+        await answers.AmendOrder(wish(known[user_id][0], user_id=user_id), CALL)
+    erase = pb.EraseUserRequest(request_id=str(uuid4()), user_id="user.a", reason="asked for it")
+    await answers.EraseUser(erase, CALL)
+    await archive.work()
+    assert (await answers.EraseUser(erase, CALL)).shards[0].HasField("end_time")
+    assert await statement(archive) == {}
+    left = await archive.rows("SELECT user_id FROM ordermesh.archive_amendments")
+    assert [row["user_id"] for row in left] == ["user.b"]
+
+
+async def test_a_segment_that_another_took_the_place_of_is_read_again_and_a_lost_one_is_not_told(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = await known_rows(archive)
+    await archive.want(AUGUST)
+    await archive.work()
+    answers = service(archive)
+    erase = pb.EraseUserRequest(request_id=str(uuid4()), user_id="user.b", reason="asked for it")
+    asked = reader(archive.database.dsn, archive.store)
+    legs_of = asked._legs
+
+    async def while_another_is_erased(*args: Any) -> Any:
+        legs = await legs_of(*args)
+        await answers.EraseUser(erase, CALL)
+        await archive.work()
+        return legs
+
+    monkeypatch.setattr(asked, "_legs", while_another_is_erased)
+    with pytest.raises(OrdersMoved):
+        await rows_of([asked], wanted("user.a"))
+    assert list((await statement(archive)).values()) == known["user.a"]
+    for segment in await archive.segments():
+        await archive.store.delete(segment.stored)
+    with pytest.raises(StatementIncomplete):
+        await statement(archive)
