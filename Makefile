@@ -13,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-header --no-emit-index-url --no-annotate
 ARGS ?=
 
-.PHONY: help setup demo up down test check format docs proto proto-release lock clean
+.PHONY: help setup demo up down test nightly check format docs proto proto-release lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ down: setup ## Stop the local stack
 test: setup ## Run the tests (ARGS="-k name" to choose)
 	-@$(BIN)/python -m ops.artifacts
 	@$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+nightly: setup ## Run what chance finds for longer than `make test` has time for
+	@STATEMENT_TWIN_EXAMPLES=1000 $(BIN)/python -m pytest tests/model/test_statement_twin.py $(ARGS)
 
 check: setup ## Lint, types, import directions, protos, fresh stubs
 	@$(BIN)/ruff check

@@ -11,8 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from archive_svc.lifecycle import REACHES, State
 from archive_svc.statement.amendments import Amend
-from chassis.errors import InvalidField, Violation
-from chassis.ids import USER_ID_PATTERN
+from chassis.errors import InvalidField, OrderIdInvalid, Violation
+from chassis.ids import USER_ID_PATTERN, parse_order_id
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def amend(request: pb.AmendOrderRequest) -> Amend:
     Raises: InvalidField with every wrong field.
     """
     wrong = [*why(request.reason)]
-    request_id, order_id = _uuid(request.request_id), _uuid(request.order_id)
+    request_id, order_id = _uuid(request.request_id), _order_id(request.order_id)
     if request_id is None:
         wrong.append(Violation("request_id", "must be a UUID"))
     if order_id is None:
@@ -194,6 +194,13 @@ def _time(at: datetime | None) -> Timestamp | None:
 
 def _reach(number: int) -> State | None:
     return next((each for each in REACHES if pb.Month.State.Value(each) == number), None)
+
+
+def _order_id(text: str) -> UUID | None:
+    try:
+        return parse_order_id(text)
+    except OrderIdInvalid:
+        return None
 
 
 def _uuid(text: str) -> UUID | None:

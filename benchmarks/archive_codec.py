@@ -287,7 +287,9 @@ def main() -> None:
     if wanted.no_write:
         print(text)
     else:
-        RESULTS.write_text(text, encoding="utf-8")
+        # Below it stands what `benchmarks.archive_statements` wrote.
+        _, heading, below = RESULTS.read_text(encoding="utf-8").partition("\n# Statements\n")
+        RESULTS.write_text(text + heading + below, encoding="utf-8")
         print(f"wrote {RESULTS}")
 
 

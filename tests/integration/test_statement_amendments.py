@@ -108,7 +108,10 @@ async def test_what_is_no_amendment_is_refused(archive: Archive) -> None:
         await answers.AmendOrder(wish(failed), CALL)
     await archive.want(AUGUST)
     await archive.work()
-    for other in (wish(failed, user_id="user.b"), wish(failed._replace(order_id=str(UUID(int=7 << 76 | 1))))):
+    for other in (
+        wish(failed, user_id="user.b"),
+        wish(failed._replace(order_id=str(UUID(int=7 << 76 | 2 << 62 | 1)))),
+    ):
         with pytest.raises(ArchivedOrderNotFound):
             await answers.AmendOrder(other, CALL)
     used = wish(failed)
@@ -122,6 +125,7 @@ async def test_what_is_no_amendment_is_refused(archive: Archive) -> None:
         (wish(failed, reason=""), "reason"),
         (wish(failed, description="x" * 513), "description"),
         (wish(failed, order_id="x"), "order_id"),
+        (wish(failed, order_id="ffffffff-ffff-4fff-bfff-ffffffffffff"), "order_id"),
         (wish(failed, user_id="a b"), "user_id"),
         (wish(failed, request_id="1"), "request_id"),
         (wish(success, request_id=used.request_id), "request_id"),

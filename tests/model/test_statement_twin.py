@@ -144,7 +144,7 @@ async def world_of(stack: AsyncExitStack, databases: Databases) -> World:
     return World(archive, await known_rows(archive))
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600 + 10 * EXAMPLES)
 def test_a_statement_is_that_of_a_shard_from_which_nothing_was_archived(
     databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
