@@ -31,7 +31,7 @@ $(STAMP): $(LOCKS) pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: setup ## Run everything here: an order, a kill -9, the recovery, a dead letter
+demo: setup ## Run everything here: a kill -9, a dead letter, old months to S3, a statement
 	@$(BIN)/ordermesh demo $(ARGS)
 
 up: setup ## Start the local stack in the background (ARGS="--port-base 0" for free ports)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from google.longrunning import operations_pb2
     from google.protobuf.timestamp_pb2 import Timestamp
 
-StateName = Literal["WAITING", "PLANNING", "READING", "RENDERING", "READY", "FAILED", "CANCELLED", "EXPIRED"]
+StateName = Literal[
+    "WAITING", "PLANNING", "READING", "RENDERING", "STORING", "READY", "FAILED", "CANCELLED", "EXPIRED"
+]
 FormatName = Literal["CSV", "PDF"]
 OVER = frozenset({"READY", "FAILED", "CANCELLED", "EXPIRED"})
 
@@ -138,16 +140,7 @@ def page(answer: pb.ListStatementsResponse) -> StatementPage:
     )
 
 
-_STATES: dict[int, StateName] = {
-    pb.Statement.WAITING: "WAITING",
-    pb.Statement.PLANNING: "PLANNING",
-    pb.Statement.READING: "READING",
-    pb.Statement.RENDERING: "RENDERING",
-    pb.Statement.READY: "READY",
-    pb.Statement.FAILED: "FAILED",
-    pb.Statement.CANCELLED: "CANCELLED",
-    pb.Statement.EXPIRED: "EXPIRED",
-}
+_STATES: dict[int, StateName] = {pb.Statement.State.Value(name): name for name in get_args(StateName)}
 _FORMATS: dict[int, FormatName] = {pb.StatementWish.CSV: "CSV", pb.StatementWish.PDF: "PDF"}
 
 

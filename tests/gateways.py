@@ -99,7 +99,10 @@ class Statements:
         self.calls.append(call)
         key = (request.user_id, request.request_id)
         if key not in self.by_request:
-            if any(t.user_id == request.user_id and t.state < 5 for t in self.made.values()):
+            if any(
+                t.user_id == request.user_id and t.state < statements.Statement.READY
+                for t in self.made.values()
+            ):
                 raise Running
             told = statements.Statement(
                 statement_id=str(uuid.uuid4()), user_id=request.user_id, wish=request.wish, month_count=3

@@ -15,7 +15,7 @@ from ops.cli.root import Entry, Root
 
 COMMANDS = (
     Entry("Local stack", "dev", "ops.cli.dev:dev", "Run everything on this machine until Ctrl-C."),
-    Entry("Local stack", "demo", "ops.cli.demo:demo", "Show the whole platform in less than a minute."),
+    Entry("Local stack", "demo", "ops.cli.demo:demo", "Show the whole platform in two minutes."),
     Entry("Local stack", "down", "ops.cli.dev:down", "Stop the stack; its data stays."),
     Entry(
         "Local stack",

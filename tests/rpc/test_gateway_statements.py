@@ -95,6 +95,15 @@ async def test_nobody_sees_a_statement_of_somebody_else(rest):
     assert rest.mesh.statements.calls[0].subject.name == "alice"
 
 
+async def test_every_state_of_the_mesh_can_be_said(rest):
+    made = (await asked(rest)).json()["statementId"]
+    for number in Statement.State.values():
+        if number:
+            rest.mesh.statements.made[made].state = number
+            found = await rest.get(f"/v1/statements/{made}")
+            assert (found.status_code, found.json()["state"]) == (200, Statement.State.Name(number))
+
+
 async def test_statements_are_listed_and_ended(rest):
     made = (await asked(rest)).json()["statementId"]
     page = await rest.get("/v1/statements?pageSize=5")

@@ -1,0 +1,1 @@
+"""The guided story of `ordermesh demo`, chapter by chapter, on real processes."""
