@@ -153,6 +153,11 @@ class ReadInfo(Strict):
         description="Orders shown as they are now, since the read model has not their last change."
     )
     read_model_asked: bool = Field(description="Whether the read model was searched.")
+    archived_before_time: datetime | None = Field(
+        None,
+        description="On the last page: what was created before this time is archived and not listed. Absent"
+        " where nothing is, or where nothing as old was asked for.",
+    )
 
 
 class OrderPage(Strict):
@@ -164,6 +169,9 @@ class OrderPage(Strict):
     unreachable: list[str] = Field(
         description="Stores that could not be asked, such as `shards/s1` or `read-model`. The page is"
         " complete all the same, unless `partial` allowed otherwise."
+    )
+    hint: str | None = Field(
+        None, description="What to do for what is not listed: ask for a statement of archived orders."
     )
 
 
@@ -294,11 +302,16 @@ def order(message: order_pb2.Order) -> Order:
 
 def page(message: history_service_pb2.ListOrdersResponse) -> OrderPage:
     """A page as JSON shows it."""
+    read_info = _read_info(message.read_info)
+    archived = read_info.archived_before_time
     return OrderPage.model_construct(
         orders=[order(one) for one in message.orders],
         next_page_token=message.next_page_token or None,
-        read_info=_read_info(message.read_info),
+        read_info=read_info,
         unreachable=list(message.unreachable),
+        hint=f"Orders from before {archived:%Y-%m-%d} are archived; ask for a statement."
+        if archived
+        else None,
     )
 
 
@@ -312,6 +325,9 @@ def _read_info(message: history_service_pb2.ReadInfo) -> ReadInfo:
         index_lag_seconds=lag,
         overlay_count=message.overlay_count,
         read_model_asked=message.read_model_asked,
+        archived_before_time=_instant(message.archived_before_time)
+        if message.HasField("archived_before_time")
+        else None,
     )
 
 

@@ -119,6 +119,7 @@ def _part(
         indices=[_index(index, facts.ours) for index in part.catalog.indices],
         unreliable=part.why_unreliable(),
         hot_count=len(part.recent),
+        archived_before_time=None if part.archived_to == OLDEST else wire.stamp(part.archived_to),
     )
 
 

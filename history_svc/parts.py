@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from history_svc.page import OLDEST
 from history_svc.position import Position
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ShardPart:
     changes:    how many changes were looked through to find them.
     log_epoch:  of the shard now; floor: below it the outbox may be gone.
     xmin:       every transaction before this one is in the snapshot.
+    archived_to: what was created before it is archived; OLDEST when nothing is.
     lag:        of the replica that answered; none for a primary.
     at:         when it was read, by the database's clock.
     """
@@ -57,8 +59,21 @@ class ShardPart:
     floor: Position | None
     catalog: ShardCatalog
     xmin: int
+    archived_to: datetime
     lag: timedelta | None
     at: datetime
+
+    def above(self, floor: datetime) -> ShardPart:
+        """The part without what was created before `floor`, which an archive has: complete down to there."""
+        if floor == OLDEST:
+            return self
+        end = self.changed_down_to
+        return replace(
+            self,
+            recent=tuple(row for row in self.recent if row.key.created_at >= floor),
+            changed=tuple(row for row in self.changed if row.key.created_at >= floor),
+            changed_down_to=None if end is None or end.created_at < floor else end,
+        )
 
     @property
     def as_of(self) -> datetime:

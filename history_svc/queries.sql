@@ -2,7 +2,8 @@
 
 -- name: page_of_shard
 -- One shard's part of a page, all of one snapshot: whether it may speak at all, how far the read model has the user's streams,
--- recent rows, and the current rows of the orders that changed after that. The first row is of part `meta`, always; it has
+-- recent rows, and the current rows of the orders that changed after that, with those of archived months where their tables are
+-- still there, and where the archive ends. The first row is of part `meta`, always; it has
 -- `stale` set when a bucket is not owned here at the epoch the proxy knows: then there is no list, not a short one.
 -- $1 buckets, $2 their epochs, $3 user, $4 not before, $5 $6 before, $7 recent rows are not older than this, $8 how many of
 -- them, $9 whether changes are wanted, $10 how many changed orders, $11 how many changes are looked at, $12 catalog version known.
@@ -59,6 +60,7 @@ SELECT 'meta' AS part,
            'marks', (SELECT json_agg(json_build_array(stream_partition, log_epoch, xid::text, seq,
                                                       extract(epoch FROM nullif(source_at, '-infinity')))) FROM marks),
            'floor', (SELECT json_build_array(log_epoch, xid::text) FROM outbox_floor),
+           'archived_to', extract(epoch FROM nullif(ordermesh.archive_floor(), '-infinity')),
            'catalog_version', (SELECT version FROM projection_catalog),
            'catalog', CASE WHEN (SELECT version FROM projection_catalog) <> $12 THEN
                (SELECT coalesce(json_agg(json_build_array(month, generation, index_name, cluster_uuid, index_uuid, state)
@@ -92,9 +94,10 @@ SELECT 'changed', NULL, o.*
  WHERE NOT EXISTS (SELECT FROM stale);
 
 -- name: marks_of_shard
--- How far the read model has a shard, and what stands in its catalog; for searches over all users. One row.
+-- How far the read model has a shard, what stands in its catalog, and where its archive ends; for searches over all users. One row.
 SELECT (SELECT min(source_at) FROM watermarks) AS source_at,
        (SELECT count(*) FROM watermarks) = (SELECT partition_count FROM shard_identity) AS is_whole,
+       nullif(ordermesh.archive_floor(), '-infinity') AS archived_to,
        (SELECT partition_base FROM shard_identity) AS partition_base, (SELECT partition_count FROM shard_identity) AS partition_count,
        (SELECT coalesce(json_agg(json_build_array(month, generation, index_name, cluster_uuid, index_uuid, state)
                                  ORDER BY month, generation), '[]') FROM projection_index) AS catalog;

@@ -1,9 +1,12 @@
 """One page: what the shards say, then what the read model has below, merged.
 
 The order matters. Each shard's watermarks are read in the same statement as the changes after them, and the
-read
-model is searched after that: so whatever the search does not see yet is among the changes. A page never
+read model is searched after that: so whatever the search does not see yet is among the changes. A page never
 depends on where the hot window begins or how far the index lags; both only decide who serves it.
+
+A list ends where the archive of any of its shards begins, as the same statement says: at the greatest of
+their floors. What is below is not shown, wherever it may still be found: in a table that was not detached
+yet, among the changes, in the index, or on a shard that has not archived the month.
 """
 
 from __future__ import annotations
@@ -70,7 +73,8 @@ class Wish:
 class Served:
     """A page and where it came from.
 
-    parts: what the shards said. unreachable: names of stores that could not be asked.
+    parts: what the shards said. unreachable: names of stores that could not be asked. archived_to: the list
+    ends here since what was created before it is archived; none while it goes on, or where nothing is.
     """
 
     page: Page
@@ -81,6 +85,7 @@ class Served:
     asked_read_model: bool
     as_of: datetime | None
     indexed_until: datetime | None
+    archived_to: datetime | None
 
 
 class Reader:
@@ -107,18 +112,24 @@ class Reader:
         # below the page.
         overlay_max = wish.size + 1 if wish.window.filter.is_plain else OVERLAY_MAX
         parts, away = await self._parts(placement, wish, since, wish.size + 1, end, overlay_max=overlay_max)
-        hot = _hot_page(parts, wish, since)
+        floor = max([floor_of(parts), *(self._shards.last_archived_to(shard) for shard in away)])
+        shown, parts = _above(floor, wish, parts)
+        hot = _hot_page(parts, shown, since)
         if hot is not None and not away:
-            return _served(hot, ServedBy.SQL, parts)
+            return _served(hot, ServedBy.SQL, parts, wish, floor)
         unreliable = next((why for part in parts if (why := part.why_unreliable())), "")
         try:
             if unreliable:
                 raise ReadModelUnavailable(because=unreliable)
-            return await self._merged(parts, away, wish, EVER if away else since, end)
+            page, searches = await self._merged(parts, away, shown, EVER if away else since, end)
         except ReadModelUnavailable:
             if away:
                 raise ShardUnavailable(shard=away[0]) from None
             return await self._fallen_back(placement, wish, end)
+        overlay = sum(len(part.changed) for part in parts)
+        OVERLAY_ROWS.observe(overlay)
+        made = _served(page, _merged_by(parts, searches), parts, wish, floor, away)
+        return replace(made, overlay=overlay, asked_read_model=searches > 0)
 
     async def parts(
         self, placement: Mapping[str, Sequence[Held]], wish: Wish, *, now: datetime, timeout_s: float
@@ -159,8 +170,10 @@ class Reader:
 
     async def _merged(
         self, parts: Sequence[ShardPart], away: Sequence[str], wish: Wish, since: datetime, end: float
-    ) -> Served:
-        """The shards' rows over the read model's. since: the read model is searched below it."""
+    ) -> tuple[Page, int]:
+        """The shards' rows over the read model's, and how many searches that took. since: the read model is
+        searched below it.
+        """
         catalogs = self._catalogs(parts, away)
         if is_unserved(catalogs, wish.window, since):
             raise ReadModelUnavailable(because="a month is being built")
@@ -171,7 +184,7 @@ class Reader:
         hits_max = wish.size + 1 if wish.window.filter.is_plain else hits_wanted(wish.size, parts)
         months = months_in(catalogs, older, since)
         found = await descend(self._searcher, months, older, known, wish.size, hits_max=hits_max, end=end)
-        return _merged_page(found.page, parts, away, asked=found.searches > 0)
+        return found.page, found.searches
 
     def _catalogs(self, parts: Sequence[ShardPart], away: Sequence[str]) -> list[ShardCatalog]:
         known = [part.catalog for part in parts]
@@ -196,8 +209,11 @@ class Reader:
             parts, _ = await self._parts(
                 placement, replace(wish, partial=False), OLDEST, limit, end, changes=False
             )
+        floor = floor_of(parts)
+        _, parts = _above(floor, wish, parts)
         page = merge([source_of(part.recent, limit) for part in parts], wish.size, wanted)
-        return _served(page, ServedBy.SQL_FALLBACK, parts, unreachable=("read-model",))
+        made = _served(page, ServedBy.SQL_FALLBACK, parts, wish, floor)
+        return replace(made, unreachable=("read-model",))
 
 
 def hits_wanted(size: int, parts: Sequence[ShardPart]) -> int:
@@ -215,41 +231,51 @@ def _hot_page(parts: Sequence[ShardPart], wish: Wish, since: datetime) -> Page |
     return page if wish.window.not_before >= since else None
 
 
-def _merged_page(page: Page, parts: Sequence[ShardPart], away: Sequence[str], *, asked: bool) -> Served:
-    overlay = sum(len(part.changed) for part in parts)
-    OVERLAY_ROWS.observe(overlay)
+def floor_of(parts: Sequence[ShardPart]) -> datetime:
+    """What was created before it is archived on one of the shards at least; OLDEST when nothing is."""
+    return max((part.archived_to for part in parts), default=OLDEST)
+
+
+def _above(floor: datetime, wish: Wish, parts: Sequence[ShardPart]) -> tuple[Wish, tuple[ShardPart, ...]]:
+    """What is wished for and what was said, without what was created before `floor`."""
+    window = replace(wish.window, not_before=max(wish.window.not_before, floor))
+    return replace(wish, window=window), tuple(part.above(floor) for part in parts)
+
+
+def _merged_by(parts: Sequence[ShardPart], searches: int) -> ServedBy:
+    """Who served a page that is not of the shards alone from the beginning."""
     if not parts:
-        served_by = ServedBy.READ_MODEL_ONLY
-    elif not asked:
-        served_by = ServedBy.SQL
-    elif overlay or any(part.recent for part in parts):
-        served_by = ServedBy.MERGED
-    else:
-        served_by = ServedBy.READ_MODEL
-    return _served(page, served_by, parts, away, overlay=overlay, asked=asked)
+        return ServedBy.READ_MODEL_ONLY
+    if not searches:
+        return ServedBy.SQL
+    return ServedBy.MERGED if any(part.changed or part.recent for part in parts) else ServedBy.READ_MODEL
 
 
 def _served(
     page: Page,
     served_by: ServedBy,
     parts: Sequence[ShardPart],
+    wish: Wish,
+    floor: datetime,
     away: Sequence[str] = (),
-    *,
-    overlay: int = 0,
-    asked: bool = False,
-    unreachable: Sequence[str] = (),
 ) -> Served:
     indexed = [part.indexed_until for part in parts]
     return Served(
         page=page,
         served_by=served_by,
         parts=tuple(parts),
-        unreachable=(*unreachable, *(f"shards/{shard}" for shard in away)),
-        overlay=overlay,
-        asked_read_model=asked,
+        unreachable=tuple(f"shards/{shard}" for shard in away),
+        overlay=0,
+        asked_read_model=False,
         as_of=None if away else min((part.as_of for part in parts), default=None),
         indexed_until=oldest_of(indexed),
+        archived_to=archived_to(page, wish.window, floor),
     )
+
+
+def archived_to(page: Page, window: Window, floor: datetime) -> datetime | None:
+    """The floor, where a list ends at it and not where it was asked to end, or began."""
+    return floor if page.next_after is None and floor > window.not_before else None
 
 
 def oldest_of(instants: Sequence[datetime | None]) -> datetime | None:

@@ -51,7 +51,7 @@ class HistoryService:
             ask.window(self._after(ask)), ask.page_size, timeout_s=call.time_remaining()
         )
         token = self._next_token(found.page.next_after, ask)
-        return wire.found(found.page.rows, token, found.until, found.unreachable, self._clock.now())
+        return wire.found(found, token, self._clock.now())
 
     async def ExplainPage(self, request: pb.ExplainPageRequest, call: rpc.Call) -> pb.ExplainPageResponse:
         """Say how a user's first page is put together."""

@@ -20,7 +20,7 @@ from chassis.limits import Limiter
 from history_svc.catalog import ShardCatalog, shard_catalog_of
 from history_svc.document import from_us
 from history_svc.metrics import READ_SECONDS, REPLICA_ANSWERS, STALE
-from history_svc.page import Key, Row
+from history_svc.page import OLDEST, Key, Row
 from history_svc.parts import CHANGES_LOOKED_AT_MAX, OVERLAY_MAX, REPLICA_LAG_S_MAX, Mark, ShardPart
 from history_svc.position import Position, before_xid
 
@@ -62,6 +62,19 @@ class Reading:
     tokens: Mapping[str, tuple[int, int]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What a search over all users has to know of one shard.
+
+    until:       up to when the read model has all of the shard; None when parts of it have nothing.
+    archived_to: as in ShardPart.
+    """
+
+    catalog: ShardCatalog
+    until: datetime | None
+    archived_to: datetime
+
+
 class Shards:
     """The databases of all shards, by name; primaries and, where there are some, replicas."""
 
@@ -77,6 +90,7 @@ class Shards:
         self._read_timeout_s = read_timeout_s
         self._resting: dict[str, float] = {}
         self._catalogs: dict[str, ShardCatalog] = {}
+        self._archived_to: dict[pg.Database, datetime] = {}
         self.fallback = fallback
 
     @classmethod
@@ -108,6 +122,13 @@ class Shards:
     def last_catalog(self, shard: str) -> ShardCatalog | None:
         """The catalog as the shard last said it, for when it says nothing."""
         return self._catalogs.get(shard)
+
+    def last_archived_to(self, shard: str) -> datetime:
+        """What was created before it was archived when the shard, or its replica, last said so."""
+        said = (
+            self._archived_to.get(each[shard]) for each in (self._primaries, self._replicas) if shard in each
+        )
+        return max((floor for floor in said if floor is not None), default=OLDEST)
 
     async def read(self, shard: str, held: Sequence[Held], ask: Reading, *, timeout_s: float) -> ShardPart:
         """One shard's part of a page.
@@ -152,6 +173,19 @@ class Shards:
     async def _fetch(
         self, database: pg.Database, shard: str, held: Sequence[Held], ask: Reading, end: float
     ) -> ShardPart:
+        """What a database says; asked once more when a month came back from its archive, and the first time.
+        The statement's plan is made before its snapshot is taken, and may be of when the table was not there.
+        """
+        before = self._archived_to.get(database)
+        part = await self._fetch_once(database, shard, held, ask, end)
+        if before is None or part.archived_to < before:
+            part = await self._fetch_once(database, shard, held, ask, end)
+        self._archived_to[database] = part.archived_to
+        return part
+
+    async def _fetch_once(
+        self, database: pg.Database, shard: str, held: Sequence[Held], ask: Reading, end: float
+    ) -> ShardPart:
         started = time.monotonic()
         known = self._catalogs.get(shard)
         window = ask.window
@@ -186,9 +220,8 @@ class Shards:
             )
         return _part(shard, meta, records[1:], known, ask.overlay_max)
 
-    async def catalog(self, shard: str, *, timeout_s: float) -> tuple[ShardCatalog, datetime | None]:
-        """A shard's catalog, and up to when the read model has all of the shard; None when parts of it have
-        nothing.
+    async def marks(self, shard: str, *, timeout_s: float) -> Marks:
+        """What a search over all users has to know of a shard.
 
         Raises: ShardUnavailable, DeadlineExceeded, Overloaded.
         """
@@ -198,7 +231,7 @@ class Shards:
         is_known = row["is_whole"] and since is not None and since > _NOWHERE
         base, count = row["partition_base"] or 0, row["partition_count"] or 0
         catalog = shard_catalog_of(0, row["catalog"], range(base, base + count))
-        return catalog, since if is_known else None
+        return Marks(catalog, since if is_known else None, row["archived_to"] or OLDEST)
 
     async def quarantined(
         self, shard: str, user_id: str, limit: int, *, timeout_s: float
@@ -231,6 +264,7 @@ def _part(
         floor=before_xid(meta["floor"][0], int(meta["floor"][1])) if meta["floor"] else None,
         catalog=catalog,
         xmin=int(meta["xmin"]),
+        archived_to=from_us(int(meta["archived_to"] * 1_000_000)) if meta["archived_to"] else OLDEST,
         lag=None if lag_s == 0 else timedelta(seconds=at.timestamp() if lag_s is None else lag_s),
         at=at,
     )

@@ -24,9 +24,9 @@ from ordermesh.money.v1 import money_pb2
 from ordermesh.order.v1 import order_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from history_svc.page import Row
+    from history_svc.finder import Found
     from history_svc.reader import Served
 
 TEXT_CHARS_MAX = 128
@@ -252,19 +252,15 @@ def read_info(served: Served, now: datetime) -> pb.ReadInfo:
         index_lag=None if lag is None else duration(lag),
         overlay_count=served.overlay,
         read_model_asked=served.asked_read_model,
+        archived_before_time=stamp(served.archived_to),
     )
 
 
-def found(
-    rows: Iterable[Row],
-    next_page_token: str,
-    until: datetime | None,
-    unreachable: Iterable[str],
-    now: datetime,
-) -> pb.SearchOrdersResponse:
-    """The answer of a search over all users. until: the read model has every change before it."""
+def found(result: Found, next_page_token: str, now: datetime) -> pb.SearchOrdersResponse:
+    """The answer of a search over all users."""
+    until = result.until
     return pb.SearchOrdersResponse(
-        orders=[order(row.columns) for row in rows],
+        orders=[order(row.columns) for row in result.page.rows],
         next_page_token=next_page_token,
         read_info=pb.ReadInfo(
             sources=["read_model"],
@@ -272,8 +268,9 @@ def found(
             as_of=stamp(until),
             index_lag=None if until is None else duration(max(timedelta(0), now - until)),
             read_model_asked=True,
+            archived_before_time=stamp(result.archived_to),
         ),
-        unreachable=unreachable,
+        unreachable=result.unreachable,
     )
 
 

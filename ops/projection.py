@@ -49,9 +49,22 @@ async def followed(mesh: Mesh, begun: Collection[Operation], *, wait_s: float, t
     return list(known.values())
 
 
+def shown_months(part: pb.GetProjectionStatusResponse.ShardPart) -> set[str]:
+    """A shard's months that lists show: those that are not archived."""
+    months = {index.month for index in part.indices}
+    return {month for month in months if not is_archived(part, month)}
+
+
+def is_archived(part: pb.GetProjectionStatusResponse.ShardPart, month: str) -> bool:
+    """Whether a month, `2026-09`, is archived on a shard. The archive ends where a month begins."""
+    if not part.HasField("archived_before_time"):
+        return False
+    return month < f"{part.archived_before_time.ToDatetime():%Y-%m}"
+
+
 async def unserved(mesh: Mesh, shard: str = "") -> tuple[set[tuple[str, str]], list[Operation], list[str]]:
     """Months that their shard serves itself, as (shard, month), with the operations that are open, and shards
-    that do not answer.
+    that do not answer. Nobody serves an archived month.
 
     Raises: CallFailed.
     """
@@ -59,7 +72,7 @@ async def unserved(mesh: Mesh, shard: str = "") -> tuple[set[tuple[str, str]], l
     answer = await mesh.projection.GetProjectionStatus(request, timeout=TIMEOUT_S)
     known, serving = set(), set()
     for part in answer.shards:
-        known |= {(part.shard, index.month) for index in part.indices}
+        known |= {(part.shard, month) for month in shown_months(part)}
         serving |= {(part.shard, index.month) for index in part.indices if index.state == "SERVING"}
     opened = [operation for part in answer.shards for operation in part.operations]
     return known - serving, opened, list(answer.unreachable)

@@ -93,7 +93,7 @@ class Keeper:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-            self.world.indexing = None  # It was cut off anywhere.
+            await self.world.end_indexing()  # They were cut off anywhere.
 
     async def create(self, count: int, user: str = "alice") -> None:
         """Some orders, all of them indexed."""

@@ -106,6 +106,11 @@ CREATE FUNCTION ordermesh.archive_floor() RETURNS timestamptz
     LANGUAGE sql STABLE
     RETURN COALESCE((SELECT max(m.ends_at) FROM ordermesh.archive_months m WHERE m.committed_at IS NOT NULL), '-infinity');
 
+-- Whether all of a month is before that: no list shows it, and no index has to have it.
+CREATE FUNCTION ordermesh.is_archived(p_month date) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (p_month + interval '1 month') AT TIME ZONE 'UTC' <= ordermesh.archive_floor();
+
 -- Whether the month of an instant is served from its copy. One that was restored is not, also below the floor.
 CREATE FUNCTION ordermesh.is_archived(p_at timestamptz) RETURNS boolean
     LANGUAGE sql STABLE

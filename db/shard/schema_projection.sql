@@ -92,8 +92,8 @@ BEGIN
 END $$;
 
 -- Begins the projection anew: watermarks stand where the log is now, and every month that has orders is read from here until it
--- is built again, in an index that holds nothing yet. Only for the operation that asks for it, while that is open, in the newest
--- term. Returns how many months that are, NULL when nothing was done.
+-- is built again, in an index that holds nothing yet; one that is archived is not built, nor believed should it come back. Only for
+-- the operation that asks for it, while that is open, in the newest term. Returns how many months are built, NULL when nothing was done.
 CREATE FUNCTION ordermesh.reset_projection(p_operation_id uuid, p_term bigint) RETURNS int
     LANGUAGE plpgsql AS $$
 DECLARE
@@ -119,6 +119,11 @@ BEGIN
         UNION SELECT month FROM ordermesh.projection_index
         ORDER BY 1
     LOOP
+        IF ordermesh.is_archived(m) THEN
+            UPDATE ordermesh.projection_index SET state = 'RETIRED', retired_at = ordermesh.clock()
+             WHERE month = m AND state <> 'RETIRED';
+            CONTINUE;
+        END IF;
         EXECUTE 'SELECT EXISTS (SELECT FROM ordermesh.orders WHERE created_at >= $1 AND created_at < $2)'
            INTO has_orders USING m::timestamp AT TIME ZONE 'UTC', (m + interval '1 month')::timestamp AT TIME ZONE 'UTC';
         IF has_orders OR EXISTS (SELECT FROM ordermesh.projection_index WHERE month = m) THEN

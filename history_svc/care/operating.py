@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1000
 PASSES_MAX = 4
 """So often a month is compared in one operation; each pass repairs what the one before found."""
+ARCHIVED = "the month is archived; no list shows it"
 AFTER_MAKE = faults.declare("care.after_make", "a new index is named and no operation says so")
 AFTER_COPY = faults.declare("care.after_copy", "orders are copied and the operation does not say so")
 BEFORE_SERVE = faults.declare("care.before_serve", "a month is built and proven, and its old index serves")
@@ -40,6 +41,8 @@ async def step(parts: Parts, operation: Operation, term: int, keep: Keep) -> Ope
     Raises: ReadModelUnavailable, EventsUnavailable, QuarantineFull, and what the store raises; then the step
     is done again.
     """
+    if operation.month is not None and await parts.care.is_archived(operation.month):
+        return _ended(operation, ARCHIVED)
     match operation.kind:
         case Kind.RESET:
             months = await parts.care.reset(operation.operation_id, term)
@@ -122,6 +125,8 @@ async def _copy(parts: Parts, operation: Operation) -> Operation:
 async def _prove(parts: Parts, operation: Operation, keep: Keep) -> Operation:
     """Compare the new index with the shard, and let it serve when nothing differs."""
     found = await _compared(parts, operation, _name(operation), keep, repairs=True)
+    if await parts.care.is_archived(_month(operation)):
+        return _ended(operation, ARCHIVED)  # Its table may have gone while it was compared.
     after = replace(operation, passes=operation.passes + 1, findings=operation.findings + found)
     if found.differing and after.passes >= PASSES_MAX:
         return _ended(after, "the new index still differs", State.FAILED)
@@ -156,6 +161,8 @@ async def _verify(parts: Parts, operation: Operation, keep: Keep) -> Operation:
     if not operation.expected:
         operation = replace(operation, expected=await parts.care.count(*operation.bounds))
     found = await _compared(parts, operation, index.identity.name, keep, repairs=operation.repairs)
+    if await parts.care.is_archived(month):
+        return _ended(operation, ARCHIVED)  # Its table may have gone while it was compared.
     after = replace(
         operation, passes=operation.passes + 1, findings=operation.findings + found, orders=operation.expected
     )

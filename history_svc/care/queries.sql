@@ -79,7 +79,8 @@ SELECT i.partition_count,
        (SELECT count(*) FROM watermarks) AS partitions_indexed,
        (SELECT coalesce(json_agg(json_build_array(month, generation, index_name, cluster_uuid, index_uuid, state)
                                  ORDER BY month, generation), '[]') FROM projection_index) AS catalog,
-       (SELECT version FROM projection_catalog) AS catalog_version, clock() AS at
+       (SELECT version FROM projection_catalog) AS catalog_version,
+       nullif(archive_floor(), '-infinity') AS archived_to, clock() AS at
   FROM shard_identity i;
 
 -- name: plan_index
@@ -188,20 +189,21 @@ DELETE FROM quarantine q USING unnest($1::uuid[], $2::bigint[]) AS w (order_id, 
 
 -- name: read_needs
 -- What the shard's part of the projection lacks: whether changes were dropped that its watermarks never passed, months that are
--- not served although they have an index, and served months that nobody compared for so long.
+-- not served although they had an index, and served months that nobody compared for so long. Archived months lack nothing.
 SELECT EXISTS (SELECT FROM generate_series(i.partition_base, i.partition_base + i.partition_count - 1) AS p
                  LEFT JOIN watermarks w ON w.stream_partition = p
                 WHERE CASE WHEN w.stream_partition IS NULL THEN f.log_epoch IS NOT NULL
                            ELSE w.log_epoch <> i.log_epoch OR (w.log_epoch, w.xid) < (f.log_epoch, f.xid) END) AS is_lost,
        (SELECT count(DISTINCT month) FROM projection_index
-         WHERE month NOT IN (SELECT month FROM projection_index WHERE state = 'SERVING')) AS months_unserved,
+         WHERE month NOT IN (SELECT month FROM projection_index WHERE state = 'SERVING') AND NOT is_archived(month))
+           AS months_unserved,
        (SELECT coalesce(array_agg(DISTINCT month), '{}') FROM projection_index
-         WHERE month NOT IN (SELECT month FROM projection_index WHERE state = 'SERVING')
+         WHERE month NOT IN (SELECT month FROM projection_index WHERE state = 'SERVING') AND NOT is_archived(month)
            AND month NOT IN (SELECT month FROM projection_operations
                               WHERE kind = 'REBUILD' AND (state = 'OPEN' OR (state <> 'SUCCEEDED' AND ended_at > clock() - $1::interval))))
            AS unserved,
        (SELECT coalesce(array_agg(DISTINCT month), '{}') FROM projection_index
-         WHERE $2::interval > '0' AND state = 'SERVING' AND created_at < clock() - $2::interval
+         WHERE $2::interval > '0' AND state = 'SERVING' AND created_at < clock() - $2::interval AND NOT is_archived(month)
            AND month NOT IN (SELECT month FROM projection_operations
                               WHERE kind IN ('REBUILD', 'VERIFY') AND (state = 'OPEN' OR ended_at > clock() - $2::interval)))
            AS unverified,
@@ -224,13 +226,40 @@ SELECT plant_index($1, $2, $3, $4, $5);
 UPDATE projection_index SET state = 'RETIRED', retired_at = clock()
  WHERE month = $1 AND generation < $2 AND state <> 'RETIRED';
 
+-- name: is_archived
+-- Whether no list shows a month any more, as it is archived.
+SELECT is_archived($1);
+
+-- name: list_left
+-- Which of some months need no index here: archived, or never had a table. The latter are not in the catalog for long.
+SELECT m.month, is_archived(m.month) AS is_archived
+  FROM unnest($1::date[]) AS m (month)
+ WHERE is_archived(m.month) OR leaf_of('orders', m.month::timestamp AT TIME ZONE 'UTC') IS NULL;
+
+-- name: retire_archived
+-- No index of an archived month is read or written any more.
+UPDATE projection_index SET state = 'RETIRED', retired_at = clock() WHERE month = $1 AND state <> 'RETIRED' AND is_archived(month);
+
+-- name: forget_month
+-- A month that has no table here, and never had one, is none of this shard's.
+DELETE FROM projection_index
+ WHERE month = $1 AND NOT is_archived(month) AND leaf_of('orders', month::timestamp AT TIME ZONE 'UTC') IS NULL;
+
 -- name: list_retired
--- Names of indices that have been retired for so long.
+-- Names of indices that have been retired for so long; those that are gone are so for ever.
 SELECT index_name FROM projection_index WHERE state = 'RETIRED' AND retired_at < clock() - $1::interval;
 
 -- name: forget_index
--- A retired index that is gone.
-DELETE FROM projection_index WHERE index_name = $1 AND state = 'RETIRED';
+-- A retired index that is gone, unless it was the last one of its month.
+DELETE FROM projection_index i
+ WHERE i.index_name = $1 AND i.state = 'RETIRED'
+   AND EXISTS (SELECT FROM projection_index o WHERE o.month = i.month AND o.generation <> i.generation)
+RETURNING true;
+
+-- name: leave_index
+-- The last index of a month is gone, and its row stays: should the month come back from the archive, no index serves it, and
+-- nobody takes it for a month without orders.
+UPDATE projection_index SET retired_at = 'infinity' WHERE index_name = $1 AND state = 'RETIRED';
 
 -- name: forget_operations
 -- Operations that ended long ago; the newest of each kind and month stays.

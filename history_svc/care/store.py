@@ -73,13 +73,15 @@ class Needs:
 class Status:
     """How a shard's part of the projection is.
 
-    indexed_until: every change before it is searchable; None when that is not known. at: when it was read.
+    indexed_until: every change before it is searchable; None when that is not known. archived_to: what was
+    created before it is archived; None when nothing is. at: when it was read.
     """
 
     shard: str
     catalog: Catalog
     quarantined: int
     indexed_until: datetime | None
+    archived_to: datetime | None
     at: datetime
 
 
@@ -172,6 +174,7 @@ class CareStore:
             catalog_of(row["catalog_version"], row["catalog"]),
             row["quarantined"],
             row["indexed_until"] if is_whole else None,
+            row["archived_to"],
             row["at"],
         )
 
@@ -230,13 +233,29 @@ class CareStore:
         """Stop writing a month's generations below one. Idempotent."""
         await self._db.execute(QUERIES.retire_indices, month, below)
 
+    async def is_archived(self, month: date) -> bool:
+        """Whether no list shows a month any more, as it is archived."""
+        return bool(await self._db.fetchval(QUERIES.is_archived, month))
+
+    async def left(self, months: Sequence[date]) -> dict[date, bool]:
+        """Those of some months that need no index here: True when it is archived, False when it has no table
+        and never was in the archive.
+        """
+        return {row["month"]: row["is_archived"] for row in await self._db.fetch(QUERIES.list_left, months)}
+
+    async def leave(self, month: date) -> None:
+        """Neither read nor write any index of a month that is archived, or never was here. Idempotent."""
+        await self._db.execute(QUERIES.retire_archived, month)
+        await self._db.execute(QUERIES.forget_month, month)
+
     async def retired(self, grace: timedelta) -> set[str]:
         """Names of the indices that have been retired for so long."""
         return {row["index_name"] for row in await self._db.fetch(QUERIES.list_retired, grace)}
 
     async def forget(self, name: str) -> None:
-        """Forget a retired index. Idempotent."""
-        await self._db.execute(QUERIES.forget_index, name)
+        """Forget a retired index that is gone; that there was one stays with a month's last. Idempotent."""
+        if not await self._db.fetchval(QUERIES.forget_index, name):
+            await self._db.execute(QUERIES.leave_index, name)
 
     # How far the projection is.
 

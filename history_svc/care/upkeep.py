@@ -1,4 +1,5 @@
-"""Takes old generations away once every shard serves a newer one. The only part that looks at all shards.
+"""Takes old generations away once every shard serves a newer one, and archived months once every shard has
+archived them. The only part that looks at all shards.
 
 An index holds the documents of many shards. While one shard still reads an old generation, all of them go on
 writing it; a page searches each shard's documents in the generation that this shard serves.
@@ -28,11 +29,11 @@ log = structlog.get_logger("upkeep")
 
 def served_by_all(catalogs: Sequence[Catalog], month: date) -> int | None:
     """The newest generation below which no shard reads a month; None when a shard that has the month serves
-    none.
+    none. One that has left all of the month's indices, since it is archived there, waits for none.
     """
     serving = []
     for catalog in catalogs:
-        if any(index.month == month for index in catalog.indices):
+        if any(index.month == month and index.state is not State.RETIRED for index in catalog.indices):
             index = catalog.serving().get(month)
             if index is None:
                 return None
@@ -65,6 +66,8 @@ class Upkeep:
         """
         stores = list(self._shards.values())
         catalogs = list(await asyncio.gather(*(parts.projection.catalog() for parts in stores)))
+        if await self._leave_archived(catalogs):
+            catalogs = list(await asyncio.gather(*(parts.projection.catalog() for parts in stores)))
         months = {index.month for catalog in catalogs for index in catalog.indices}
         for month in sorted(months):
             generation = served_by_all(catalogs, month)
@@ -78,6 +81,31 @@ class Upkeep:
         await self._drop()
         for parts in stores:
             await parts.care.forget_operations()
+
+    async def _leave_archived(self, catalogs: Sequence[Catalog]) -> bool:
+        """Have no shard read or write a month any more that every shard has archived, or never had; whether
+        there was one. Its indices are retired then, and dropped like others.
+        """
+        kept = {
+            index.month
+            for catalog in catalogs
+            for index in catalog.indices
+            if index.state is not State.RETIRED
+        }
+        if not kept:
+            return False
+        stores = list(self._shards.values())
+        said = await asyncio.gather(*(parts.care.left(sorted(kept)) for parts in stores))
+        gone = [
+            month
+            for month in sorted(kept)
+            if all(month in left for left in said) and any(left[month] for left in said)
+        ]
+        for month in gone:
+            for parts in stores:
+                await parts.care.leave(month)
+            log.info("archived_month_left", month=month.isoformat())
+        return bool(gone)
 
     async def _retire(self, month: date, generation: int, catalogs: Sequence[Catalog]) -> None:
         """First every shard knows the month, so that none can begin it with a generation that is retired."""

@@ -147,6 +147,7 @@ def shard_part(status: Status, opened: Sequence[Operation]) -> pb.GetProjectionS
             for index in status.catalog.indices
         ],
         operations=[operation(status.shard, each) for each in opened],
+        archived_before_time=_stamp(status.archived_to),
     )
 
 

@@ -427,8 +427,11 @@ class Indexing:
         await self._parts.source.rewind(back)
 
     async def _ensure_index(self, month: date) -> None:
-        """A month that nobody knows yet, and the one after it, get an index."""
-        if written_to(self._catalog, month):
+        """A month that nobody knows yet, and the one after it, get an index. One that had an index and has
+        none any more is archived: what comes late of it is left out, as no list shows it, and the watermark
+        goes on. Should it come back, its index is built of the orders themselves.
+        """
+        if any(index.month == month for index in self._catalog.indices):
             return
         for each in (month, next_month(month)):
             identity = await self._parts.read_model.create(index_name(each, 1))

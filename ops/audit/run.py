@@ -9,7 +9,7 @@ from ops.audit import agreement
 from ops.audit.findings import Broken, Finding, Findings
 from ops.audit.invariants import invariants
 from ops.audit.ledgers import LedgerFile
-from ops.audit.shards import opened, read_map, read_moved_users
+from ops.audit.shards import BATCH, opened, read_map, read_moved_users
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -40,8 +40,7 @@ async def run(endpoints: Endpoints, *, quiet: bool = False) -> list[Finding]:
         for shard in shards:
             async for orders in shard.orders():
                 await _compare(shard.name, orders, ledgers, found, quiet=quiet)
-        for ledger in ledgers:
-            await _known(ledger, shards, found)
+        await _known(ledgers, shards, found)
     return found.all()
 
 
@@ -115,13 +114,25 @@ async def _compare(
             found.add(check, Broken(shard, str(order.order_id), fact))
 
 
-async def _known(ledger: LedgerFile, shards: Sequence[Shard], found: Findings) -> None:
-    for order_id, leg, times in await ledger.doubles():
-        found.add("i16_once", Broken(ledger.upstream, order_id, f"leg {leg} was executed {times} times"))
-    async for order_ids in ledger.order_ids():
-        missing = set(order_ids)
-        for shard in shards:
-            missing -= await shard.known_now(sorted(missing))
-        found.add(
-            "i16_known", *(Broken(ledger.upstream, str(each), "no shard has it") for each in sorted(missing))
-        )
+async def _known(ledgers: Sequence[LedgerFile], shards: Sequence[Shard], found: Findings) -> None:
+    missing: dict[UUID, str] = {}
+    for ledger in ledgers:
+        for order_id, leg, times in await ledger.doubles():
+            found.add("i16_once", Broken(ledger.upstream, order_id, f"leg {leg} was executed {times} times"))
+        async for order_ids in ledger.order_ids():
+            missing |= dict.fromkeys(await _missing(shards, order_ids), ledger.upstream)
+    archived = [month for shard in shards for month in await shard.archived_now()]
+    # Once more: a month may have come back meanwhile.
+    ids = list(missing)
+    still: set[UUID] = set()
+    for first in range(0, len(ids), BATCH):
+        still |= await _missing(shards, ids[first : first + BATCH])
+    found.add("i16_known", *agreement.unknown({each: missing[each] for each in still}, archived))
+
+
+async def _missing(shards: Sequence[Shard], order_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of some orders that no shard has now."""
+    missing = set(order_ids)
+    for shard in shards:
+        missing -= await shard.known_now(sorted(missing))
+    return missing

@@ -45,12 +45,15 @@ SELECT o.order_id, o.bucket, o.status, o.stage, o.basis, o.leg, o.legs,
 _IDS = "SELECT order_id FROM orders ORDER BY order_id"
 _FENCE = "SELECT bucket, state, epoch FROM bucket_fence"
 _COPIED = """
-SELECT user_id, request_id, order_id FROM idempotency_keys
+SELECT user_id, request_id, order_id, COALESCE(expires_at < clock(), false) AS is_over FROM idempotency_keys
  WHERE bucket <> ordermesh.id_bucket(order_id) ORDER BY user_id, request_id"""
 _REQUEST = "SELECT order_id, user_id, request_id, created_at, settled_at FROM orders"
 _REQUESTS = _REQUEST + " WHERE order_id = ANY ($1::uuid[])"
 _REQUESTS_OF = _REQUEST + " WHERE user_id = ANY ($1::text[])"
 _MOVED_USERS = "SELECT DISTINCT user_id FROM user_bucket ORDER BY user_id"
+_ARCHIVED = """
+SELECT begins_at, ends_at, order_count FROM archive_months
+ WHERE committed_at IS NOT NULL AND leaf_of('orders', begins_at) IS NULL ORDER BY begins_at"""
 _KNOWN = "SELECT order_id FROM orders WHERE order_id = ANY ($1::uuid[])"
 
 
@@ -77,11 +80,14 @@ class OrderRow:
 
 @dataclass(frozen=True, slots=True)
 class CopiedKey:
-    """A key that came along with its user; its order is in another bucket, here or elsewhere."""
+    """A key that came along with its user; its order is in another bucket, here or elsewhere. is_over: it is
+    not kept for long any more, and its order may be archived.
+    """
 
     user_id: str
     request_id: UUID
     order_id: UUID
+    is_over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,15 @@ class Request:
     request_id: UUID
     created_at: datetime
     settled_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedMonth:
+    """A month whose orders are in the archive alone, and how many that are, as was proven."""
+
+    begins_at: datetime
+    ends_at: datetime
+    order_count: int
 
 
 class Shard:
@@ -151,6 +166,10 @@ class Shard:
     async def known_now(self, order_ids: Sequence[UUID]) -> set[UUID]:
         """Which of these orders exist now, past the snapshot."""
         return {row["order_id"] for row in await fetch(self.name, self._dsn, _KNOWN, order_ids)}
+
+    async def archived_now(self) -> list[ArchivedMonth]:
+        """The months that are in the archive alone by now, past the snapshot."""
+        return [ArchivedMonth(**row) for row in await fetch(self.name, self._dsn, _ARCHIVED)]
 
     async def _batches(self, statement: str) -> AsyncIterator[list[Any]]:
         with reading(self.name):

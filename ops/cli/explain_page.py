@@ -35,7 +35,8 @@ def explain_page(
 
     \b
     Where the hot window begins, how far each shard's changes are searchable, what is overlaid
-    or in quarantine, which indices there are, and who would serve the first page now.
+    or in quarantine, which indices there are, where the archive begins and the list ends, and
+    who would serve the first page now.
     Exit code 1 when the read model is not relied on for a shard.
     Example:
       ordermesh explain-page alice
@@ -64,7 +65,7 @@ def _tables(user: str, said: history.ExplainPageResponse) -> Iterator[Table]:
         ("hot window", f"since {output.when(said.boundary)}"),
     )
     yield output.table(
-        *("shard", "buckets", "in the hot window", "read model"),
+        *("shard", "buckets", "in the hot window", "archived", "read model"),
         rows=[_shard(part) for part in said.shards],
         title="shards",
     )
@@ -93,7 +94,15 @@ def _tables(user: str, said: history.ExplainPageResponse) -> Iterator[Table]:
 def _shard(part: history.ExplainPageResponse.ShardPart) -> tuple[str, ...]:
     count = str(part.hot_count) if part.hot_count < HOT_COUNT_MAX else f"{HOT_COUNT_MAX - 1} and more"
     buckets = ", ".join(str(bucket) for bucket in part.buckets)
-    return part.shard, buckets, count, f"not relied on: {part.unreliable}" if part.unreliable else "ok"
+    has_archive = part.HasField("archived_before_time")
+    archived = f"before {part.archived_before_time.ToDatetime():%Y-%m-%d}" if has_archive else "nothing"
+    return (
+        part.shard,
+        buckets,
+        count,
+        archived,
+        f"not relied on: {part.unreliable}" if part.unreliable else "ok",
+    )
 
 
 def _watermarks(parts: Parts) -> Table:

@@ -108,7 +108,8 @@ def search(
 
 
 async def _read(call: Callable[..., Awaitable[Any]], request: Any, every: bool) -> Any:
-    """One page; with `every` all of them in one answer, whose `read_info` is that of the first page.
+    """One page; with `every` all of them in one answer, whose `read_info` is that of the first page, but for
+    where the list ends.
 
     The first page is the newest in the list and the oldest that was read: what it says holds for the whole.
     """
@@ -118,6 +119,8 @@ async def _read(call: Callable[..., Awaitable[Any]], request: Any, every: bool) 
         page = await call(request, timeout=TIMEOUT_S)
         found.orders.extend(page.orders)
         found.next_page_token = page.next_page_token
+        if page.read_info.HasField("archived_before_time"):
+            found.read_info.archived_before_time.CopyFrom(page.read_info.archived_before_time)
         found.unreachable.extend(store for store in page.unreachable if store not in found.unreachable)
     return found
 
@@ -151,6 +154,10 @@ def origin(info: history.ReadInfo) -> str:
         told.append(f"read model {lag}")
     if info.overlay_count:
         told.append(f"{info.overlay_count} overlaid")
+    if info.HasField("archived_before_time"):
+        told.append(
+            f"archived before {info.archived_before_time.ToDatetime():%Y-%m-%d}; a statement has that"
+        )
     return "; ".join(told)
 
 

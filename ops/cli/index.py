@@ -69,7 +69,8 @@ def status(
 ) -> None:
     """Say which index serves which month, how late it is, and what is being done.
 
-    Exit code 1 when a month is not served from an index, or a shard does not answer.
+    An archived month is served by none. Exit code 1 when another is not served from an index, or
+    a shard does not answer.
 
     \b
     Example:
@@ -291,7 +292,7 @@ class _StartAll:
 def _carried_out(
     state_dir: StateDir, asked: _StartAll, months: Sequence[str] | None, wait: timedelta, form: Format
 ) -> None:
-    """Start it, watch it, and show how it ended. months: None for all that have an index."""
+    """Start it, watch it, and show how it ended. months: None for all that lists show."""
 
     async def work(mesh: Mesh) -> list[Operation]:
         these = months if months is not None else await _all_months(mesh)
@@ -307,7 +308,7 @@ def _carried_out(
 
 async def _all_months(mesh: Mesh) -> list[str]:
     answer = await mesh.projection.GetProjectionStatus(pb.GetProjectionStatusRequest(), timeout=TIMEOUT_S)
-    return sorted({index.month for part in answer.shards for index in part.indices}, reverse=True)
+    return sorted({name for part in answer.shards for name in projection.shown_months(part)}, reverse=True)
 
 
 def _is_well(operation: Operation) -> bool:
@@ -339,7 +340,7 @@ def _months(part: pb.GetProjectionStatusResponse.ShardPart) -> Iterator[tuple[st
         yield (
             part.shard,
             name,
-            serving.name if serving else "",
+            "archived" if projection.is_archived(part, name) else serving.name if serving else "",
             ", ".join(others),
             behind,
             str(part.quarantined_count),

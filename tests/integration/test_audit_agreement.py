@@ -6,6 +6,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from chassis.ids import id_time
 from ops.audit.shards import StoreUnreadable
 from tests.audits import BUCKET, ORDER, Stores, stores
 
@@ -184,3 +185,35 @@ async def test_a_store_that_cannot_be_read_is_said_so_and_never_passes(stores: S
     stores.ledger.rename(stores.ledger.with_suffix(".gone"))
     with pytest.raises(StoreUnreadable, match="ledger of payments"):
         await stores.broken()
+
+
+ARCHIVED = """
+INSERT INTO archive_months
+    (month, archive_id, state, reach, begins_at, ends_at, orders_oid, journal_oid, order_count, journal_count,
+     orders_hash, journal_hash, manifest_key, committed_at, actor, reason, created_at, updated_at)
+SELECT m.begins_at::date, gen_random_uuid(), 'DETACHING', 'GRACE', m.begins_at,
+       m.begins_at + interval '1 month', leaf_of('orders', m.begins_at),
+       leaf_of('order_journal', m.begins_at), 1, 2, 0, 0, 'm',
+       clock_timestamp(), 'a test', 'it is old', clock_timestamp(), clock_timestamp()
+  FROM (SELECT date_trunc('month', ordermesh.id_time(:settled), 'UTC') AS begins_at) m
+"""
+
+
+async def test_a_month_in_the_archive_is_missed_by_nobody_but_an_order_that_is_in_neither_is(stores: Stores):
+    tables = ("dead_letters", "order_timers", "idempotency_keys", "outbox", "order_journal", "orders")
+    await stores.sql("s1", *(f"DELETE FROM {table} WHERE order_id = :parked" for table in tables))
+    month = f"{id_time(stores.settled):%Y_%m}"
+    await stores.sql("s1", "SET timezone = 'UTC'", ARCHIVED)
+    for table in ("orders", "order_journal"):
+        assert await stores.broken(quiet=True) == {}
+        await stores.sql("s1", f"ALTER TABLE {table} DETACH PARTITION {table}_{month}")
+    assert await stores.broken(quiet=True) == {}
+
+    stores.executed(stores.parked, "payments-2")
+    found = await stores.broken(quiet=True)
+    assert found.keys() == {"i16_known"}
+    (broken,) = found["i16_known"].first
+    assert (broken.id, broken.fact) == (
+        month.replace("_", "-"),
+        "2 orders were executed, the archive has 1",
+    )

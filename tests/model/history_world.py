@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,9 +21,12 @@ from chassis.errors import OrdermeshError, StaleRoute
 from chassis.faults import FaultFired
 from chassis.ids import OrderIds, id_bucket, id_time, user_bucket
 from chassis.placement import Held
+from history_svc.care import parts as care
+from history_svc.care.store import CareStore
+from history_svc.care.upkeep import Upkeep
 from history_svc.channel.log import ShardLog
 from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
-from history_svc.document import index_name
+from history_svc.document import index_name, month_of
 from history_svc.errors import EventsUnavailable, ReadModelUnavailable
 from history_svc.events import Record
 from history_svc.page import NEWEST, OLDEST, Filter, Key, Row, Window
@@ -35,8 +39,10 @@ from history_svc.search import Searcher
 from history_svc.store import Shards
 from order_svc import points
 from order_svc.domain import open_order, transition
+from order_svc.events import Verdict as Said
 from order_svc.order import Order, Seen, Tally
 from order_svc.store import OrderStore
+from tests.leaving import Leaving
 from tests.readmodels import Died, MemoryReadModel
 from tests.shards import EPOCH, Shard
 from tests.unit.orders import rules, told
@@ -81,6 +87,8 @@ class Walk:
     at_start: dict[UUID, int]
     before: Key | None = NEWEST
     rows: list[Row] = field(default_factory=list)
+    floor: datetime = OLDEST
+    """The greatest that a page of it ended at."""
 
 
 class InTransaction:
@@ -164,11 +172,14 @@ class World:
         self.shards = shards
         self.read_model = CountedReadModel()
         self.orders: dict[UUID, Order] = {}
+        self.archived: dict[tuple[str, date], dict[UUID, Order]] = {}
+        self.ended_at_floor = 0
         self.open: list[Open] = []
         self.buckets = {user: [user_bucket(user)] for user in USERS}
         self.now_s = 0.0
         self.served: dict[ServedBy, int] = {}
         self.overlaid = 0
+        self.between: list[Callable[[], Awaitable[None]]] = []
         self.make_reader: Callable[[World], Reader] = lambda world: Reader(
             world.shards, Searcher(world.read_model, READ_S, now=lambda: world.now_s), HOT
         )
@@ -330,6 +341,63 @@ class World:
         )
         await each.shard.db.execute(_SERVES, month, generation + 1, *new)
 
+    # The archive.
+
+    async def archive(self, name: str) -> None:
+        """The oldest month of a shard, if it is over, is settled and archived: no list shows it any more."""
+        leaving = Leaving(self.homes[name])
+        month = await leaving.oldest()
+        if month is None:
+            return
+        mine = {
+            order_id: order
+            for order_id, order in self.orders.items()
+            if self.home(id_bucket(order_id)) == name and month_of(id_time(order_id)) == month
+        }
+        for order_id, order in mine.items():
+            if order.status == "PENDING":
+                await self.change(order_id, self.settling(order_id, Said.SUCCEEDED))
+        if not await leaving.commit(month):
+            self.archived[name, month] = {order_id: self.orders.pop(order_id) for order_id in mine}
+
+    async def clear_out(self, name: str) -> None:
+        """The youngest archived month of a shard is detached, or dropped where it is detached already."""
+        leaving = Leaving(self.homes[name])
+        if (month := await leaving.youngest()) is not None:
+            state = await leaving.state(month)
+            if state == "COMMITTED":
+                await leaving.detach(month)
+            elif state == "GRACE":
+                await leaving.drop(month)
+
+    async def restore(self, name: str) -> None:
+        """The youngest archived month of a shard comes back."""
+        leaving = Leaving(self.homes[name])
+        if (month := await leaving.youngest()) is not None:
+            await leaving.restore(month)
+            self.orders |= self.archived.pop((name, month))
+
+    async def keep_up(self) -> None:
+        """The projectors take away what nobody reads any more, and the indices that no list needs."""
+        shards = {
+            each.name: care.Parts(
+                CareStore(each.name, each.shard.db),
+                ProjectionStore(each.name, each.shard.db),
+                self.read_model,
+                SYSTEM_CLOCK,
+                lambda: 0.0,
+                care.Pacing(grace=timedelta()),
+                QUARANTINE_MAX,
+            )
+            for each in self.projecting.values()
+        }
+        with suppress(ReadModelUnavailable):
+            await Upkeep(shards).step()
+
+    async def floor(self, user: str) -> datetime:
+        """Where the user's list ends."""
+        return max([await Leaving(self.homes[name]).floor() for name in self.placement(user)])
+
     # What a reader sees.
 
     async def truth(self, user: str) -> dict[UUID, int]:
@@ -341,8 +409,15 @@ class World:
         return [row for home in self.homes.values() for row in await home.rows(sql, *args)]
 
     async def matching(self, user: str, shown: Filter) -> set[UUID]:
+        """Orders that pass a filter; of those whose tables are away, all if it is plain."""
         rows = await self._rows("SELECT * FROM orders WHERE user_id = $1", user)
-        return {row["order_id"] for row in rows if shown.shows(row)}
+        away = {
+            order_id
+            for month in self.archived.values()
+            for order_id, order in month.items()
+            if shown.is_plain and order.user_id == user
+        }
+        return away | {row["order_id"] for row in rows if shown.shows(row)}
 
     async def owns(self, user: str) -> bool:
         states = [
@@ -371,6 +446,7 @@ class World:
 
         Raises: Violation.
         """
+        floor = await self.floor(user)
         earlier, matched = await self.truth(user), await self.matching(user, shown)
         self.read_model.searches = 0
         try:
@@ -385,16 +461,31 @@ class World:
             raise Violation(f"{self.read_model.searches} searches for one page")
         later = await self.truth(user)
         matched &= await self.matching(user, shown)
+        floors = sorted((floor, await self.floor(user)))
         self.served[served.served_by] = self.served.get(served.served_by, 0) + 1
         self.overlaid += served.overlay > 0
         self._hold_rows(served.page.rows, earlier, later, before, size, shown)
         page = served.page
         down_to = page.next_after if page.next_after is not None else Key(OLDEST, UUID(int=0))
         due = {order_id for order_id in matched if down_to <= self._key(order_id) < before}
+        self._hold_floor(served, floors)
+        due = {order_id for order_id in due if id_time(order_id) >= (served.archived_to or OLDEST)}
         missing = due - {row.key.order_id for row in page.rows}
         if missing:
             raise Violation(f"{served.served_by}: {len(missing)} orders are missing")
         return served
+
+    def _hold_floor(self, served: Served, floors: list[datetime]) -> None:
+        if any(row.key.created_at < floors[0] for row in served.page.rows):
+            raise Violation("an order of an archived month")
+        said = (
+            [None]
+            if served.page.next_after is not None
+            else [each if each > OLDEST else None for each in floors]
+        )
+        if served.archived_to not in said:
+            raise Violation(f"archived before {served.archived_to}, not {said}")
+        self.ended_at_floor += served.archived_to is not None
 
     def _hold_rows(
         self,
@@ -476,10 +567,12 @@ class World:
         served = await self.checked_page(walk.user_id, walk.shown, walk.size, walk.before)
         walk.rows += served.page.rows
         walk.before = served.page.next_after
+        walk.floor = max(walk.floor, served.archived_to or OLDEST)
         shown = [row.key.order_id for row in walk.rows]
         if len(shown) != len(set(shown)):
             raise Violation("a walk shows an order twice")
-        if walk.before is None and walk.shown.is_plain and not walk.at_start.keys() <= set(shown):
+        due = {order_id for order_id in walk.at_start if id_time(order_id) >= walk.floor}
+        if walk.before is None and walk.shown.is_plain and not due <= set(shown):
             raise Violation("a walk left out an order that was there from the start")
 
 

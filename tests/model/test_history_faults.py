@@ -16,6 +16,7 @@ from chassis.errors import StaleRoute
 from history_svc import catalog, descent, page, reader
 from history_svc.channel import log as shard_log
 from history_svc.page import Filter, Source
+from history_svc.parts import ShardPart
 from history_svc.projector.domain import Progress
 from history_svc.projector.indexer import Indexing
 from history_svc.reader import ServedBy
@@ -24,6 +25,7 @@ from history_svc.settings import HistorySettings
 from history_svc.store import QUERIES, Shards
 from order_svc.events import Verdict as Said
 from tests.databases import Database
+from tests.leaving import Leaving
 from tests.model.history_world import DEDICATED, DEDICATED_BASE, SPANS_MAX, Violation, World, nothing
 from tests.readmodels import Died
 from tests.shards import opened
@@ -172,6 +174,56 @@ async def makes_orders_in_one_millisecond(world: World) -> None:
     await looks(world, size=1)
 
 
+async def is_archived_on_one_of_two_shards(world: World) -> None:
+    await world.create("alice")
+    world.buckets["alice"].append(DEDICATED)
+    await world.create("alice")
+    await world.pass_time(timedelta(days=32))
+    await world.create("alice")
+    await world.index()
+    await world.archive("v1")
+    await looks(world)
+    await world.clear_out("v1")
+    await looks(world, shown=Filter(status="SUCCESS"))
+    await looks(world)
+
+
+async def changes_before_it_is_archived(world: World) -> None:
+    order = await world.create("alice")
+    await world.index()
+    await world.pass_time(timedelta(days=32))
+    await world.create("alice")
+    await world.change(order.order_id, world.settling(order.order_id, Said.SUCCEEDED))
+    await world.archive("s1")
+    await looks(world)
+
+
+async def comes_back_while_it_is_read(world: World) -> None:
+    """By a restore that ends just after the shard has said what it has."""
+    await world.create("alice")
+    await world.pass_time(timedelta(days=32))
+    await world.create("alice")
+    await world.index()
+    await world.archive("s1")
+    await world.clear_out("s1")
+    await looks(world)
+    world.read_model.down = True
+
+    async def come_back() -> None:
+        await world.restore("s1")
+
+    world.between = [nothing_yet, come_back]
+    await looks(world, size=100)
+    for late in world.between:
+        await late()
+    world.between = []
+    await looks(world, size=100)
+
+
+async def nothing_yet() -> None:
+    """The first of two reads."""
+
+
 async def is_built_again_on_one_of_two_shards(world: World) -> None:
     ours = await world.create("alice")
     world.buckets["alice"].append(DEDICATED)
@@ -194,6 +246,40 @@ def counts_whatever_is_in_an_index(world: World, patch: pytest.MonkeyPatch) -> N
         }
 
     patch.setattr(reader, "months_in", months_in)
+
+
+def asks_one_shard_where_the_archive_begins(world: World, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(reader, "floor_of", lambda parts: parts[0].archived_to)
+
+
+def shows_what_changed_below_the_floor(world: World, patch: pytest.MonkeyPatch) -> None:
+    sound = ShardPart.above
+
+    def above(part: ShardPart, floor: Any) -> ShardPart:
+        return replace(sound(part, floor), changed=part.changed)
+
+    patch.setattr(ShardPart, "above", above)
+
+
+def searches_below_the_floor(world: World, patch: pytest.MonkeyPatch) -> None:
+    sound = reader._above
+
+    def above(floor: Any, wish: Any, parts: Any) -> Any:
+        return wish, sound(floor, wish, parts)[1]
+
+    patch.setattr(reader, "_above", above)
+
+
+def reads_the_floor_after_the_rows(world: World, patch: pytest.MonkeyPatch) -> None:
+    sound = Shards._fetch
+
+    async def fetch(shards: Shards, database: Any, shard: str, *rest: Any) -> Any:
+        part = await sound(shards, database, shard, *rest)
+        if world.between:
+            await world.between.pop(0)()
+        return replace(part, archived_to=await Leaving(world.homes[shard]).floor())
+
+    patch.setattr(Shards, "_fetch", fetch)
 
 
 def reads_watermarks_late(world: World, patch: pytest.MonkeyPatch) -> None:
@@ -312,6 +398,10 @@ FAULTS: dict[Fault, Life] = {
     believes_any_route: is_moved_away,
     asks_for_no_more_than_a_page: hides_what_was_found,
     sorts_equal_times_otherwise: makes_orders_in_one_millisecond,
+    asks_one_shard_where_the_archive_begins: is_archived_on_one_of_two_shards,
+    shows_what_changed_below_the_floor: changes_before_it_is_archived,
+    searches_below_the_floor: is_archived_on_one_of_two_shards,
+    reads_the_floor_after_the_rows: comes_back_while_it_is_read,
     counts_whatever_is_in_an_index: is_built_again_on_one_of_two_shards,
 }
 

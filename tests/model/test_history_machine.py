@@ -2,8 +2,9 @@
 
 Hypothesis invents lives: orders are made and changed, also long after, transactions stay open, time passes,
 projectors die at their awaits, the read model refuses, delays, stays away and loses indices, users become
-VIPs on a shard of their own, one shard reads another generation of a month than the other, and readers walk
-their lists meanwhile. Every page is held to what the shards say before and after it.
+VIPs on a shard of their own, one shard reads another generation of a month than the other, months are
+archived on one shard or on both, given up and brought back, and readers walk their lists meanwhile. Every
+page is held to what the shards say before and after it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from history_svc.settings import HistorySettings
 from history_svc.store import Shards
 from order_svc.events import Verdict
 from tests.databases import Databases
+from tests.leaving import Leaving
 from tests.model.history_world import DEDICATED, DEDICATED_BASE, SIZES, USERS, Walk, World
 from tests.shards import opened
 from tests.unit.orders import relabelled
@@ -45,6 +47,7 @@ FILTERS = (
     Filter(currency_code="EUR", amount_min=1000, amount_max=1250),
 )
 ANY = st.integers(0, 1 << 16)
+GROWN_MAX = 2
 
 
 class HistoryMachine(RuleBasedStateMachine):
@@ -62,6 +65,7 @@ class HistoryMachine(RuleBasedStateMachine):
     def open(self) -> None:
         self.stack = AsyncExitStack()
         self.walks: list[Walk] = []
+        self.grown = 0
         self.do(self._open())
 
     async def _open(self) -> None:
@@ -89,6 +93,7 @@ class HistoryMachine(RuleBasedStateMachine):
             for served_by, count in self.world.served.items():
                 self.seen[served_by.value] = self.seen.get(served_by.value, 0) + count
             self.seen["overlaid"] = self.seen.get("overlaid", 0) + self.world.overlaid
+            self.seen["floor"] = self.seen.get("floor", 0) + self.world.ended_at_floor
             self.seen["narrowed"] = self.seen.get("narrowed", 0) + self.world.read_model.narrowed
             self.do(self.stack.aclose())
 
@@ -211,18 +216,54 @@ class HistoryMachine(RuleBasedStateMachine):
             self.walks.remove(walk)
 
 
+class ArchivingMachine(HistoryMachine):
+    """The same, and months that leave the shards and come back."""
+
+    @precondition(lambda self: not self.world.open)
+    @rule(name=st.sampled_from(("s1", "v1")), which=ANY)
+    def archive(self, name: str, which: int) -> None:
+        """Orders grow older than a month, which is archived, mostly on one shard before the other."""
+        if self.grown < GROWN_MAX and self.do(Leaving(self.world.homes[name]).oldest()) is None:
+            self.grown += 1
+            for user in USERS:
+                self.do(self.world.create(user))
+            self.do(self.world.pass_time(timedelta(days=32)))
+            self.do(self.world.index())
+        self.do(self.world.archive(name))
+        if which % 3 == 0:
+            self.do(self.world.archive("v1" if name == "s1" else "s1"))
+
+    @precondition(lambda self: self.world.archived and not self.world.open)
+    @rule(which=ANY, restores=st.booleans())
+    def move_archived(self, which: int, restores: bool) -> None:
+        names = sorted({name for name, _ in self.world.archived})
+        step = self.world.restore if restores else self.world.clear_out
+        self.do(step(names[which % len(names)]))
+
+    @precondition(lambda self: self.world.archived)
+    @rule()
+    def keep_up(self) -> None:
+        self.do(self.world.keep_up())
+
+
 def run(
-    databases: Databases, runner: asyncio.Runner, alter: Any, *, examples: int, steps: int
+    databases: Databases,
+    runner: asyncio.Runner,
+    alter: Any,
+    *,
+    examples: int,
+    steps: int,
+    machine: type[HistoryMachine] = HistoryMachine,
 ) -> dict[str, int]:
     """Run the machine in a world that was altered; how its pages were served."""
     seen: dict[str, int] = {}
-    machine = type(
+    altered = type(
         "AlteredMachine",
-        (HistoryMachine,),
+        (machine,),
         {"runner": runner, "databases": databases, "alter": staticmethod(alter), "seen": seen},
     )
     run_state_machine_as_test(
-        machine,
+        altered,
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -245,3 +286,11 @@ def test_every_page_shows_what_the_shard_says_whatever_happens_on_the_way(databa
     )
     assert seen["overlaid"] > 20
     assert seen["narrowed"] > 20, "and shards that serve different generations"
+
+
+@pytest.mark.timeout(600)
+def test_every_list_ends_where_the_archive_begins_and_nowhere_else(databases: Databases) -> None:
+    with asyncio.Runner() as runner:
+        seen = run(databases, runner, lambda world: None, examples=50, steps=40, machine=ArchivingMachine)
+    assert seen.keys() >= {"SQL", "READ_MODEL", "MERGED", "SQL_FALLBACK"}
+    assert seen["floor"] > 20, "lists that end where the archive begins"

@@ -6,13 +6,22 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ops.stack.endpoints import Endpoints, Grpc, Tls
+from order_svc.events import Verdict
+from order_svc.order import Seen, Tally
+from ordermesh.history.v1 import history_service_pb2 as pb
 from tests.behind import Searched, searching
+from tests.leaving import Leaving
+from tests.listeners import CALL_S
+from tests.shards import Shard
+from tests.unit.orders import told
 
 COMMAND_S_MAX = 60.0
 
@@ -139,6 +148,50 @@ async def test_an_explanation_is_a_page_to_read_and_says_whether_the_read_model_
     assert str(later.order_id) in shown
     assert "refused by a test" in shown
     assert shown.splitlines()[-1].split()[-2:] == ["SERVING", "yes"]
+
+
+async def an_old_order(shard: Shard) -> str:
+    """An order of alice that is settled."""
+    order = (await shard.create()).order
+    await shard.decide(order, told(Seen(order, Tally(), None, order.created_at), Verdict.SUCCEEDED))
+    return str(order.order_id)
+
+
+async def test_a_list_ends_where_the_archive_begins_and_says_so_until_the_month_comes_back(typed):
+    shard, leaving = typed.searched.shard, Leaving(typed.searched.shard)
+    old = [await an_old_order(shard) for _ in range(2)]
+    await shard.let_pass(timedelta(days=32))
+    await shard.db.execute("SELECT ordermesh.ensure_partitions()")
+    young = await typed.searched.create("alice", "alice")
+    every = [*young, *reversed(old)]
+    list_alices = ("order", "list", "--user", "alice")
+    assert [each["orderId"] for each in await typed.json(*list_alices)] == every
+    ask = partial(typed.searched.mesh.operator.ListOrders, timeout=CALL_S)
+    before = await ask(pb.ListOrdersRequest(user_id="alice", page_size=3))
+    assert not before.read_info.HasField("archived_before_time")
+
+    month = await leaving.oldest()
+    assert month is not None
+    assert await leaving.commit(month) == []
+    floor = await leaving.floor()
+    after = await ask(pb.ListOrdersRequest(user_id="alice", page_size=3, page_token=before.next_page_token))
+    assert (list(after.orders), after.next_page_token) == ([], "")
+    assert after.read_info.archived_before_time.ToDatetime(tzinfo=UTC) == floor
+    for clear_out in (leaving.detach, leaving.drop, None):
+        shown, said = await typed(*list_alices, "--all", "--page-size", "1")
+        assert [line.split()[0] for line in shown.splitlines()[1:]] == young
+        assert f"archived before {floor:%Y-%m-%d}; a statement has that" in said
+        _, said = await typed(*list_alices, "--from", f"{floor:%Y-%m-%d}")
+        assert "archived" not in said, "nobody asked for older ones"
+        found = await typed.json("search", "--user", "alice", code=1)
+        assert [each["orderId"] for each in found["orders"]] == young
+        assert found["readInfo"]["archivedBeforeTime"] == f"{floor:%Y-%m-%dT00:00:00Z}"
+        shown, _ = await typed("explain-page", "alice")
+        assert f"before {floor:%Y-%m-%d}" in shown
+        if clear_out is not None:
+            await clear_out(month)
+    await leaving.restore(month)
+    assert [each["orderId"] for each in await typed.json(*list_alices)] == every
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from chassis.errors import InvalidField
 from gateway import asks, bodies, wire
 from gateway.errors import MalformedJson, UnsupportedMediaType
+from ordermesh.history.v1 import history_service_pb2
 
 JSON = "application/json"
 KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324"
@@ -19,6 +21,15 @@ def wrong_fields(body: object) -> list[str]:
     with pytest.raises(InvalidField) as refused:
         bodies.read(wire.CreateOrder, json.dumps(body).encode(), JSON)
     return [violation.field for violation in refused.value.violations]
+
+
+def test_the_last_page_says_what_is_archived_and_where_to_get_it():
+    answer = history_service_pb2.ListOrdersResponse()
+    assert wire.page(answer).hint is None
+    answer.read_info.archived_before_time.FromDatetime(datetime(2024, 9, 1, tzinfo=UTC))
+    page = json.loads(wire.page(answer).model_dump_json(by_alias=True))
+    assert page["readInfo"]["archivedBeforeTime"] == "2024-09-01T00:00:00Z"
+    assert page["hint"] == "Orders from before 2024-09-01 are archived; ask for a statement."
 
 
 def order(**changes: object) -> dict[str, object]:

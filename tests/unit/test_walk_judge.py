@@ -1,6 +1,7 @@
 """The judge of a walk: each way in which a list can be wrong is made up once, and must be named."""
 
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 
@@ -61,6 +62,15 @@ def test_a_right_list_is_right_at_every_page_size():
         for page in paged(newest_first(), size):
             assert walk.judge(page, Asked(LATER, size, Freshness.STRONG, "rest")) == []
         assert walk.rows == COUNT
+
+
+def test_a_list_that_ends_where_the_archive_begins_answers_for_what_is_not_archived():
+    cut = paged(newest_first()[:6])
+    floor = UUID(order_id(4)).int >> 80
+    ended = [*cut[:-1], replace(cut[-1], archived_us=floor * 1000)]
+    assert judged(book_of(), ended) == []
+    lower = [*cut[:-1], replace(cut[-1], archived_us=(UUID(order_id(2)).int >> 80) * 1000)]
+    assert judged(book_of(), lower) == [("w1_missing", order_id(3)), ("w1_missing", order_id(2))]
 
 
 def without(number: int) -> list[Page]:

@@ -106,6 +106,11 @@ CREATE FUNCTION ordermesh.archive_floor() RETURNS timestamptz
     LANGUAGE sql STABLE
     RETURN COALESCE((SELECT max(m.ends_at) FROM ordermesh.archive_months m WHERE m.committed_at IS NOT NULL), '-infinity');
 
+-- Whether all of a month is before that: no list shows it, and no index has to have it.
+CREATE FUNCTION ordermesh.is_archived(p_month date) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (p_month + interval '1 month') AT TIME ZONE 'UTC' <= ordermesh.archive_floor();
+
 -- Whether the month of an instant is served from its copy. One that was restored is not, also below the floor.
 CREATE FUNCTION ordermesh.is_archived(p_at timestamptz) RETURNS boolean
     LANGUAGE sql STABLE
@@ -427,6 +432,49 @@ BEGIN
            failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
      WHERE month = p_month;
     RETURN ARRAY[]::text[];
+END $$;
+
+-- Begins the projection anew: watermarks stand where the log is now, and every month that has orders is read from here until it
+-- is built again, in an index that holds nothing yet; one that is archived is not built, nor believed should it come back. Only for
+-- the operation that asks for it, while that is open, in the newest term. Returns how many months are built, NULL when nothing was done.
+CREATE OR REPLACE FUNCTION ordermesh.reset_projection(p_operation_id uuid, p_term bigint) RETURNS int
+    LANGUAGE plpgsql AS $$
+DECLARE
+    m date;
+    planned int := 0;
+    has_orders boolean;
+BEGIN
+    PERFORM FROM ordermesh.projection_catalog FOR UPDATE;
+    IF NOT EXISTS (SELECT FROM ordermesh.projection_operations o, ordermesh.relay_lease l
+                    WHERE o.operation_id = p_operation_id AND o.state = 'OPEN' AND l.term = p_term) THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO ordermesh.watermarks AS w (stream_partition, log_epoch, xid, seq, catalog_version, updated_at, source_at)
+    SELECT p, i.log_epoch, pg_snapshot_xmin(pg_current_snapshot()), 0, 0, clock_timestamp(), '-infinity'
+      FROM ordermesh.shard_identity i, generate_series(i.partition_base, i.partition_base + i.partition_count - 1) AS p
+    ON CONFLICT (stream_partition) DO UPDATE
+       SET log_epoch = excluded.log_epoch, xid = excluded.xid, seq = excluded.seq, catalog_version = 0,
+           updated_at = excluded.updated_at, source_at = excluded.source_at;
+    FOR m IN
+        SELECT to_date(substring(c.relname FROM 'orders_(\d{4}_\d{2})'), 'YYYY_MM')
+          FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
+         WHERE h.inhparent = 'ordermesh.orders'::regclass
+        UNION SELECT month FROM ordermesh.projection_index
+        ORDER BY 1
+    LOOP
+        IF ordermesh.is_archived(m) THEN
+            UPDATE ordermesh.projection_index SET state = 'RETIRED', retired_at = ordermesh.clock()
+             WHERE month = m AND state <> 'RETIRED';
+            CONTINUE;
+        END IF;
+        EXECUTE 'SELECT EXISTS (SELECT FROM ordermesh.orders WHERE created_at >= $1 AND created_at < $2)'
+           INTO has_orders USING m::timestamp AT TIME ZONE 'UTC', (m + interval '1 month')::timestamp AT TIME ZONE 'UTC';
+        IF has_orders OR EXISTS (SELECT FROM ordermesh.projection_index WHERE month = m) THEN
+            PERFORM ordermesh.plan_index(m, true, true);
+            planned := planned + 1;
+        END IF;
+    END LOOP;
+    RETURN planned;
 END $$;
 
 INSERT INTO schema_migrations (name) VALUES ('0009_archive');

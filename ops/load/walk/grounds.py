@@ -29,15 +29,17 @@ _SEEDED = """
 SELECT user_id, count(*) AS orders
   FROM orders
  WHERE user_id >= 'seed.' AND user_id < 'seed/' AND created_at < ordermesh.clock() - $1::interval
+   AND created_at >= ordermesh.archive_floor()
  GROUP BY user_id HAVING count(*) BETWEEN $2 AND $3
  ORDER BY user_id"""
 _HELD = """
 SELECT order_id::text, user_id, version, labels::text AS labels, created_at, stage
-  FROM orders WHERE user_id = ANY ($1::text[])"""
+  FROM orders WHERE user_id = ANY ($1::text[]) AND created_at >= ordermesh.archive_floor()"""
 _UNSERVED = """
 SELECT DISTINCT to_char(month, 'YYYY-MM') AS month FROM projection_index p
  WHERE state = 'BUILDING'
    AND NOT EXISTS (SELECT FROM projection_index s WHERE s.month = p.month AND s.state = 'SERVING')
+   AND NOT is_archived(p.month)
  ORDER BY 1"""
 
 

@@ -1,13 +1,15 @@
 """Whether a page is right: held against what was promised and against the pages before it. Pure.
 
 The pages of a walk share out the list between them. So each page answers for its own stretch: from the last
-row of the page before down to its own last row, and to the very end when nothing follows.
+row of the page before down to its own last row, and when nothing follows to the very end, or to where it
+says that the archive begins.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import UUID
 
 from ops.audit.findings import Broken
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from ops.load.walk.book import Book, Freshness
 
+_ID_TIME_SHIFT: Final = 80
 OVERLAY_MAX: Final = 500
 """Of so many changed orders a page shows those that it has room for, and ends there."""
 KINDS: Final = {
@@ -46,7 +49,9 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer. token: of the page after it; empty on the last. lag_s: None when nobody knows."""
+    """One answer. token: of the page after it; empty on the last. lag_s: None when nobody knows. archived_us:
+    what was created before it is archived, says the last page; 0 when nothing is.
+    """
 
     rows: Sequence[Row]
     token: str
@@ -54,6 +59,7 @@ class Page:
     overlay: int
     lag_s: float | None
     unreachable: Sequence[str] = ()
+    archived_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,7 @@ class Walk:
     def _of_promises(self, page: Page, asked: Asked) -> Iterator[tuple[str, str, str]]:
         """What a page says against what was promised for its stretch."""
         book, shown = self.book, {row.order_id: row for row in page.rows}
-        low = min(shown, default="") if page.token else ""
+        low = min(shown, default="") if page.token else _first_id(page.archived_us)
         stretch = {"above": low, "below": self._last.order_id if self._last is not None else ""}
         for promise in book.promised(self.user, asked_at=asked.at, freshness=asked.freshness, **stretch):
             row = shown.get(promise.order_id)
@@ -152,3 +158,8 @@ def refused(user: str, asked: Asked, page: int, why: str) -> Verdict:
 
 def _short(labels: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))[:120] or "no labels"
+
+
+def _first_id(created_us: int) -> str:
+    """Below every order id of an instant and later, at or above those before; empty for the beginning."""
+    return str(UUID(int=created_us // 1000 << _ID_TIME_SHIFT)) if created_us else ""

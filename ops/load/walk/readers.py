@@ -110,6 +110,7 @@ class GrpcReader:
             overlay=info.overlay_count,
             lag_s=info.index_lag.ToTimedelta().total_seconds() if info.HasField("index_lag") else None,
             unreachable=tuple(answer.unreachable),
+            archived_us=info.archived_before_time.ToMicroseconds(),
         )
 
 
@@ -147,6 +148,10 @@ class RestReader:
             raise NoAnswer("MALFORMED_ANSWER") from malformed
 
 
+def _us(instant: str) -> int:
+    return (datetime.fromisoformat(instant) - _EPOCH) // _US
+
+
 def _page(said: dict[str, Any]) -> Page:
     info = said["readInfo"]
     return Page(
@@ -155,7 +160,7 @@ def _page(said: dict[str, Any]) -> Page:
                 order["orderId"],
                 order["userId"],
                 order["requestId"],
-                (datetime.fromisoformat(order["createTime"]) - _EPOCH) // _US,
+                _us(order["createTime"]),
                 order["version"],
                 order.get("labels", {}),
             )
@@ -166,4 +171,5 @@ def _page(said: dict[str, Any]) -> Page:
         overlay=info["overlayCount"],
         lag_s=info.get("indexLagSeconds"),
         unreachable=tuple(said["unreachable"]),
+        archived_us=_us(info["archivedBeforeTime"]) if "archivedBeforeTime" in info else 0,
     )

@@ -289,6 +289,7 @@ class ReadInfo(_message.Message):
     INDEX_LAG_FIELD_NUMBER: _builtins.int
     OVERLAY_COUNT_FIELD_NUMBER: _builtins.int
     READ_MODEL_ASKED_FIELD_NUMBER: _builtins.int
+    ARCHIVED_BEFORE_TIME_FIELD_NUMBER: _builtins.int
     served_by: Global___ReadInfo.ServedBy.ValueType
     """Who served the page."""
     overlay_count: _builtins.int
@@ -307,6 +308,12 @@ class ReadInfo(_message.Message):
     def index_lag(self) -> _duration_pb2.Duration:
         """How far the read model is behind; unset when it was not asked."""
 
+    @_builtins.property
+    def archived_before_time(self) -> _timestamp_pb2.Timestamp:
+        """The list ends here since what was created before this time is archived; a statement has it. Set on the last page
+        only, and only where older orders were asked for; there may have been none.
+        """
+
     def __init__(
         self,
         *,
@@ -316,10 +323,11 @@ class ReadInfo(_message.Message):
         index_lag: _duration_pb2.Duration | None = ...,
         overlay_count: _builtins.int = ...,
         read_model_asked: _builtins.bool = ...,
+        archived_before_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "index_lag", b"index_lag"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archived_before_time", b"archived_before_time", "as_of", b"as_of", "index_lag", b"index_lag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "index_lag", b"index_lag", "overlay_count", b"overlay_count", "read_model_asked", b"read_model_asked", "served_by", b"served_by", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_before_time", b"archived_before_time", "as_of", b"as_of", "index_lag", b"index_lag", "overlay_count", b"overlay_count", "read_model_asked", b"read_model_asked", "served_by", b"served_by", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,6 +451,7 @@ class ExplainPageResponse(_message.Message):
         INDICES_FIELD_NUMBER: _builtins.int
         UNRELIABLE_FIELD_NUMBER: _builtins.int
         HOT_COUNT_FIELD_NUMBER: _builtins.int
+        ARCHIVED_BEFORE_TIME_FIELD_NUMBER: _builtins.int
         shard: _builtins.str
         """The shard."""
         unreliable: _builtins.str
@@ -469,6 +478,12 @@ class ExplainPageResponse(_message.Message):
         def indices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPageResponse.Index]:
             """The indices of the months."""
 
+        @_builtins.property
+        def archived_before_time(self) -> _timestamp_pb2.Timestamp:
+            """What was created before this time is archived on this shard; unset when nothing is. A list ends at the latest
+            of its shards' times.
+            """
+
         def __init__(
             self,
             *,
@@ -480,10 +495,11 @@ class ExplainPageResponse(_message.Message):
             indices: _abc.Iterable[Global___ExplainPageResponse.Index] | None = ...,
             unreliable: _builtins.str = ...,
             hot_count: _builtins.int = ...,
+            archived_before_time: _timestamp_pb2.Timestamp | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["archived_before_time", b"archived_before_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "hot_count", b"hot_count", "indices", b"indices", "overlay", b"overlay", "quarantine", b"quarantine", "shard", b"shard", "unreliable", b"unreliable", "watermarks", b"watermarks"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_before_time", b"archived_before_time", "buckets", b"buckets", "hot_count", b"hot_count", "indices", b"indices", "overlay", b"overlay", "quarantine", b"quarantine", "shard", b"shard", "unreliable", b"unreliable", "watermarks", b"watermarks"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

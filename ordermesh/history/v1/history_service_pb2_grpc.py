@@ -62,6 +62,9 @@ class HistoryServiceServicer:
         A page is what the read model has, overlaid with every change that it does not have yet; nobody can see where
         one ends and the other begins. Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID; with READ_MODEL_UNAVAILABLE
         where only the read model could answer.
+
+        Old months are archived, one after the other, and are not listed from then on: the last page says before which
+        time that is, in `read_info.archived_before_time`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,6 +39,9 @@ class HistoryServiceStub:
     A page is what the read model has, overlaid with every change that it does not have yet; nobody can see where
     one ends and the other begins. Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID; with READ_MODEL_UNAVAILABLE
     where only the read model could answer.
+
+    Old months are archived, one after the other, and are not listed from then on: the last page says before which
+    time that is, in `read_info.archived_before_time`.
     """
     SearchOrders: _grpc.UnaryUnaryMultiCallable[_history_service_pb2.SearchOrdersRequest, _history_service_pb2.SearchOrdersResponse]
     """Searches the orders of all users, newest first, in the read model alone; `read_info` says how old that is.
@@ -62,6 +65,9 @@ class HistoryServiceAsyncStub(HistoryServiceStub):
     A page is what the read model has, overlaid with every change that it does not have yet; nobody can see where
     one ends and the other begins. Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID; with READ_MODEL_UNAVAILABLE
     where only the read model could answer.
+
+    Old months are archived, one after the other, and are not listed from then on: the last page says before which
+    time that is, in `read_info.archived_before_time`.
     """
     SearchOrders: _aio.UnaryUnaryMultiCallable[_history_service_pb2.SearchOrdersRequest, _history_service_pb2.SearchOrdersResponse]  # type: ignore[assignment]
     """Searches the orders of all users, newest first, in the read model alone; `read_info` says how old that is.
@@ -88,6 +94,9 @@ class HistoryServiceServicer(metaclass=_abc_1.ABCMeta):
         A page is what the read model has, overlaid with every change that it does not have yet; nobody can see where
         one ends and the other begins. Refuses with INVALID_FIELD or PAGE_TOKEN_INVALID; with READ_MODEL_UNAVAILABLE
         where only the read model could answer.
+
+        Old months are archived, one after the other, and are not listed from then on: the last page says before which
+        time that is, in `read_info.archived_before_time`.
         """
 
     @_abc_1.abstractmethod

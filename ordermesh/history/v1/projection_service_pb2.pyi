@@ -287,6 +287,7 @@ class GetProjectionStatusResponse(_message.Message):
         QUARANTINED_COUNT_FIELD_NUMBER: _builtins.int
         INDICES_FIELD_NUMBER: _builtins.int
         OPERATIONS_FIELD_NUMBER: _builtins.int
+        ARCHIVED_BEFORE_TIME_FIELD_NUMBER: _builtins.int
         shard: _builtins.str
         """The shard."""
         quarantined_count: _builtins.int
@@ -303,6 +304,12 @@ class GetProjectionStatusResponse(_message.Message):
         def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]:
             """Operations that are not over."""
 
+        @_builtins.property
+        def archived_before_time(self) -> _timestamp_pb2.Timestamp:
+            """What was created before this time is archived on this shard, and no list shows it: its months need no index.
+            Unset when nothing is.
+            """
+
         def __init__(
             self,
             *,
@@ -311,10 +318,11 @@ class GetProjectionStatusResponse(_message.Message):
             quarantined_count: _builtins.int = ...,
             indices: _abc.Iterable[Global___GetProjectionStatusResponse.Index] | None = ...,
             operations: _abc.Iterable[Global___Operation] | None = ...,
+            archived_before_time: _timestamp_pb2.Timestamp | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["archived_before_time", b"archived_before_time", "lag", b"lag"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "lag", b"lag", "operations", b"operations", "quarantined_count", b"quarantined_count", "shard", b"shard"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_before_time", b"archived_before_time", "indices", b"indices", "lag", b"lag", "operations", b"operations", "quarantined_count", b"quarantined_count", "shard", b"shard"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,98 @@
+"""A whole history over REST while its oldest month goes to the archive and comes back: the whole mesh."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from chassis.testing import eventually
+from tests.stack import World, ready
+
+PROCESS_S_MAX = 240.0
+USER = "seed.91.heavy"
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+async def world(server_dir: Path) -> AsyncIterator[World]:
+    """A mesh of its own: what is archived is gone for everybody."""
+    async with ready(server_dir / "archiving") as opened:
+        yield opened
+
+
+async def typed(world: World, *words: str) -> tuple[int | None, Any, str]:
+    """A command's exit code, JSON and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ops", *words, "-o", "json", "--state-dir", str(world.state_dir)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(PROCESS_S_MAX):
+        out, err = await process.communicate()
+    return process.returncode, json.loads(out or b"null"), err.decode()
+
+
+async def done(world: World, *words: str) -> Any:
+    """What a command that ends well says."""
+    code, said, err = await typed(world, *words)
+    assert code == 0, (said, err)
+    return said
+
+
+async def whole(world: World) -> tuple[list[Any], Any]:
+    """Every order of the user's list, and its last page."""
+    orders: list[Any] = []
+    async with world.rest(USER) as http:
+        token = ""
+        while True:
+            answer = await http.get("/v1/orders", params={"pageSize": "50", "pageToken": token})
+            assert answer.status_code == httpx.codes.OK, answer.text
+            page = answer.json()
+            orders += page["orders"]
+            token = page.get("nextPageToken", "")
+            if not token:
+                return orders, page
+            assert "archivedBeforeTime" not in page["readInfo"]
+
+
+async def test_a_list_holds_all_that_is_not_archived_and_after_a_restore_everything(world: World) -> None:
+    seeding = ("--seed", "91", "--users", "3", "--orders", "960", "--months", "32", "--heavy-user", "0.5")
+    await done(world, "seed", *seeding)
+    before, last = await whole(world)
+    assert len(before) >= 300
+    assert "archivedBeforeTime" not in last["readInfo"]
+
+    moved = await done(world, "archive", "run", "--oldest", "1", "--reason", "it is old", "--execute")
+    (month,) = {each["month"] for each in moved}
+    after, last = await whole(world)
+    floor = datetime.fromisoformat(last["readInfo"]["archivedBeforeTime"])
+    assert last["hint"] == f"Orders from before {floor:%Y-%m-%d} are archived; ask for a statement."
+    assert after == [each for each in before if datetime.fromisoformat(each["createTime"]) >= floor]
+    assert 0 < len(after) < len(before)
+    gone = before[len(after) :]
+    assert {each["createTime"][:7] for each in gone} == {month}
+    explained = await done(world, "explain-page", USER)
+    floors = {datetime.fromisoformat(part["archivedBeforeTime"]) for part in explained["shards"]}
+    assert floors == {floor}
+
+    async def left() -> bool:
+        said = await done(world, "index", "status")
+        states = {
+            each["state"] for part in said["shards"] for each in part["indices"] if each["month"] == month
+        }
+        return states == {"RETIRED"}
+
+    assert await eventually(left, within_s=60.0, every_s=1.0), "no list needs the month's index"
+    await done(world, "audit")
+    await done(world, "archive", "restore", "--month", month, "--reason", "a court wants it")
+    again, last = await whole(world)
+    assert (again, last["readInfo"].get("archivedBeforeTime")) == (before, None)
+    await done(world, "index", "status", "--wait", "1m")
+    again, last = await whole(world)
+    assert (again, last["unreachable"]) == (before, [])
