@@ -74,9 +74,10 @@ async def test_a_statement_of_real_orders_is_made_announced_and_fetched(world: W
 
 
 async def test_a_vip_s_statement_reads_every_shard_that_ever_had_orders(world: World, tmp_path: Path) -> None:
+    first = str(datetime.now(UTC).date())
     order = await world.create(VIP_USER)
-    today = str(datetime.now(UTC).date())
-    asking = ("statement", "request", "--user", VIP_USER, "--from", today, "--to", today, "--wait", "60s")
+    last = str(datetime.now(UTC).date())
+    asking = ("statement", "request", "--user", VIP_USER, "--from", first, "--to", last, "--wait", "60s")
     code, operation = await ordermesh(world, *asking)
     assert (code, operation["response"]["state"]) == (0, "READY")
     await ordermesh(world, "statement", "download", operation["name"], "--to", str(tmp_path / "vip.zip"))

@@ -44,26 +44,33 @@ async def statements(tmp_path, shard_database: DatabaseFactory, place: Place) ->
 
 
 async def killed_at(point: str, statements: Statements, place: Place, folder: Path) -> None:
-    """Run a worker that dies there."""
+    """Run an archive_svc that dies there."""
     fired = folder / "fired"
+    s3 = {
+        "bucket": BUCKET,
+        "endpoint": place.endpoint,
+        "access_key": place.access_key,
+        "secret_key": place.secret_key,
+    }
+    mail = {
+        "mailbox_dir": str(folder / "mails"),
+        "sender": PAPER.sender,
+        "to": PAPER.to,
+        "base_url": PAPER.base_url,
+    }
     environment = {
         **os.environ,
+        "ORDERMESH_SHARDS": json.dumps({"s1": statements.shard.database.dsn}),
+        "ORDERMESH_S3": json.dumps(s3),
+        "ORDERMESH_MAIL": json.dumps(mail),
+        "ORDERMESH_STATEMENTS": json.dumps({"directory": str(folder)}),
+        "ORDERMESH_PROFILE": "local",
+        "ORDERMESH_TLS_DIR": str(folder / "tls"),
+        "ORDERMESH_SUBJECT_DIR": str(folder / "subject"),
         "ORDERMESH_FAULTS": f"{point}=kill",
         "ORDERMESH_FAULTS_FIRED": str(fired),
-        "STATEMENTS_DSN": statements.shard.database.dsn,
-        "STATEMENTS_S3": json.dumps(
-            {
-                "bucket": BUCKET,
-                "endpoint": place.endpoint,
-                "access_key": place.access_key,
-                "secret_key": place.secret_key,
-            }
-        ),
-        "STATEMENTS_FOLDER": str(folder),
     }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.statement_process"), env=environment
-    )
+    process = await asyncio.create_subprocess_exec(*(sys.executable, "-m", "archive_svc"), env=environment)
     assert await asyncio.wait_for(process.wait(), KILLED_WITHIN_S) == -signal.SIGKILL
     assert point in fired.read_text(encoding="utf-8")
 
