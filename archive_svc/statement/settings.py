@@ -88,7 +88,9 @@ class StatementSettings(BaseModel):
     lease_s: float = Field(
         30.0, ge=3, le=600, description="How long a process that died keeps a statement from being made."
     )
-    attempts_max: int = Field(6, ge=1, le=100, description="Tries of a statement before it has failed.")
+    attempts_max: int = Field(
+        10, ge=1, le=100, description="Tries of a statement before it has failed; ten take some 15 minutes."
+    )
     work_dir: Path | None = Field(
         None, description="Where files are made before they are stored; none for the machine's own place."
     )

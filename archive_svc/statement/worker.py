@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 from grpc import StatusCode
 
-from archive_svc.errors import TurnLost
+from archive_svc.errors import StorageUnavailable, TurnLost
 from archive_svc.statement import metrics, points
 from archive_svc.statement.store import Failure
 from archive_svc.statement.wish import Progress
@@ -67,8 +67,8 @@ class Turns:
     lease: timedelta = timedelta(seconds=30)
     beat_s: float = 2.0
     look_s: float = 1.0
-    attempts_max: int = 6
-    pause_s: float = 2.0
+    attempts_max: int = 10
+    pause_s: float = 5.0
     pause_s_max: float = 300.0
     make_s_max: float = 7200.0
     kept: timedelta = timedelta(days=7)
@@ -286,8 +286,12 @@ def _is_for_good(failed: Exception) -> bool:
 
 def _failure(failed: Exception) -> Failure:
     """What the owner of a statement is told: never a driver's text."""
-    late = DeadlineExceeded if isinstance(failed, TimeoutError) else InternalError
-    error = failed if isinstance(failed, OrdermeshError) else late()
+    if isinstance(failed, OrdermeshError):
+        error = failed
+    elif isinstance(failed, S3Error):
+        error = StorageUnavailable()
+    else:
+        error = DeadlineExceeded() if isinstance(failed, TimeoutError) else InternalError()
     return Failure(error.code.value[0], error.reason.value, error.sentence()[:512])
 
 

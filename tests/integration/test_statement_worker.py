@@ -295,3 +295,15 @@ async def test_a_user_who_is_erased_leaves_no_statement(statements: Statements) 
     assert await statements.worker.once()
     await statements.sweeper.once()
     assert told(await statements.wait(again)).state == State.READY
+
+
+async def test_an_s3_that_is_away_for_too_long_is_named(statements: Statements, s3: InProcessS3) -> None:
+    asked = await statements.request()
+    s3.fail("PutObject", 503, "SlowDown", times=100)
+    async with running(statements.worker):
+        await statements.until(asked, "FAILED")
+    over = await statements.wait(asked)
+    info = error_details_pb2.ErrorInfo()
+    assert over.error.details[0].Unpack(info)
+    assert info.reason == Reason.STORAGE_UNAVAILABLE
+    assert await statements.keys() == []
