@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from archive_svc.statement.fetching import Fetcher, Read
@@ -17,6 +19,7 @@ from archive_svc.statement.wish import CSV, Wanted
 from chassis import pg
 from chassis.ids import user_bucket
 from chassis.s3 import ObjectStore
+from chassis.testing import eventually
 from tests.archiving import Archive
 
 AS_OF = datetime(2026, 1, 31, 12, 30, tzinfo=UTC)
@@ -89,3 +92,17 @@ def within(rows: Sequence[Row], since: datetime, until: datetime) -> list[Row]:
     """Those of a period."""
     first, end = microseconds(since), microseconds(until)
     return [row for row in rows if first <= row.created_us < end]
+
+
+async def waits_or_ends(archive: Archive, work: asyncio.Task[Any]) -> None:
+    """Return when what the archive does is over, or waits for a lock that somebody has."""
+
+    async def is_still() -> bool:
+        return work.done() or bool(
+            await archive.value(
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+                "AND datname = current_database() AND application_name = 'ordermesh-archive')"
+            )
+        )
+
+    assert await eventually(is_still, within_s=30)

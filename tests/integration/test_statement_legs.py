@@ -17,7 +17,7 @@ from archive_svc.codec.writer import SegmentWriter
 from archive_svc.errors import OrdersMoved, StatementIncomplete, StorageUnavailable
 from archive_svc.lifecycle import State
 from archive_svc.statement import legs
-from archive_svc.statement.fetching import Fetcher, Read
+from archive_svc.statement.fetching import AT_ONCE, Fetcher, Read
 from archive_svc.statement.legs import QUERIES, SESSION, ShardReader
 from archive_svc.statement.rows import Row, select_list
 from chassis import pg
@@ -32,7 +32,7 @@ from tests.buckets import Place
 from tests.conftest import DatabaseFactory
 from tests.databases import Databases
 from tests.inprocess_s3 import InProcessS3
-from tests.papers import SINCE, UNTIL, known_rows, reader, rows_of, wanted, within
+from tests.papers import SINCE, UNTIL, known_rows, reader, rows_of, waits_or_ends, wanted, within
 
 USERS = ("user.a", "user.b", "user.c")
 
@@ -92,18 +92,6 @@ def hooked(archive: Archive, dsn: str, after: Callable[[str], Awaitable[None]]) 
             yield Hooked(session, after)
 
     return ShardReader("s1", sessions, Fetcher(archive.store))
-
-
-async def waits_or_ends(archive: Archive, work: asyncio.Task[Any]) -> None:
-    async def still() -> bool:
-        return work.done() or bool(
-            await archive.value(
-                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
-                "AND datname = current_database() AND application_name = 'ordermesh-archive')"
-            )
-        )
-
-    assert await eventually(still, within_s=30)
 
 
 async def read_while_august_leaves(archive: Archive) -> list[Row]:
@@ -247,7 +235,7 @@ async def test_a_period_reads_no_segment_of_another_month_and_nobody_reads_none(
 
 
 async def test_one_user_with_most_of_a_month_is_read_out_of_many_groups_in_order(
-    archive: Archive, small_groups: None, monkeypatch: pytest.MonkeyPatch
+    archive: Archive, s3_server: InProcessS3, small_groups: None
 ) -> None:
     await fill(archive.database, 2500, AUGUST, seed=7, users=["vip.1"])
     known = (await known_rows(archive))["vip.1"]
@@ -259,6 +247,14 @@ async def test_one_user_with_most_of_a_month_is_read_out_of_many_groups_in_order
     assert await rows_of([asked], wanted("vip.1")) == known
     half = SINCE + timedelta(days=13, seconds=1)
     assert await rows_of([asked], wanted("vip.1", half)) == within(known, half, UNTIL)
+
+    # Who reads slowly is not read ahead of without end.
+    groups = sum(len(s.facts.groups_of("vip.1")) for s in segments)
+    s3_server.seen.clear()
+    rows = asked.rows(wanted("vip.1"), Read())
+    await anext(rows)
+    assert s3_server.seen["GetObject"] <= AT_ONCE + 2 < groups
+    await rows.aclose()
 
     # What the catalog says of a part that is his alone is compared with what is read of it.
     await archive.shard.execute(

@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from archive_svc.lifecycle import State
 from archive_svc.statement import legs
 from archive_svc.statement.rows import Row
-from chassis.testing import eventually
 from tests.archiving import AUGUST, SEPTEMBER, Archive, fill, opened
 from tests.buckets import Place
 from tests.databases import Databases
 from tests.inprocess_s3 import InProcessS3
-from tests.papers import SINCE, UNTIL, known_rows, reader, rows_of, wanted, within
+from tests.papers import SINCE, UNTIL, known_rows, reader, rows_of, waits_or_ends, wanted, within
 
 EXAMPLES = int(os.environ.get("STATEMENT_TWIN_EXAMPLES", "90"))
 OCTOBER = date(2023, 10, 1)
@@ -96,15 +95,7 @@ class World:
         await self.archive.want(month, reach)
         work = asyncio.create_task(self.archive.work(month=month), name="the archive goes on")
 
-        async def is_still() -> bool:
-            return work.done() or bool(
-                await self.archive.value(
-                    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
-                    "AND datname = current_database() AND application_name = 'ordermesh-archive')"
-                )
-            )
-
-        assert await eventually(is_still, within_s=30)
+        await waits_or_ends(self.archive, work)
         self.seen.add("ended" if work.done() else "waited")
         return work
 
