@@ -288,7 +288,7 @@ def main() -> None:
         print(text)
     else:
         # Below it stands what `benchmarks.archive_statements` wrote.
-        _, heading, below = RESULTS.read_text(encoding="utf-8").partition("\n# Statements\n")
+        _, heading, below = RESULTS.read_text(encoding="utf-8").partition("\n## Statements\n")
         RESULTS.write_text(text + heading + below, encoding="utf-8")
         print(f"wrote {RESULTS}")
 

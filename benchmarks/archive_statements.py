@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from chassis.s3 import ObjectStore
 
 RESULTS = Path(__file__).parent / "ARCHIVE.md"
-HEADING = "# Statements"
+HEADING = "## Statements"
 SHARD = "s1"
 MONTHS = 12
 FIRST = datetime(2023, 1, 1, tzinfo=UTC)
