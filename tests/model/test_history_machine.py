@@ -176,6 +176,18 @@ class HistoryMachine(RuleBasedStateMachine):
     def change_over(self, name: str, which: int) -> None:
         self.do(self.world.change_over(name, which))
 
+    @precondition(lambda self: len(self.world.orders) < 12 and not self.world.open)
+    @rule(user=st.sampled_from(USERS), name=st.sampled_from(("s1", "v1")), shown=st.sampled_from(FILTERS))
+    def part_ways(self, user: str, name: str, shown: Filter) -> None:
+        """A user has old orders on both shards, and one of these has a month of them built again."""
+        self.do(self.world.create(user))
+        self.promote(user)
+        self.do(self.world.create(user))
+        self.do(self.world.pass_time(timedelta(hours=2)))
+        self.do(self.world.index())
+        self.do(self.world.change_over(name))
+        self.do(self.world.looked(user, shown, 100))
+
     @rule(user=st.sampled_from(USERS), shown=st.sampled_from(FILTERS), size=st.sampled_from(SIZES))
     def page(self, user: str, shown: Filter, size: int) -> None:
         self.do(self.world.looked(user, shown, size))
@@ -232,6 +244,8 @@ class ArchivingMachine(HistoryMachine):
         self.do(self.world.archive(name))
         if which % 3 == 0:
             self.do(self.world.archive("v1" if name == "s1" else "s1"))
+        for user in USERS:
+            self.do(self.world.looked(user, FILTERS[which % len(FILTERS)], 100))
 
     @precondition(lambda self: self.world.archived and not self.world.open)
     @rule(which=ANY, restores=st.booleans())
