@@ -171,7 +171,7 @@ class Archiver:
         control = await self._catalog.control()
         months = await self._catalog.months()
         metrics.tell(self._catalog.shard, months, control)
-        if self._pacing.reach is not None and await self._want(months, control.at, self._pacing.reach):
+        if self._pacing.reach is not None and await self._want(control.at, self._pacing.reach):
             return True
         due = next_due(months, control.at, is_halted=control.is_halted)
         if due is None:
@@ -214,12 +214,11 @@ class Archiver:
             await self._quarantine(found, fence, f"CHECK: {wrong}")
         return True
 
-    async def _want(self, months: list[Month], at: datetime, reach: State) -> bool:
+    async def _want(self, at: datetime, reach: State) -> bool:
         """Ask for the oldest month that is old enough and that nobody asked for yet."""
-        known = {month.month for month in months}
-        for candidate in await self._catalog.candidates(self._ripe(at)):
-            if candidate.month not in known and not candidate.blockers:
-                await self._catalog.want(candidate.month, uuid4(), reach, ACTOR, "it is old enough")
+        for view in await self._catalog.overview(self._ripe(at)):
+            if view.state is None and not view.blockers:
+                await self._catalog.want(view.month, uuid4(), reach, ACTOR, "it is old enough")
                 return True
         return False
 

@@ -40,16 +40,6 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A month that the shard has tables of. rows: of orders, as last estimated. bytes: with indexes."""
-
-    month: date
-    rows: int
-    size_bytes: int
-    blockers: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class MonthView:
     """A month as operators see it. state, reach: None when nobody asked for it.
 
@@ -175,11 +165,6 @@ class Catalog:
     async def months(self) -> list[Month]:
         """Every month that was ever asked for, the oldest first."""
         return [_month(row) for row in await self._database.fetch(QUERIES.months)]
-
-    async def candidates(self, ripe_until: datetime) -> list[Candidate]:
-        """The months that are in the database, the oldest first, and what keeps each from being frozen."""
-        rows = await self._database.fetch(QUERIES.candidates, ripe_until)
-        return [Candidate(r["month"], r["rows"], r["bytes"], tuple(r["blockers"])) for r in rows]
 
     async def overview(self, ripe_until: datetime) -> list[MonthView]:
         """Every month that the shard has or had, the oldest first."""

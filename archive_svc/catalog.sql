@@ -31,20 +31,9 @@ UPDATE ordermesh.archive_lease SET is_halted = $1, actor = $2, reason = $3, chan
 -- Every month that was ever asked for.
 SELECT * FROM ordermesh.archive_months ORDER BY month;
 
--- name: candidates
--- The months that the shard has tables of, with what it takes up and why it cannot leave now. $1: those that end later are too young.
-SELECT m.month, m.rows, m.bytes, ordermesh.month_blockers(m.month, $1) AS blockers
-  FROM (SELECT (date_trunc('month', (regexp_match(pg_get_expr(c.relpartbound, c.oid),
-                                                  'FROM \(''([^'']+)''\)'))[1]::timestamptz AT TIME ZONE 'UTC'))::date AS month,
-               sum(CASE WHEN i.inhparent = 'ordermesh.orders'::regclass THEN greatest(c.reltuples, 0) ELSE 0 END)::bigint AS rows,
-               sum(pg_total_relation_size(c.oid))::bigint AS bytes
-          FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-         WHERE i.inhparent IN ('ordermesh.orders'::regclass, 'ordermesh.order_journal'::regclass) AND NOT i.inhdetachpending
-         GROUP BY 1) AS m
- ORDER BY 1;
-
 -- name: overview
--- Every month that the shard has tables of or that was ever asked for, with how far it is. $1: as `candidates`.
+-- Every month that the shard has tables of or that was ever asked for, with how far it is. $1: those that end later are
+-- too young.
 WITH here AS (
     SELECT (date_trunc('month', (regexp_match(pg_get_expr(c.relpartbound, c.oid),
                                               'FROM \(''([^'']+)''\)'))[1]::timestamptz AT TIME ZONE 'UTC'))::date AS month,

@@ -49,7 +49,9 @@ class Verifier:
         Raises: Mismatch; LeaseLost; S3Error; what chassis.pg raises.
         """
         is_whole = True
-        for segment in await self._catalog.segments(month.archive_id):
+        segments = await self._catalog.segments(month.archive_id)
+        journals = {each.part: each for each in segments if each.table != ORDERS.table}
+        for segment in segments:
             if segment.verified_at is not None:
                 continue
             try:
@@ -60,7 +62,7 @@ class Verifier:
                 is_whole = False
                 continue
             if segment.table == ORDERS.table:
-                await self._compare(month, segment)
+                await self._compare(month, segment, journals[segment.part])
             await self._catalog.note_verified(fence, month.archive_id, segment, self._enough_for)
             await faults.point(points.AFTER_READ_BACK)
         return is_whole
@@ -105,10 +107,8 @@ class Verifier:
         """See that an object is as it was stored, by size and checksums. Raises: SegmentDamaged; S3Error."""
         await must_be(self._store, segment.stored)
 
-    async def _compare(self, month: Month, orders: CataloguedSegment) -> None:
+    async def _compare(self, month: Month, orders: CataloguedSegment, journal: CataloguedSegment) -> None:
         there = await self._catalog.part_facts(month.archive_id, orders.part)
-        segments = await self._catalog.segments(month.archive_id)
-        journal = next(s for s in segments if s.part == orders.part and s.table != ORDERS.table)
         copied = tuple((*each.by, each.rows, each.total) for each in orders.facts.sums)
         differs = mismatches(
             [
