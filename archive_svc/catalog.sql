@@ -188,6 +188,10 @@ SELECT {columns} FROM {orders} AS o JOIN {journal} AS j USING (order_id, created
    AND (o.user_id, o.created_at, o.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)
  ORDER BY o.user_id, o.created_at, o.order_id, j.version;
 
+-- name: make_copied
+-- Where COPY writes a segment's rows as text, until the transaction ends. {columns}: as Shape says.
+CREATE TEMP TABLE copied ({columns}) ON COMMIT DROP;
+
 -- name: copy_back
 -- Make rows of what was copied as text. {table}; {columns}, {values}: as Shape says.
 INSERT INTO {table} ({columns}) SELECT {values} FROM copied AS c;

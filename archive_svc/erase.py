@@ -117,7 +117,7 @@ class Eraser:
         """Let the new segment take the old one's place; the month's count and hash lose the rows."""
         shape = SHAPES[old.table]
         async with self._sessions() as session, session.transaction():
-            await session.execute(f"CREATE TEMP TABLE copied ({shape.staging_columns()}) ON COMMIT DROP")
+            await session.execute(QUERIES.make_copied.format(columns=shape.staging_columns()))
             await session.copy_in("copied", _whole(gone), options=COPY_BACK_OPTIONS, timeout_s=COPY_S_MAX)
             await session.execute(_rows_again(shape), timeout_s=COPY_S_MAX)
             swapped = await session.fetchval(

@@ -62,7 +62,7 @@ class Restorer:
     ) -> None:
         shape = SHAPES[segment.table]
         async with self._sessions() as session, session.transaction():
-            await session.execute(f"CREATE TEMP TABLE copied ({shape.staging_columns()}) ON COMMIT DROP")
+            await session.execute(QUERIES.make_copied.format(columns=shape.staging_columns()))
             await session.copy_in(
                 "copied", _pieces(shape, body), options=COPY_BACK_OPTIONS, timeout_s=COPY_S_MAX
             )
