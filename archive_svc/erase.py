@@ -22,8 +22,10 @@ from archive_svc.errors import LeaseLost
 from archive_svc.export import store_whole
 from archive_svc.lifecycle import State, data_key, manifest_key
 from archive_svc.manifest import MANIFEST_TYPE, about, manifest_of
+from archive_svc.segment import SegmentDamaged
 from chassis import faults
-from chassis.s3 import ObjectLocked, ObjectNotFound
+from chassis.errors import OrdermeshError
+from chassis.s3 import ObjectLocked, ObjectNotFound, S3Error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -61,11 +63,21 @@ class Eraser:
     async def erase_one(self, fence: int) -> bool:
         """Carry the oldest wish out that can be; whether there was one. Idempotent, goes on where it was.
 
+        One that fails waits, so that it holds up nobody.
         Raises: SegmentDamaged; LeaseLost; S3Error; what chassis.pg raises.
         """
         erasure = await self._catalog.due_erasure()
         if erasure is None:
             return False
+        try:
+            await self._carry_out(erasure, fence)
+        except (OrdermeshError, S3Error, SegmentDamaged) as failed:
+            if not isinstance(failed, LeaseLost):
+                await self._catalog.defer_erasure(fence, erasure, AGAIN, f"{type(failed).__name__}: {failed}")
+            raise
+        return True
+
+    async def _carry_out(self, erasure: Erasure, fence: int) -> None:
         months = {month.archive_id: month for month in await self._catalog.months()}
         waits = set()
         for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
@@ -80,10 +92,9 @@ class Eraser:
         waits |= await self._delete_left_behind(erasure, fence)
         if waits:
             await self._catalog.defer_erasure(fence, erasure, AGAIN, f"waits for {', '.join(sorted(waits))}")
-            return True
+            return
         await self._catalog.end_erasure(fence, erasure)
         log.info("user_erased", shard=self._catalog.shard, erasure_id=str(erasure.erasure_id))
-        return True
 
     async def _rewrite(self, month: Month, old: CataloguedSegment, erasure: Erasure, fence: int) -> None:
         from archive_svc.codec.erasing import without

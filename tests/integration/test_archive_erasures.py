@@ -131,3 +131,8 @@ async def test_a_damaged_segment_is_not_written_anew(archive: Archive, server: I
     assert not await archive.archiver._erase(await archive.fence())
     erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
     assert (erasure.orders, erasure.ended_at) == (0, None)
+    assert "SegmentDamaged" in erasure.note
+    other = await archive.catalog.want_erasure(uuid4(), "nobody.here", "a test", "they asked for it")
+    assert await archive.archiver._erase(await archive.fence()), "one that fails holds up nobody"
+    other = await archive.catalog.want_erasure(other.erasure_id, "nobody.here", "a test", "again")
+    assert other.ended_at is not None
