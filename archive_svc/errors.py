@@ -78,6 +78,18 @@ class StatementTooLarge(OrdermeshError):
     code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.TOO_LARGE
 
 
+class MailNotFound(OrdermeshError):
+    """No statement of this id has a mail."""
+
+    code, reason = StatusCode.NOT_FOUND, Reason.STATEMENT_NOT_FOUND
+
+
+class MailNotDead(OrdermeshError):
+    """This mail was not given up: it is to be sent, or was taken."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.MAIL_NOT_DEAD
+
+
 class ArchivedOrderNotFound(OrdermeshError):
     """No month that is read from the archive has this order of this user."""
 

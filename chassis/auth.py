@@ -133,6 +133,8 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _D + "CancelStatement": _WRITE,
     _D + "ListStatements": _WRITE,
     _D + "LinkStatement": _WRITE,
+    _D + "ListDeadMails": _STEER,
+    _D + "RetryMail": _STEER,
     _L + "GetOperation": _WRITE,
     _L + "WaitOperation": _WRITE,
     _L + "CancelOperation": _WRITE,

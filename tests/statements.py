@@ -15,7 +15,9 @@ from uuid import UUID, uuid4
 from google.longrunning import operations_pb2
 
 from archive_svc.statement.asking import Limits
+from archive_svc.statement.deadmails import DeadMails
 from archive_svc.statement.letter import Stationery
+from archive_svc.statement.outbox import MailOutbox
 from archive_svc.statement.service import StatementService
 from archive_svc.statement.store import StatementStore
 from archive_svc.statement.sweeper import Sweeper
@@ -180,7 +182,10 @@ async def opened(
         await objects.make_bucket()
         maker, store, wakes = HandMaker(folder), StatementStore("s1", pool), Wakes()
         tokens = PageTokens(b"a key of the tests, of 16 bytes")
-        service = StatementService({"s1": store}, objects, limits or Limits(), tokens, wakes, SYSTEM_CLOCK)
+        dead_mails = DeadMails({"s1": MailOutbox("s1", pool)}, wakes)
+        service = StatementService(
+            {"s1": store}, dead_mails, objects, limits or Limits(), tokens, wakes, SYSTEM_CLOCK
+        )
         server = await stack.enter_async_context(
             rpc.serve(
                 "127.0.0.1:0",

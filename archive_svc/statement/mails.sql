@@ -10,7 +10,8 @@ UPDATE ordermesh.statement_mails m
         WHERE state = 'WAITING' AND not_before <= clock_timestamp() AND lease_until <= clock_timestamp()
         ORDER BY not_before LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING m.statement_id, m.fence, m.attempts, m.give_up_at <= clock_timestamp() AS is_last, s.user_id, s.locale, s.first_day,
-          s.last_day, m.created_at AS ready_at, s.expires_at AS kept_until;
+          s.last_day, m.created_at AS ready_at, s.expires_at AS kept_until,
+          s.state = 'READY' AND s.expires_at > clock_timestamp() AS is_of_use;
 
 -- name: sent
 -- A mail server took it. $1: statement; $2: fence. Whether that was still to be said.
@@ -31,7 +32,24 @@ UPDATE ordermesh.statement_mails SET not_before = clock_timestamp() + $3, lease_
 RETURNING true;
 
 -- name: standing
--- How many mails wait, how many are dead, and for how long the oldest one waits, in seconds.
-SELECT count(*) FILTER (WHERE state = 'WAITING') AS waiting, count(*) FILTER (WHERE state = 'DEAD') AS dead,
-       COALESCE(extract(epoch FROM clock_timestamp() - min(created_at) FILTER (WHERE state = 'WAITING')), 0)::float8 AS oldest_s
-  FROM ordermesh.statement_mails WHERE state <> 'SENT';
+-- How many mails wait, how many are dead of which the statement is still there, and for how long the oldest one waits, in seconds.
+SELECT w.waiting, d.dead, w.oldest_s
+  FROM (SELECT count(*) AS waiting, COALESCE(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS oldest_s
+          FROM ordermesh.statement_mails WHERE state = 'WAITING') w,
+       (SELECT count(*) AS dead FROM ordermesh.statement_mails m JOIN ordermesh.statements s USING (statement_id)
+         WHERE m.state = 'DEAD' AND s.state = 'READY' AND s.expires_at > clock_timestamp()) d;
+
+-- name: dead_letters
+-- A page of the mails that were given up, the youngest first. $1, $2: after this one; $3: how many.
+SELECT * FROM ordermesh.statement_mails_told
+ WHERE state = 'DEAD' AND (ended_at, statement_id) < ($1, $2::uuid)
+ ORDER BY ended_at DESC, statement_id DESC
+ LIMIT $3;
+
+-- name: mail
+-- One mail, whatever became of it. $1: statement.
+SELECT * FROM ordermesh.statement_mails_told WHERE statement_id = $1;
+
+-- name: retry
+-- Let a mail that was given up be sent again. $1: id of the retry; $2: statement; $3: who; $4: why; $5: for how long it is tried.
+SELECT ordermesh.retry_statement_mail($1, $2, $3, $4, $5);

@@ -3,34 +3,71 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from archive_svc.statement.letter import News
 from chassis import pg
 
 if TYPE_CHECKING:
-    from datetime import timedelta
+    from datetime import datetime
+    from uuid import UUID
 
 QUERIES = pg.queries("archive_svc.statement", "mails.sql")
+TRIED_FOR = timedelta(hours=48)
+"""How long a mail is tried, at first and when somebody has it sent again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A mail for one try. is_last: its time is over; when this try fails there is no other."""
+    """A mail for one try.
+
+    is_last:   its time is over; when this try fails there is no other.
+    is_of_use: its statement can still be downloaded.
+    """
 
     news: News
     fence: int
     attempts: int
     is_last: bool
+    is_of_use: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How the mails stand. oldest_s: for how long the oldest one waits."""
+    """How the mails stand.
+
+    dead:     of which the statement can still be downloaded: somebody may send them again.
+    oldest_s: for how long the oldest one waits.
+    """
 
     waiting: int
     dead: int
     oldest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A mail as operators see it.
+
+    state:         WAITING, SENT or DEAD. attempts: in all.
+    note:          what the mail server said last.
+    ended_at:      when it was taken, or given up.
+    kept_until:    of its statement; None when that is gone.
+    retries:       how often somebody had it sent again; actor, reason: of the last time.
+    """
+
+    statement_id: UUID
+    user_id: str
+    state: str
+    attempts: int
+    note: str
+    ready_at: datetime
+    ended_at: datetime | None
+    kept_until: datetime | None
+    retries: int
+    actor: str
+    reason: str
 
 
 class MailOutbox:
@@ -43,6 +80,10 @@ class MailOutbox:
         self.shard = shard
         self._database = database
 
+    def until(self, deadline: float) -> MailOutbox:
+        """The same mails for one call: nothing is waited for after its deadline."""
+        return MailOutbox(self.shard, self._database.until(deadline))
+
     async def claim(self, lease: timedelta) -> Due | None:
         """Take the next mail for one try, which nobody else makes within the lease."""
         row = await self._database.fetchrow(QUERIES.claim, lease)
@@ -50,7 +91,7 @@ class MailOutbox:
             return None
         fields = ("statement_id", "user_id", "locale", "first_day", "last_day", "ready_at", "kept_until")
         news = News(**{name: row[name] for name in fields})
-        return Due(news, row["fence"], row["attempts"], row["is_last"])
+        return Due(news, row["fence"], row["attempts"], row["is_last"], row["is_of_use"])
 
     async def sent(self, due: Due) -> None:
         """Note that a server took it."""
@@ -69,3 +110,24 @@ class MailOutbox:
         row = await self._database.fetchrow(QUERIES.standing)
         assert row is not None, "an aggregate has a row"
         return Standing(**row)
+
+    async def dead_letters(self, after: tuple[datetime, UUID], limit: int) -> list[Told]:
+        """A page of those that were given up, the youngest first."""
+        return [Told(**row) for row in await self._database.fetch(QUERIES.dead_letters, *after, limit)]
+
+    async def mail(self, statement_id: UUID) -> Told | None:
+        """The mail of one statement."""
+        row = await self._database.fetchrow(QUERIES.mail, statement_id)
+        return None if row is None else Told(**row)
+
+    async def retry(
+        self, retry_id: UUID, statement_id: UUID, actor: str, reason: str, tried: timedelta
+    ) -> str:
+        """Let one that was given up be sent again, for so long; the verdict of `retry_statement_mail`.
+
+        Idempotent by the retry's id. If cancelled here: it may be sent again.
+        """
+        verdict: str = await self._database.fetchval(
+            QUERIES.retry, retry_id, statement_id, actor, reason, tried
+        )
+        return verdict

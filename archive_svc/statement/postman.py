@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("mails")
 
+ADDRESS = "(the address)"
+
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
@@ -96,18 +98,25 @@ class Postman:
 
     async def _try(self, due: Due) -> str:
         """Send it; what came of it."""
+        if not due.is_of_use:
+            await self._outbox.dead(due, "its statement is gone")
+            return "dead"
         try:
-            await self._transport.send(letter.write(due.news, self._paper))
+            written = letter.write(due.news, self._paper)
         except letter.LetterUnsafe as unsafe:
             await self._outbox.dead(due, str(unsafe))
             return "dead"
+        try:
+            await self._transport.send(written)
         except NotSent as failed:
+            # Servers repeat the address that they refuse; whoever reads the note needs it not.
+            note = failed.note.replace(written.to, ADDRESS)
             if due.is_last or not failed.may_pass:
-                await self._outbox.dead(due, failed.note)
+                await self._outbox.dead(due, note)
                 return "dead"
             longest_s = min(self._rounds.pause_s_max, self._rounds.pause_s * 2.0 ** min(due.attempts - 1, 30))
             pause = timedelta(seconds=longest_s * (0.5 + 0.5 * self._jitter()))
-            await self._outbox.put_off(due, pause, failed.note)
+            await self._outbox.put_off(due, pause, note)
             return "put_off"
         await faults.point(points.AFTER_SEND)
         await self._outbox.sent(due)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from archive_svc.statement.amending import Amender
+from archive_svc.statement.deadmails import DeadMails
 from archive_svc.statement.fetching import Fetcher
 from archive_svc.statement.legs import SESSION, ShardReader
 from archive_svc.statement.maker import StatementMaker
@@ -53,7 +54,8 @@ def maker_of(settings: ArchiveSettings, objects: ObjectStore) -> Maker:
     """Who makes the statements of every shard; nothing connects before there is one to make."""
     fetcher = Fetcher(objects)
     readers = {
-        shard: ShardReader(shard, sessions, fetcher) for shard, sessions in _sessions(settings).items()
+        shard: ShardReader(shard, sessions, fetcher)
+        for shard, sessions in _sessions(settings, read_only=True).items()
     }
     wanted = settings.statements
     return StatementMaker(readers, wanted.work_dir, bom=wanted.csv_bom)
@@ -62,15 +64,16 @@ def maker_of(settings: ArchiveSettings, objects: ObjectStore) -> Maker:
 def amenders_of(settings: ArchiveSettings, objects: ObjectStore) -> dict[str, Amender]:
     """Who amends the archived orders of each shard; nothing connects before there is one to amend."""
     fetcher = Fetcher(objects)
-    return {shard: Amender(shard, sessions, fetcher) for shard, sessions in _sessions(settings).items()}
+    sessions = _sessions(settings, read_only=False)
+    return {shard: Amender(shard, opened, fetcher) for shard, opened in sessions.items()}
 
 
-def _sessions(settings: ArchiveSettings) -> dict[str, Sessions]:
+def _sessions(settings: ArchiveSettings, *, read_only: bool) -> dict[str, Sessions]:
     """How to open a session of a reader, by shard."""
     return {
         shard: partial(
             pg.open_session,
-            pg.PgSettings(dsn=dsn.get_secret_value(), session=SESSION),
+            pg.PgSettings(dsn=dsn.get_secret_value(), read_only=read_only, session=SESSION),
             name=f"statement-{shard}",
         )
         for shard, dsn in settings.shards.items()
@@ -83,6 +86,7 @@ async def opened(settings: ArchiveSettings, objects: ObjectStore, maker: Maker) 
     wakes = Wakes()
     async with AsyncExitStack() as stack:
         stores: dict[str, StatementStore] = {}
+        outboxes: dict[str, MailOutbox] = {}
         loops: list[Loop] = []
         for shard, dsn in settings.shards.items():
             wanted = pg.PgSettings(
@@ -92,21 +96,14 @@ async def opened(settings: ArchiveSettings, objects: ObjectStore, maker: Maker) 
             )
             pool = await stack.enter_async_context(pg.open_database(wanted, name=f"statements-{shard}"))
             stores[shard] = StatementStore(shard, pool)
-            loops += _loops(settings, stores[shard], MailOutbox(shard, pool), objects, maker, wakes)
+            outboxes[shard] = MailOutbox(shard, pool)
+            loops += _loops(settings, stores[shard], outboxes[shard], objects, maker, wakes)
         tokens = PageTokens(*settings.token_keys())
         limits = settings.statements.limits()
-        yield Statements(StatementService(stores, objects, limits, tokens, wakes, SYSTEM_CLOCK), loops)
-
-
-def _maker(settings: ArchiveSettings, objects: ObjectStore) -> Maker:
-    """Who reads orders and writes them down. Each statement reads in sessions of its own, which only read."""
-    fetcher = Fetcher(objects)
-    readers = {}
-    for shard, dsn in settings.shards.items():
-        reading = pg.PgSettings(dsn=dsn.get_secret_value(), read_only=True, session=SESSION)
-        sessions = partial(pg.open_session, reading, name=f"statement-{shard}")
-        readers[shard] = ShardReader(shard, sessions, fetcher)
-    return StatementMaker(readers, settings.statements.directory)
+        service = StatementService(
+            stores, DeadMails(outboxes, wakes), objects, limits, tokens, wakes, SYSTEM_CLOCK
+        )
+        yield Statements(service, loops)
 
 
 def _loops(

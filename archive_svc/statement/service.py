@@ -26,10 +26,12 @@ from ordermesh.archive.v1 import statement_service_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from google.longrunning import operations_pb2
 
     from archive_svc.statement.asking import Ask, Limits
+    from archive_svc.statement.deadmails import DeadMails
     from archive_svc.statement.store import Statement, StatementStore, Verdict
     from archive_svc.statement.wakes import Wakes
     from chassis import rpc
@@ -54,6 +56,7 @@ class StatementService:
     def __init__(
         self,
         stores: Mapping[str, StatementStore],
+        dead_mails: DeadMails,
         objects: ObjectStore,
         limits: Limits,
         tokens: PageTokens,
@@ -61,6 +64,7 @@ class StatementService:
         clock: Clock,
     ) -> None:
         self._stores = stores
+        self._dead_mails = dead_mails
         self._objects = objects
         self._limits = limits
         self._tokens = tokens
@@ -107,14 +111,15 @@ class StatementService:
         """List a user's statements."""
         user_id, size = _own(request.user_id, call.subject), wire.page_size(request)
         query = f"statements of {user_id}"
-        newest = (self._clock.now() + timedelta(days=1), UUID(int=0))
-        after = wire.unpack(self._tokens.open(request.page_token, query)) if request.page_token else newest
+        after = self._after(request.page_token, query)
         home = self._home(user_id, placement_of(call.metadata)).until(call.deadline)
         found = await home.statements_of(user_id, after, size + 1)
         page = found[:size]
         return pb.ListStatementsResponse(
             operations=[wire.operation(each) for each in page],
-            next_page_token=self._tokens.seal(wire.pack(page[-1]), query) if len(found) > size else "",
+            next_page_token=self._next(page[-1].created_at, page[-1].wanted.statement_id, query)
+            if len(found) > size
+            else "",
         )
 
     async def LinkStatement(
@@ -133,6 +138,39 @@ class StatementService:
             expire_time=wire.stamp(self._clock.now() + timedelta(seconds=valid_s)),
             filename=filename,
         )
+
+    async def ListDeadMails(
+        self, request: pb.ListDeadMailsRequest, call: rpc.Call
+    ) -> pb.ListDeadMailsResponse:
+        """List the mails that were given up, of everybody."""
+        size, query = wire.page_size(request), f"dead mails of {request.shard}"
+        after = self._after(request.page_token, query)
+        found = await self._dead_mails.page(request.shard, after, size + 1, call.deadline)
+        page = found.mails[:size]
+        answer = pb.ListDeadMailsResponse(
+            mails=[wire.mail(shard, told) for shard, told in page],
+            unreachable=[f"shards/{shard}" for shard in found.unreachable],
+        )
+        if len(found.mails) > size:
+            last = page[-1][1]
+            assert last.ended_at is not None, "it was given up"
+            answer.next_page_token = self._next(last.ended_at, last.statement_id, query)
+        return answer
+
+    async def RetryMail(self, request: pb.RetryMailRequest, call: rpc.Call) -> pb.RetryMailResponse:
+        """Have a mail sent again that was given up."""
+        wish = wire.retry(request, call.subject.name)
+        shard, told = await self._dead_mails.retry(wish, call.deadline)
+        return pb.RetryMailResponse(mail=wire.mail(shard, told))
+
+    def _after(self, token: str, query: str) -> tuple[datetime, UUID]:
+        """Where a page begins. Raises: PageTokenInvalid."""
+        if not token:
+            return self._clock.now() + timedelta(days=1), UUID(int=0)
+        return wire.unpack(self._tokens.open(token, query))
+
+    def _next(self, at: datetime, statement_id: UUID, query: str) -> str:
+        return self._tokens.seal(wire.pack(at, statement_id), query)
 
     async def _check(self, placement: Mapping[str, Sequence[Held]], ask: Ask, deadline: float) -> None:
         """See that the user's orders are where the proxy says, and not too many.

@@ -92,12 +92,10 @@ class StatementSettings(BaseModel):
         10, ge=1, le=100, description="Tries of a statement before it has failed; ten take some 15 minutes."
     )
     work_dir: Path | None = Field(
-        None, description="Where files are made before they are stored; none for the machine's own place."
+        None,
+        description="Where files are made before they are stored; on a disk. None for the system's own.",
     )
     csv_bom: bool = Field(True, description="Whether the CSV begins with the mark that spreadsheets know.")
-    directory: Path | None = Field(
-        None, description="Where files are made before they are stored; on a disk. None for the system's own."
-    )
     sweep_s: float = Field(60.0, ge=0.05, le=3600, description="How often expired files are looked for.")
 
     def limits(self) -> Limits:

@@ -13,12 +13,15 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from archive_svc.statement.asking import Wish
+from archive_svc.statement.deadmails import Retry
 from archive_svc.statement.wish import CSV, PDF
+from archive_svc.wire import why
 from chassis.errors import DOMAIN, InvalidField, PageTokenInvalid, Violation
 from chassis.ids import parse_user_id, parse_uuid
 from ordermesh.archive.v1 import statement_service_pb2 as pb
 
 if TYPE_CHECKING:
+    from archive_svc.statement.outbox import Told
     from archive_svc.statement.store import Statement
 
 PAGE_SIZE = 20
@@ -65,7 +68,7 @@ def wait_s(request: pb.WaitStatementRequest) -> float:
     return float(seconds)
 
 
-def page_size(request: pb.ListStatementsRequest) -> int:
+def page_size(request: pb.ListStatementsRequest | pb.ListDeadMailsRequest) -> int:
     """How many are wanted.
 
     Raises: InvalidField.
@@ -80,10 +83,10 @@ def future(field: str) -> InvalidField:
     return InvalidField(Violation(field, "must not be in the future"))
 
 
-def pack(last: Statement) -> bytes:
+def pack(at: datetime, statement_id: UUID) -> bytes:
     """Where a page ends."""
-    micros = (last.created_at - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
-    return f"{micros} {last.wanted.statement_id.hex}".encode()
+    micros = (at - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
+    return f"{micros} {statement_id.hex}".encode()
 
 
 def unpack(position: bytes) -> tuple[datetime, UUID]:
@@ -96,6 +99,21 @@ def unpack(position: bytes) -> tuple[datetime, UUID]:
         raise PageTokenInvalid
     at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(found[1]))
     return at, UUID(hex=found[2].decode())
+
+
+def retry(request: pb.RetryMailRequest, actor: str) -> Retry:
+    """A checked wish to have a mail sent again.
+
+    Raises: InvalidField.
+    """
+    if wrong := [*why(request.reason)]:
+        raise InvalidField(*wrong)
+    return Retry(
+        parse_uuid(request.request_id, field_name="request_id"),
+        parse_uuid(request.statement_id, field_name="statement_id"),
+        actor,
+        request.reason,
+    )
 
 
 def name_of(user_id: str, statement_id: UUID) -> str:
@@ -126,6 +144,24 @@ def operation(statement: Statement) -> operations_pb2.Operation:
         made.error.CopyFrom(status_pb2.Status(code=failure.code, message=failure.message))
         made.error.details.add().Pack(error_details_pb2.ErrorInfo(reason=failure.reason, domain=DOMAIN))
     return made
+
+
+def mail(shard: str, told: Told) -> pb.StatementMail:
+    """A mail as operators see it."""
+    return pb.StatementMail(
+        shard=shard,
+        statement_id=str(told.statement_id),
+        user_id=told.user_id,
+        mail=_MAILS[told.state],
+        attempt_count=told.attempts,
+        note=told.note,
+        create_time=stamp(told.ready_at),
+        end_time=stamp(told.ended_at),
+        expire_time=stamp(told.kept_until),
+        retry_count=told.retries,
+        actor=told.actor,
+        reason=told.reason,
+    )
 
 
 def _statement(statement: Statement) -> pb.Statement:

@@ -17,6 +17,7 @@ from grpc import StatusCode
 
 from archive_svc.errors import StorageUnavailable, TurnLost
 from archive_svc.statement import metrics, points
+from archive_svc.statement.outbox import TRIED_FOR
 from archive_svc.statement.store import Failure
 from archive_svc.statement.wish import Progress
 from chassis import faults
@@ -72,7 +73,7 @@ class Turns:
     pause_s_max: float = 300.0
     make_s_max: float = 7200.0
     kept: timedelta = timedelta(days=7)
-    mailed: timedelta = timedelta(hours=48)
+    mailed: timedelta = TRIED_FOR
 
 
 class Worker:

@@ -37,7 +37,7 @@ COMMANDS = (
     Entry("Orders", "search", "ops.cli.history:search", "Search everybody's orders in the read model."),
     Entry("Orders", "where", "ops.cli.where:where", "Say where a user or an order lives, and why."),
     Entry("Orders", "statement", "ops.cli.statement:app", "request, wait, download, list, cancel."),
-    Entry("Orders", "mail", "ops.cli.mail:app", "Mails that this stack would send: list, show."),
+    Entry("Orders", "mail", "ops.cli.mail:app", "Mails of statements: list, show, dead, retry."),
     Entry("Orders", "token", "ops.cli.token:token", "Print a user's JWT, for curl."),
     Entry("Operations", "dlq", "ops.cli.dlq:app", "Dead letters: list, show, redrive, resolve."),
     Entry(

@@ -9,12 +9,15 @@ import json
 import sys
 import zipfile
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 
+from chassis.testing import eventually
 from ops.stack.layout import VIP_USER, Places
 from tests.e2e.test_tools import buf_curl
 from tests.stack import World
@@ -71,6 +74,39 @@ async def test_a_statement_of_real_orders_is_made_announced_and_fetched(world: W
     assert f"{world.endpoints.gateway}/statements/{ready['statementId']}" in mail["text"]
     assert not any(order.order_id in mail["text"] for order in orders)
     assert Places(world.state_dir).mails.is_dir()
+
+    await given_up(world, ready["statementId"])
+    _, dead = await ordermesh(world, "mail", "dead")
+    assert [each["note"] for each in dead if each["statementId"] == ready["statementId"]] == ["550 no"]
+    code, again = await ordermesh(world, "mail", "retry", mail["name"], "--reason", "they are back")
+    assert (code, again["mail"]["retryCount"], again["mail"]["reason"]) == (0, 1, "they are back")
+    await eventually(partial(is_announced, world, operation["name"]))
+    _, dead = await ordermesh(world, "mail", "dead")
+    assert ready["statementId"] not in {each["statementId"] for each in dead}
+    _, mails = await ordermesh(world, "mail", "list")
+    assert [each for each in mails if ready["statementId"] in each["name"]] == [mail], "the same mail"
+
+
+async def given_up(world: World, statement_id: str) -> None:
+    """As if the mail server had refused the mail that was sent."""
+    for database in world.endpoints.databases:
+        if database.role != "shard":
+            continue
+        connection = await asyncpg.connect(database.dsn)
+        try:
+            await connection.execute(
+                "UPDATE ordermesh.statement_mails SET state = 'DEAD', note = $2 WHERE statement_id = $1",
+                UUID(statement_id),
+                "550 no",
+            )
+        finally:
+            await connection.close()
+
+
+async def is_announced(world: World, name: str) -> bool:
+    """Whether a statement's mail was sent."""
+    _, operation = await ordermesh(world, "statement", "wait", name, "--wait", "0s")
+    return bool(operation["metadata"]["mail"] == "MAIL_SENT")
 
 
 async def test_a_vip_s_statement_reads_every_shard_that_ever_had_orders(world: World, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from archive_svc.statement import metrics
 from archive_svc.statement.outbox import MailOutbox
@@ -139,6 +140,36 @@ async def test_what_is_refused_for_good_is_a_dead_letter_that_can_be_seen(
     assert (over.state, over.mail) == ("READY", "DEAD")
     metrics.tell_mails("s1", await MailOutbox("s1", statements.database).standing())
     assert metrics.MAILS_DEAD.labels("s1")._value.get() == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"), [("RCPT", "550 <alice@customers.invalid> is unknown"), (".", "451 later")]
+)
+async def test_what_a_server_says_is_kept_and_logged_without_the_address(
+    statements: Statements,
+    server: MailServer,
+    command: str,
+    answer: str,
+) -> None:
+    ready = await a_ready_one(statements)
+    server.answers[command] = [answer]
+    with capture_logs() as lines:
+        assert await postman(statements, smtp(server)).once()
+    assert (await mail_of(statements))[1] == answer.replace("alice@customers.invalid", "(the address)")
+    assert [line["statement_id"] for line in lines if line["event"] == "mail_tried"] == [ready.statement_id]
+    assert "alice@" not in str(lines)
+
+
+async def test_a_mail_of_a_statement_that_is_gone_is_not_sent(
+    statements: Statements, server: MailServer
+) -> None:
+    await a_ready_one(statements)
+    await statements.later(days=8)
+    assert await postman(statements, smtp(server)).once()
+    assert await mail_of(statements) == ("DEAD", "its statement is gone")
+    assert server.commands == []
+    standing = await MailOutbox("s1", statements.database).standing()
+    assert (standing.waiting, standing.dead) == (0, 0), "nobody can do anything about it"
 
 
 async def test_an_answer_that_is_lost_after_the_mail_repeats_the_same_mail(

@@ -29,6 +29,9 @@ CATALOG = {
     "constraints": """
         SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
           FROM pg_constraint WHERE connamespace = 'ordermesh'::regnamespace""",
+    "views": """
+        SELECT c.relname, pg_get_viewdef(c.oid)
+          FROM pg_class c WHERE c.relnamespace = 'ordermesh'::regnamespace AND c.relkind = 'v'""",
     "indexes": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'ordermesh'",
     "functions": """
         SELECT proname, pg_get_functiondef(oid)

@@ -73,6 +73,8 @@ EXPECTED = {
         "CancelStatement": "us-o",
         "ListStatements": "us-o",
         "LinkStatement": "us-o",
+        "ListDeadMails": "---o",
+        "RetryMail": "---o",
     },
     "recovery.v1.RecoveryService": {
         "ListHangingOrders": "---o",

@@ -500,3 +500,193 @@ class LinkStatementResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkStatementResponse: _TypeAlias = LinkStatementResponse  # noqa: Y015
+
+@_typing.final
+class StatementMail(_message.Message):
+    """A mail that says that a statement is ready, as operators see it. Nobody's address is in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    STATEMENT_ID_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    MAIL_FIELD_NUMBER: _builtins.int
+    ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    RETRY_COUNT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """The shard that has it."""
+    statement_id: _builtins.str
+    """The statement's id, which is the mail's."""
+    user_id: _builtins.str
+    """Whose statement it is."""
+    mail: Global___Statement.Mail.ValueType
+    """What became of it."""
+    attempt_count: _builtins.int
+    """How often it was tried."""
+    note: _builtins.str
+    """What the mail server said last."""
+    retry_count: _builtins.int
+    """How often somebody had it sent again."""
+    actor: _builtins.str
+    """Who had it sent again last."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When its statement was ready."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was taken, or given up; unset while it is to be sent."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when its statement can be downloaded; unset when it is gone, and the mail is of no use."""
+
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+        statement_id: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        mail: Global___Statement.Mail.ValueType = ...,
+        attempt_count: _builtins.int = ...,
+        note: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        retry_count: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "attempt_count", b"attempt_count", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "mail", b"mail", "note", b"note", "reason", b"reason", "retry_count", b"retry_count", "shard", b"shard", "statement_id", b"statement_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatementMail: _TypeAlias = StatementMail  # noqa: Y015
+
+@_typing.final
+class ListDeadMailsRequest(_message.Message):
+    """Asks for mails that were given up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """Of this shard only; empty for all."""
+    page_size: _builtins.int
+    """At most so many, 1 to 100; 0 means 20."""
+    page_token: _builtins.str
+    """From the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadMailsRequest: _TypeAlias = ListDeadMailsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeadMailsResponse(_message.Message):
+    """A page of mails."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAILS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty when there is none."""
+    @_builtins.property
+    def mails(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatementMail]:
+        """The youngest first."""
+
+    @_builtins.property
+    def unreachable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Shards that could not be asked, such as `shards/s1`; what they have is missing."""
+
+    def __init__(
+        self,
+        *,
+        mails: _abc.Iterable[Global___StatementMail] | None = ...,
+        next_page_token: _builtins.str = ...,
+        unreachable: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mails", b"mails", "next_page_token", b"next_page_token", "unreachable", b"unreachable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadMailsResponse: _TypeAlias = ListDeadMailsResponse  # noqa: Y015
+
+@_typing.final
+class RetryMailRequest(_message.Message):
+    """Has a mail sent again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    STATEMENT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID; the same one again changes nothing."""
+    statement_id: _builtins.str
+    """The statement that it is about."""
+    reason: _builtins.str
+    """Why, 1 to 512 characters."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        statement_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "statement_id", b"statement_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryMailRequest: _TypeAlias = RetryMailRequest  # noqa: Y015
+
+@_typing.final
+class RetryMailResponse(_message.Message):
+    """The mail as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAIL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mail(self) -> Global___StatementMail:
+        """It is to be sent."""
+
+    def __init__(
+        self,
+        *,
+        mail: Global___StatementMail | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mail", b"mail"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mail", b"mail"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryMailResponse: _TypeAlias = RetryMailResponse  # noqa: Y015

@@ -64,6 +64,16 @@ class StatementServiceStub:
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.LinkStatementRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.LinkStatementResponse.FromString,
                 _registered_method=True)
+        self.ListDeadMails = channel.unary_unary(
+                '/ordermesh.archive.v1.StatementService/ListDeadMails',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.ListDeadMailsRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.ListDeadMailsResponse.FromString,
+                _registered_method=True)
+        self.RetryMail = channel.unary_unary(
+                '/ordermesh.archive.v1.StatementService/RetryMail',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.RetryMailRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.RetryMailResponse.FromString,
+                _registered_method=True)
 
 
 class StatementServiceServicer:
@@ -120,6 +130,26 @@ class StatementServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeadMails(self, request, context):
+        """Lists the mails that were given up, of everybody, the youngest first.
+
+        For operators. Refuses with INVALID_FIELD, PAGE_TOKEN_INVALID or UNKNOWN_SHARD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryMail(self, request, context):
+        """Has a mail sent again that was given up; returns before it is sent. It is the same mail, with the same Message-ID, and is tried
+        for two days as it was at first.
+
+        The same `request_id` again changes nothing. For operators. Refuses with INVALID_FIELD, STATEMENT_NOT_FOUND,
+        STATEMENT_NOT_READY when the statement cannot be downloaded any more, MAIL_NOT_DEAD, REQUEST_ID_REUSED or SHARD_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StatementServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +177,16 @@ def add_StatementServiceServicer_to_server(servicer, server):
                     servicer.LinkStatement,
                     request_deserializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.LinkStatementRequest.FromString,
                     response_serializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.LinkStatementResponse.SerializeToString,
+            ),
+            'ListDeadMails': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadMails,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.ListDeadMailsRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.ListDeadMailsResponse.SerializeToString,
+            ),
+            'RetryMail': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryMail,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.RetryMailRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.RetryMailResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -288,6 +328,60 @@ class StatementService:
             '/ordermesh.archive.v1.StatementService/LinkStatement',
             ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.LinkStatementRequest.SerializeToString,
             ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.LinkStatementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadMails(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.StatementService/ListDeadMails',
+            ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.ListDeadMailsRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.ListDeadMailsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryMail(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.StatementService/RetryMail',
+            ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.RetryMailRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_statement__service__pb2.RetryMailResponse.FromString,
             options,
             channel_credentials,
             insecure,

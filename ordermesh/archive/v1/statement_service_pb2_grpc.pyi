@@ -65,6 +65,18 @@ class StatementServiceStub:
 
     Refuses with STATEMENT_NOT_FOUND or STATEMENT_NOT_READY.
     """
+    ListDeadMails: _grpc.UnaryUnaryMultiCallable[_statement_service_pb2.ListDeadMailsRequest, _statement_service_pb2.ListDeadMailsResponse]
+    """Lists the mails that were given up, of everybody, the youngest first.
+
+    For operators. Refuses with INVALID_FIELD, PAGE_TOKEN_INVALID or UNKNOWN_SHARD.
+    """
+    RetryMail: _grpc.UnaryUnaryMultiCallable[_statement_service_pb2.RetryMailRequest, _statement_service_pb2.RetryMailResponse]
+    """Has a mail sent again that was given up; returns before it is sent. It is the same mail, with the same Message-ID, and is tried
+    for two days as it was at first.
+
+    The same `request_id` again changes nothing. For operators. Refuses with INVALID_FIELD, STATEMENT_NOT_FOUND,
+    STATEMENT_NOT_READY when the statement cannot be downloaded any more, MAIL_NOT_DEAD, REQUEST_ID_REUSED or SHARD_UNAVAILABLE.
+    """
 
 @_typing.type_check_only
 class StatementServiceAsyncStub(StatementServiceStub):
@@ -101,6 +113,18 @@ class StatementServiceAsyncStub(StatementServiceStub):
     """Returns a link to a statement that is ready; it works for minutes and needs no further login.
 
     Refuses with STATEMENT_NOT_FOUND or STATEMENT_NOT_READY.
+    """
+    ListDeadMails: _aio.UnaryUnaryMultiCallable[_statement_service_pb2.ListDeadMailsRequest, _statement_service_pb2.ListDeadMailsResponse]  # type: ignore[assignment]
+    """Lists the mails that were given up, of everybody, the youngest first.
+
+    For operators. Refuses with INVALID_FIELD, PAGE_TOKEN_INVALID or UNKNOWN_SHARD.
+    """
+    RetryMail: _aio.UnaryUnaryMultiCallable[_statement_service_pb2.RetryMailRequest, _statement_service_pb2.RetryMailResponse]  # type: ignore[assignment]
+    """Has a mail sent again that was given up; returns before it is sent. It is the same mail, with the same Message-ID, and is tried
+    for two days as it was at first.
+
+    The same `request_id` again changes nothing. For operators. Refuses with INVALID_FIELD, STATEMENT_NOT_FOUND,
+    STATEMENT_NOT_READY when the statement cannot be downloaded any more, MAIL_NOT_DEAD, REQUEST_ID_REUSED or SHARD_UNAVAILABLE.
     """
 
 class StatementServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -165,6 +189,30 @@ class StatementServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a link to a statement that is ready; it works for minutes and needs no further login.
 
         Refuses with STATEMENT_NOT_FOUND or STATEMENT_NOT_READY.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDeadMails(
+        self,
+        request: _statement_service_pb2.ListDeadMailsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statement_service_pb2.ListDeadMailsResponse, _abc.Awaitable[_statement_service_pb2.ListDeadMailsResponse]]:
+        """Lists the mails that were given up, of everybody, the youngest first.
+
+        For operators. Refuses with INVALID_FIELD, PAGE_TOKEN_INVALID or UNKNOWN_SHARD.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryMail(
+        self,
+        request: _statement_service_pb2.RetryMailRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_statement_service_pb2.RetryMailResponse, _abc.Awaitable[_statement_service_pb2.RetryMailResponse]]:
+        """Has a mail sent again that was given up; returns before it is sent. It is the same mail, with the same Message-ID, and is tried
+        for two days as it was at first.
+
+        The same `request_id` again changes nothing. For operators. Refuses with INVALID_FIELD, STATEMENT_NOT_FOUND,
+        STATEMENT_NOT_READY when the statement cannot be downloaded any more, MAIL_NOT_DEAD, REQUEST_ID_REUSED or SHARD_UNAVAILABLE.
         """
 
 def add_StatementServiceServicer_to_server(servicer: StatementServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

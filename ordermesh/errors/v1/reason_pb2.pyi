@@ -128,6 +128,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The user asked for too many statements; come back after the given delay."""
     REASON_STATEMENT_INCOMPLETE: _Reason.ValueType  # 52
     """What was read for a statement does not add up to what is known of it, so there is no statement."""
+    REASON_MAIL_NOT_DEAD: _Reason.ValueType  # 53
+    """The mail was not given up: it is to be sent, or was taken."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -238,4 +240,6 @@ REASON_STATEMENT_LIMIT: Reason.ValueType  # 51
 """The user asked for too many statements; come back after the given delay."""
 REASON_STATEMENT_INCOMPLETE: Reason.ValueType  # 52
 """What was read for a statement does not add up to what is known of it, so there is no statement."""
+REASON_MAIL_NOT_DEAD: Reason.ValueType  # 53
+"""The mail was not given up: it is to be sent, or was taken."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
