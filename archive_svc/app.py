@@ -20,6 +20,7 @@ from archive_svc.restore import Restorer
 from archive_svc.service import ArchiveService
 from archive_svc.statement import running as statements
 from archive_svc.store import PartitionStore
+from archive_svc.sweep import Sweeper, Sweeps
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
 from chassis import admin, auth, faults, pg, rpc, supervise, telemetry
@@ -64,7 +65,9 @@ async def serve(settings: ArchiveSettings) -> None:
         )
         catalogs = {shard.catalog.shard: shard.catalog for shard in shards}
         amenders = statements.amenders_of(settings, objects) if objects is not None else {}
-        mounts = [rpc.Mount(SERVICE, ArchiveService(catalogs, settings.pacing(), objects, amenders))]
+        sweeps = {shard.catalog.shard: shard.sweeps for shard in shards}
+        service = ArchiveService(catalogs, sweeps, settings.pacing(), objects, amenders)
+        mounts = [rpc.Mount(SERVICE, service)]
         loops = [loop for shard in shards for loop in shard.loops]
         if objects is not None:
             maker = statements.maker_of(settings, objects)
@@ -84,6 +87,7 @@ class Shard:
     """What runs for one shard."""
 
     catalog: Catalog
+    sweeps: Sweeps
     loops: list[Loop]
 
 
@@ -96,7 +100,7 @@ async def _shard(settings: ArchiveSettings, name: str, objects: ObjectStore | No
         queue=QUEUE_PER_CONNECTION * settings.pool_size,
     )
     async with pg.open_database(wanted, name=f"archive-{name}") as database:
-        catalog = Catalog(name, database)
+        catalog, sweeps = Catalog(name, database), Sweeps(name, database)
         loops: list[Loop] = [
             Keeper(
                 PartitionStore(name, database),
@@ -108,12 +112,16 @@ async def _shard(settings: ArchiveSettings, name: str, objects: ObjectStore | No
             )
         ]
         if objects is not None:
-            loops.append(_archiver(settings, wanted, catalog, objects))
-        yield Shard(catalog, loops)
+            loops.append(_archiver(settings, wanted, catalog, sweeps, objects))
+        yield Shard(catalog, sweeps, loops)
 
 
 def _archiver(
-    settings: ArchiveSettings, wanted: pg.PgSettings, catalog: Catalog, objects: ObjectStore
+    settings: ArchiveSettings,
+    wanted: pg.PgSettings,
+    catalog: Catalog,
+    sweeps: Sweeps,
+    objects: ObjectStore,
 ) -> Archiver:
     throttle = Throttle(settings.archive_bytes_per_s, SYSTEM_CLOCK)
     name = f"archive-{catalog.shard}"
@@ -129,6 +137,7 @@ def _archiver(
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
         Eraser(catalog, objects, verifier, sessions),
+        Sweeper(sweeps, objects, Throttle(settings.sweep_objects_per_s, SYSTEM_CLOCK), settings.sweeping()),
         pacing,
         SYSTEM_CLOCK,
         JITTER,

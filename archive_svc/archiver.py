@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from archive_svc.erase import Eraser
     from archive_svc.export import Exporter
     from archive_svc.restore import Restorer
+    from archive_svc.sweep import Sweeper
     from archive_svc.verify import Verifier
     from chassis.clock import Clock
     from chassis.s3 import ObjectStore
@@ -88,6 +89,7 @@ class Archiver:
         detacher: Detacher,
         restorer: Restorer,
         eraser: Eraser,
+        sweeper: Sweeper,
         pacing: Pacing,
         clock: Clock,
         jitter: Callable[[], float],
@@ -102,6 +104,7 @@ class Archiver:
         self._detacher = detacher
         self._restorer = restorer
         self._eraser = eraser
+        self._sweeper = sweeper
         self._pacing = pacing
         self._clock = clock
         self._jitter = jitter
@@ -175,7 +178,9 @@ class Archiver:
             return True
         due = next_due(months, control.at, is_halted=control.is_halted)
         if due is None:
-            return await self._erase(fence) or await self._check(fence)
+            return (
+                await self._erase(fence) or await self._check(fence) or await self._sweep(fence, control.at)
+            )
         month, step = due
         try:
             await self._steps[step](month, fence)
@@ -213,6 +218,15 @@ class Archiver:
             found = next(each for each in await self._catalog.months() if each.month == month)
             await self._quarantine(found, fence, f"CHECK: {wrong}")
         return True
+
+    async def _sweep(self, fence: int, at: datetime) -> bool:
+        """Walk over some objects in S3; whether a walk was due. What fails is done again at the next look."""
+        try:
+            return await self._sweeper.sweep_some(fence, at)
+        except S3Error as failed:
+            metrics.FAILED.labels(self._catalog.shard, "SWEEP").inc()
+            log.warning("sweep_failed", shard=self._catalog.shard, because=str(failed))
+            return False
 
     async def _want(self, at: datetime, reach: State) -> bool:
         """Ask for the oldest month that is old enough and that nobody asked for yet."""

@@ -57,6 +57,13 @@ QUARANTINED = Gauge(
 STATEMENT_READ_BYTES = Counter(
     "ordermesh_archive_statement_read_bytes_total", "Bytes of segments read for statements.", ["shard"]
 )
+STRAYS = Gauge(
+    "ordermesh_archive_strays", "Objects in S3 that nothing names, as the last walk found them.", ["shard"]
+)
+STRAY_BYTES = Gauge("ordermesh_archive_stray_bytes", "How large they are.", ["shard"])
+SWEPT = Counter(
+    "ordermesh_archive_swept_total", "Strays that were deleted, by what they were.", ["shard", "kind"]
+)
 HALTED = Gauge("ordermesh_archive_halted", "1 while the kill switch keeps tables as they are.", ["shard"])
 
 

@@ -25,29 +25,35 @@ if TYPE_CHECKING:
     from archive_svc.archiver import Pacing
     from archive_svc.catalog import Catalog, MonthView
     from archive_svc.statement.amending import Amender
+    from archive_svc.sweep import Sweeps
     from chassis import rpc
     from chassis.s3 import ObjectStore
 
 
 class ArchiveService:
-    """Implements ordermesh.archive.v1.ArchiveService. catalogs, amenders: by shard; the latter with an S3."""
+    """Implements ordermesh.archive.v1.ArchiveService.
+
+    catalogs, sweeps, amenders: by shard; the last are there with an S3 alone.
+    """
 
     def __init__(
         self,
         catalogs: Mapping[str, Catalog],
+        sweeps: Mapping[str, Sweeps],
         pacing: Pacing,
         objects: ObjectStore | None,
         amenders: Mapping[str, Amender],
     ) -> None:
         self._amenders = amenders
         self._catalogs = catalogs
+        self._sweeps = sweeps
         self._pacing = pacing
         self._objects = objects
 
     async def ListMonths(self, request: pb.ListMonthsRequest, call: rpc.Call) -> pb.ListMonthsResponse:
         """Say which months each shard has and had."""
         catalogs = self._of(request.shard)
-        said = await asyncio.gather(*(self._listed(catalog.until(call.deadline)) for catalog in catalogs))
+        said = await asyncio.gather(*(self._listed(catalog.shard, call.deadline) for catalog in catalogs))
         return pb.ListMonthsResponse(
             shards=[each for each in said if each is not None],
             unreachable=[
@@ -115,6 +121,23 @@ class ArchiveService:
                 )
         raise ArchivedOrderNotFound(order_id=request.order_id)
 
+    async def SweepStrays(self, request: pb.SweepStraysRequest, call: rpc.Call) -> pb.SweepStraysResponse:
+        """Note that strays are to be looked for, in one shard or in all; say how far it is."""
+        asked = wire.sweep(request)
+        if self._objects is None:
+            raise StorageUnavailable
+        found = []
+        for catalog in self._of(asked.shard):
+            sweeps = self._sweeps[catalog.shard].until(call.deadline)
+            sweep = await sweeps.want(
+                id_in(asked.request_id, catalog.shard), call.subject.name, asked.reason, deletes=asked.deletes
+            )
+            if sweep.deletes != asked.deletes:
+                raise InvalidField.of("request_id", "was used for another wish")
+            strays = await sweeps.strays_of(sweep.sweep_id, wire.STRAYS_MAX)
+            found.append(wire.swept(catalog.shard, sweep, strays))
+        return pb.SweepStraysResponse(shards=found)
+
     async def RebuildCatalog(
         self, request: pb.RebuildCatalogRequest, call: rpc.Call
     ) -> pb.RebuildCatalogResponse:
@@ -143,12 +166,14 @@ class ArchiveService:
             await catalog.until(call.deadline).halt(request.halted, call.subject.name, request.reason)
         return pb.HaltArchiveResponse()
 
-    async def _listed(self, catalog: Catalog) -> pb.ListMonthsResponse.Shard | None:
+    async def _listed(self, shard: str, deadline: float) -> pb.ListMonthsResponse.Shard | None:
         """One shard's months; None when it does not answer."""
+        catalog = self._catalogs[shard].until(deadline)
         try:
+            totals = await self._sweeps[shard].until(deadline).totals()
             control = await catalog.control()
             ripe = ripe_until(control.at, self._pacing.months_min, self._pacing.days_min)
-            return wire.shard(catalog.shard, control, await catalog.floor(), await catalog.overview(ripe))
+            return wire.shard(shard, control, totals, await catalog.floor(), await catalog.overview(ripe))
         except (DeadlineExceeded, Overloaded, ShardUnavailable):
             return None
 

@@ -11,6 +11,7 @@ from archive_svc.archiver import Pacing
 from archive_svc.domain import Ahead
 from archive_svc.lifecycle import State
 from archive_svc.statement.settings import MailSettings, StatementSettings
+from archive_svc.sweep import Sweeping
 from chassis.s3.settings import MIB, S3Settings
 from chassis.settings import PagingSettings
 
@@ -59,6 +60,23 @@ class ArchiveSettings(PagingSettings):
     check_every_days: float = Field(
         365.0, gt=0, le=3650, description="A segment is read back once more after so many days, for ever."
     )
+    sweep_every_days: float | None = Field(
+        1.0, gt=0, le=365, description="How often strays in S3 are looked for; null for only when asked."
+    )
+    sweep_deletes: bool = Field(
+        False,
+        description="Whether strays are deleted by themselves; else only `ordermesh archive sweep` does.",
+    )
+    stray_grace_s: float | None = Field(
+        None,
+        ge=0,
+        le=31_536_000,
+        description="Younger objects are no strays; 14 days, or a minute with profile `local`. "
+        "Longer than the age of any backup that would be restored.",
+    )
+    sweep_objects_per_s: float = Field(
+        100.0, gt=0, le=10_000, description="Objects that are looked at, per second and shard."
+    )
     part_bytes: int = Field(
         128 * MIB, ge=65_536, le=512 * MIB, description="Rows of a part, in bytes of the tables."
     )
@@ -92,6 +110,15 @@ class ArchiveSettings(PagingSettings):
             look_s=min(0.5, self.archive_look_s) if is_local else self.archive_look_s,
             enough_for=timedelta(days=self.check_every_days),
             part_bytes=self.part_bytes,
+        )
+
+    def sweeping(self) -> Sweeping:
+        """When strays are looked for, and what is one."""
+        grace_s = 60.0 if self.profile == "local" else 14 * 86_400.0
+        return Sweeping(
+            grace=timedelta(seconds=grace_s if self.stray_grace_s is None else self.stray_grace_s),
+            every=None if self.sweep_every_days is None else timedelta(days=self.sweep_every_days),
+            deletes=self.sweep_deletes,
         )
 
     def ahead(self) -> Ahead:

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from archive_svc.catalog import Control, Erasure, MonthView
+    from archive_svc.sweep import Stray, Sweep, Totals
 
 REASON_CHARS_MAX = 512
+STRAYS_MAX = 100
+"""That one answer names; the others are counted."""
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 
 
@@ -66,7 +69,7 @@ def parsed_month(text: str) -> date | None:
 
 
 def shard(
-    name: str, control: Control, floor: datetime | None, months: Sequence[MonthView]
+    name: str, control: Control, totals: Totals, floor: datetime | None, months: Sequence[MonthView]
 ) -> pb.ListMonthsResponse.Shard:
     """One shard's months."""
     return pb.ListMonthsResponse.Shard(
@@ -77,6 +80,10 @@ def shard(
         reason=control.reason,
         holder=control.holder if control.lease_until > control.at else "",
         months=[month(name, view) for view in months],
+        stray_count=totals.strays,
+        stray_bytes=totals.stray_bytes,
+        sweep_time=_time(totals.ended_at),
+        sweep_refusal=totals.refusal,
     )
 
 
@@ -167,6 +174,50 @@ def amend(request: pb.AmendOrderRequest) -> Amend:
     if wrong or request_id is None or order_id is None:
         raise InvalidField(*wrong)
     return Amend(request_id, request.user_id, order_id, request.note, request.reason, changes)
+
+
+class Sweeping(NamedTuple):
+    """A checked wish to look for strays."""
+
+    request_id: UUID
+    shard: str
+    deletes: bool
+    reason: str
+
+
+def sweep(request: pb.SweepStraysRequest) -> Sweeping:
+    """Check a wish to look for strays.
+
+    Raises: InvalidField with every wrong field.
+    """
+    wrong = [*why(request.reason)]
+    request_id = _uuid(request.request_id)
+    if request_id is None:
+        wrong.append(Violation("request_id", "must be a UUID"))
+    if wrong or request_id is None:
+        raise InvalidField(*wrong)
+    return Sweeping(request_id, request.shard, request.delete, request.reason)
+
+
+def swept(shard: str, sweep: Sweep, strays: Sequence[Stray]) -> pb.SweepStraysResponse.Shard:
+    """How far a walk over the objects of one shard is."""
+    return pb.SweepStraysResponse.Shard(
+        shard=shard,
+        object_count=sweep.seen,
+        deleted_count=sweep.deleted,
+        refusal=sweep.refusal,
+        end_time=_time(sweep.ended_at),
+        strays=[
+            pb.Stray(
+                key=each.key,
+                kind=each.kind,
+                size_bytes=each.size_bytes,
+                store_time=_time(each.stored_at),
+                delete_time=_time(each.deleted_at),
+            )
+            for each in strays
+        ],
+    )
 
 
 def erased(shard: str, erasure: Erasure) -> pb.EraseUserResponse.Shard:

@@ -35,6 +35,7 @@ from archive_svc.statement.legs import SESSION, ShardReader
 from archive_svc.statement.maker import StatementMaker
 from archive_svc.statement.plan import month_after
 from archive_svc.statement.wish import CSV, PDF, Progress, Wanted
+from archive_svc.sweep import Sweeper, Sweeping, Sweeps
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
 from benchmarks import report
@@ -180,6 +181,7 @@ async def archived(dsn: str, store: ObjectStore) -> None:
             Detacher(catalog, verifier, sessions),
             Restorer(catalog, verifier, sessions),
             Eraser(catalog, store, verifier, sessions),
+            Sweeper(Sweeps(SHARD, database), store, throttle, Sweeping(timedelta(0), None, deletes=False)),
             PACING,
             SYSTEM_CLOCK,
             lambda: 0.0,

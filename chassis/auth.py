@@ -126,6 +126,7 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _A + "VerifyMonth": _STEER,
     _A + "EraseUser": _STEER,
     _A + "AmendOrder": _STEER,
+    _A + "SweepStrays": _STEER,
     _A + "RebuildCatalog": _STEER,
     _A + "HaltArchive": _STEER,
     _D + "RequestStatement": _WRITE,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ops.mesh import TIMEOUT_S, CallFailed
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
+
+    from google.protobuf.message import Message
 
     from ops.mesh import Mesh
 
     Tell = Callable[[Sequence[pb.Month]], None]
 
+Ended = TypeVar("Ended", pb.EraseUserResponse, pb.SweepStraysResponse)
 LOOK_EVERY_S = 0.3
 Month = pb.Month
 READY = frozenset({Month.HOT, Month.THAWED, Month.RESTORED})
@@ -102,17 +105,21 @@ def saved_usd(month: Month) -> float:
     return disk - stored_estimate(month) / GIB * S3_USD_PER_GIB_MONTH
 
 
-async def erased(
-    mesh: Mesh, request: pb.EraseUserRequest, who: tuple[tuple[str, str], ...], *, wait_s: float
-) -> pb.EraseUserResponse:
-    """How far an erasure is when it is over, or when the time is.
+async def ended(
+    call: Callable[..., Awaitable[Ended]],
+    request: Message,
+    who: tuple[tuple[str, str], ...],
+    *,
+    wait_s: float,
+) -> Ended:
+    """What a call answers that says how far something is, when it is over on each shard, or when the time is.
 
     Raises: CallFailed when the first call fails; later ones are repeated.
     """
     end = time.monotonic() + wait_s
-    answer = await mesh.archive.EraseUser(request, timeout=TIMEOUT_S, metadata=who)
+    answer = await call(request, timeout=TIMEOUT_S, metadata=who)
     while time.monotonic() < end and not all(each.HasField("end_time") for each in answer.shards):
         await asyncio.sleep(LOOK_EVERY_S)
         with suppress(CallFailed):
-            answer = await mesh.archive.EraseUser(request, timeout=TIMEOUT_S, metadata=who)
+            answer = await call(request, timeout=TIMEOUT_S, metadata=who)
     return answer

@@ -23,6 +23,7 @@ from archive_svc.erase import Eraser
 from archive_svc.export import SESSION, Exporter
 from archive_svc.lifecycle import Month, State
 from archive_svc.restore import Restorer
+from archive_svc.sweep import Sweeper, Sweeping, Sweeps
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
 from chassis import pg
@@ -46,6 +47,7 @@ PACING = Pacing(
     enough_for=timedelta(days=365),
     part_bytes=64 * 1024,
 )
+SWEEPING = Sweeping(grace=timedelta(0), every=None, deletes=False)
 STEPS_MAX = 100
 TEXTS = (
     "",
@@ -71,6 +73,7 @@ class Archive:
     store: ObjectStore
     verifier: Verifier
     archiver: Archiver
+    sweeps: Sweeps
 
     async def rows(self, sql: str, *args: object) -> list[asyncpg.Record]:
         return await self.shard.fetch(sql, *args)
@@ -136,7 +139,7 @@ async def opened(
 
 def archive_of(database: Database, shard: pg.Database, store: ObjectStore, pacing: Pacing) -> Archive:
     """Who archives a shard that is there already."""
-    catalog = Catalog("s1", shard)
+    catalog, sweeps = Catalog("s1", shard), Sweeps("s1", shard)
     throttle = Throttle(1e9, SYSTEM_CLOCK)
     verifier = Verifier(catalog, store, throttle, enough_for=pacing.enough_for)
     patient = pg.PgSettings(dsn=database.dsn, session={"statement_timeout": "60000", "lock_timeout": "20000"})
@@ -155,12 +158,13 @@ def archive_of(database: Database, shard: pg.Database, store: ObjectStore, pacin
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
         Eraser(catalog, store, verifier, sessions),
+        Sweeper(sweeps, store, throttle, SWEEPING),
         pacing,
         SYSTEM_CLOCK,
         lambda: 0.0,
         holder="a test",
     )
-    return Archive(database, shard, catalog, store, verifier, archiver)
+    return Archive(database, shard, catalog, store, verifier, archiver, sweeps)
 
 
 async def searchable(shard: pg.Database) -> None:

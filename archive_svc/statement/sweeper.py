@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from archive_svc.statement import metrics
+from archive_svc.statement.files import fence_of, prefix_of
 from archive_svc.statement.store import RUNNING
-from archive_svc.statement.worker import fence_of, prefix_of
 from chassis.errors import OrdermeshError
 from chassis.s3 import ObjectNotFound, S3Error
 
@@ -78,7 +78,8 @@ class Sweeper:
 
     async def _clean(self, left: Leftover) -> None:
         """Remove every file of a statement but the one that stays, and those of turns that began since."""
-        for found in (await self._objects.list(prefix_of(left.statement_id))).objects:
+        prefix = prefix_of(self._store.shard, left.statement_id)
+        for found in (await self._objects.list(prefix)).objects:
             if found.key == left.stays or fence_of(found.key) > left.fence:
                 continue
             try:

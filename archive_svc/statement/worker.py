@@ -17,6 +17,7 @@ from grpc import StatusCode
 
 from archive_svc.errors import StorageUnavailable, TurnLost
 from archive_svc.statement import metrics, points
+from archive_svc.statement.files import key_of
 from archive_svc.statement.outbox import TRIED_FOR
 from archive_svc.statement.store import Failure
 from archive_svc.statement.wish import Progress
@@ -27,7 +28,6 @@ from chassis.s3 import PUT_BYTES_MAX, S3Error
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
-    from uuid import UUID
 
     from archive_svc.statement.store import Statement, StatementStore
     from archive_svc.statement.wakes import Wakes
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from chassis.s3 import ObjectStore, Stored
 
 log = structlog.get_logger("statements")
-PREFIX = "statements/"
 ZIP = "application/zip"
 CHUNK_BYTES = 1024 * 1024
 TELL_S = 0.5
@@ -159,7 +158,7 @@ class Worker:
         try:
             await faults.point(points.AFTER_RENDER)
             await self._store.progress(mine, "STORING", telling.last, self._turns.lease)
-            stored = await self._put(key_of(mine.wanted.statement_id, mine.fence), made)
+            stored = await self._put(key_of(self._store.shard, mine.wanted.statement_id, mine.fence), made)
             await faults.point(points.AFTER_PUT)
             await self._store.ready(mine, stored, made, kept=self._turns.kept, mailed=self._turns.mailed)
         finally:
@@ -257,22 +256,6 @@ class Telling:
             await faults.point(points.AFTER_PLAN)
         if has_leg:
             await faults.point(points.AFTER_LEG)
-
-
-def key_of(statement_id: UUID, fence: int) -> str:
-    """Where a turn stores its file."""
-    return f"{prefix_of(statement_id)}{fence}.zip"
-
-
-def fence_of(key: str) -> int:
-    """The turn that stored a file; -1 for what no turn stored."""
-    name = key.rpartition("/")[2].removesuffix(".zip")
-    return int(name) if name.isdecimal() else -1
-
-
-def prefix_of(statement_id: UUID) -> str:
-    """Where all files of a statement are."""
-    return f"{PREFIX}{statement_id}/"
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:

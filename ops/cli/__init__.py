@@ -53,7 +53,7 @@ COMMANDS = (
         "Operations",
         "archive",
         "ops.cli.archive:app",
-        "plan, run, status, verify, thaw, restore, erase, amend, rebuild-catalog, halt, resume.",
+        "plan, run, status, verify, thaw, restore, erase, amend, sweep, rebuild-catalog, halt, resume.",
     ),
     Entry("Operations", "recovery", "ops.cli.recovery:app", "status, hanging, probe, pause, resume."),
     Entry("Operations", "upstream", "ops.cli.upstream:app", "Simulated upstreams: break, heal, ledger."),

@@ -35,7 +35,7 @@ _MIB = 1024**2
 _STATES = {number: name.lower() for name, number in Month.State.items()}
 
 app = typer.Typer(
-    help="plan, run, status, verify, thaw, restore, erase, amend, rebuild-catalog, halt, resume.",
+    help="plan, run, status, verify, thaw, restore, erase, amend, sweep, rebuild-catalog, halt, resume.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -70,6 +70,13 @@ def status(state_dir: StateDir, shard: OneShard = "", form: Output = Format.TABL
     for part in answer.shards:
         if part.halted:
             output.note(f"shards/{part.shard} is halted by {part.actor}: {part.reason}")
+        if part.sweep_refusal:
+            output.note(f"shards/{part.shard} was not swept: {part.sweep_refusal}")
+        elif part.stray_count:
+            output.note(
+                f"shards/{part.shard} has {part.stray_count:,} strays in S3, {_mib(part.stray_bytes)}; "
+                "`ordermesh archive sweep` names them"
+            )
     for name in answer.unreachable:
         output.note(f"{name} does not answer")
     if answer.unreachable or any(each.quarantined for each in months):
@@ -248,7 +255,9 @@ def erase(
     request = pb.EraseUserRequest(request_id=str(request_id), user_id=user, shard=shard, reason=reason)
 
     async def work(mesh: Mesh) -> pb.EraseUserResponse:
-        return await archive.erased(mesh, request, spoken_by(actor), wait_s=wait.total_seconds())
+        return await archive.ended(
+            mesh.archive.EraseUser, request, spoken_by(actor), wait_s=wait.total_seconds()
+        )
 
     answer = ask(state_dir, work)
     rows = [
@@ -300,6 +309,59 @@ def amend(
     )
     rows = [(answer.shard, order, answer.status, str(answer.amendment_count))]
     output.emit(form, answer, output.table("shard", "order", "status", "amendments", rows=rows))
+
+
+@app.command()
+def sweep(
+    reason: Why,
+    actor: Actor,
+    request_id: RequestId,
+    state_dir: StateDir,
+    shard: OneShard = "",
+    execute: Annotated[
+        bool, typer.Option("--execute", help="Delete them; without it, they are only named.")
+    ] = False,
+    wait: Wait = HALF_AN_HOUR,
+    form: Output = Format.TABLE,
+) -> None:
+    """Look for objects in S3 that nothing needs any more, and delete them with --execute.
+
+    Exit code 1 when a shard's catalog knows less than S3 does, or not all was looked at in time.
+
+    \b
+    Example:
+      ordermesh archive sweep --reason "what do killed tries cost us?"
+    """
+    request = pb.SweepStraysRequest(request_id=str(request_id), shard=shard, delete=execute, reason=reason)
+
+    async def work(mesh: Mesh) -> pb.SweepStraysResponse:
+        return await archive.ended(
+            mesh.archive.SweepStrays, request, spoken_by(actor), wait_s=wait.total_seconds()
+        )
+
+    answer = ask(state_dir, work)
+    rows = [
+        (
+            part.shard,
+            each.kind.lower(),
+            each.key,
+            _mib(each.size_bytes),
+            output.when(each.store_time),
+            "yes" if each.HasField("delete_time") else "no",
+        )
+        for part in answer.shards
+        for each in part.strays
+    ]
+    output.emit(form, answer, output.table("shard", "what", "key", "size", "since", "deleted", rows=rows))
+    for part in answer.shards:
+        said = part.refusal or (
+            f"{part.object_count:,} objects were looked at, {part.deleted_count:,} strays deleted"
+        )
+        output.note(f"shards/{part.shard}: {said}")
+    if any(each.refusal for each in answer.shards) or (
+        wait and not all(each.HasField("end_time") for each in answer.shards)
+    ):
+        raise typer.Exit(ExitCode.NO)
 
 
 @app.command("rebuild-catalog")

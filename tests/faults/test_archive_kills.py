@@ -9,21 +9,23 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from archive_svc.lifecycle import State
+from chassis.s3 import ObjectNotFound
 from ops import ca
 from tests.archiving import AUGUST, Archive, Twin, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
-from tests.faults.points import ARCHIVE_POINTS, ERASE_POINTS, RESTORE_POINTS
+from tests.faults.points import ARCHIVE_POINTS, ERASE_POINTS, RESTORE_POINTS, SWEEP_POINTS
 from tests.inprocess_s3 import InProcessS3
 
 COUNT = 400
 BUCKET = "the-archive"
 KILLED_WITHIN_S = 60.0
+SWEEP = UUID(int=1)
 
 
 @pytest.fixture
@@ -123,3 +125,30 @@ async def test_a_kill_while_a_user_is_erased_takes_no_row_of_anybody_else(
     await twin.forget("user.3")
     assert await twin.differences(AUGUST) == {}
     assert await archive.catalog.due_erasure() is None
+
+
+@pytest.mark.parametrize("point", SWEEP_POINTS)
+async def test_a_kill_while_strays_are_deleted_takes_nothing_that_is_needed(
+    archive: Archive, place: Place, tmp_path: Path, point: str
+) -> None:
+    twin = Twin(archive)
+    await twin.remember()
+    await archive.want(AUGUST)
+    tried = environment(archive, place, tmp_path, "s3.after_put=kill:2") | {"ORDERMESH_STRAY_GRACE_S": "0"}
+    await killed_at("s3.after_put", tried)
+    await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
+    await archive.work()
+    await archive.sweeps.want(SWEEP, "a test", "to see", deletes=True)
+    await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
+    (tmp_path / "fired").unlink()
+    await killed_at(point, tried | {"ORDERMESH_FAULTS": f"{point}=kill"})
+
+    (stray,) = await archive.sweeps.strays_of(SWEEP, 10)
+    assert (await archive.store.head(stray.key)).size_bytes == stray.size_bytes, "it was there when it died"
+    await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
+    await archive.work()
+    over = await archive.sweeps.want(SWEEP, "a test", "to see", deletes=True)
+    assert (over.deleted, over.ended_at is not None) == (1, True)
+    with pytest.raises(ObjectNotFound):
+        await archive.store.head(stray.key)
+    assert await twin.differences(AUGUST) == {}

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 
+from archive_svc.statement.files import fence_of, prefix_of
 from archive_svc.statement.sweeper import Sweeper
-from archive_svc.statement.worker import PREFIX, fence_of
 from chassis.clock import SYSTEM_CLOCK
 from chassis.errors import InternalError, OrderArchived, Reason, ShardUnavailable
 from chassis.s3 import PUT_BYTES_MAX
@@ -95,7 +95,7 @@ async def test_a_statement_that_is_ended_while_its_file_is_stored_leaves_no_file
         await statements.cancel(asked)
     # The answer was on its way when the turn was lost: the object may be there.
     statement_id = told(asked).statement_id
-    await statements.objects.create(f"{PREFIX}{statement_id}/1.zip", b"in vain")
+    await statements.objects.create(f"{prefix_of('s1', UUID(statement_id))}1.zip", b"in vain")
     await sweeper_at_once(statements).once()
     assert await statements.keys() == []
     assert told(await statements.wait(asked)).state == State.CANCELLED

@@ -64,6 +64,7 @@ EXPECTED = {
         "VerifyMonth": "---o",
         "EraseUser": "---o",
         "AmendOrder": "---o",
+        "SweepStrays": "---o",
         "RebuildCatalog": "---o",
         "HaltArchive": "---o",
     },

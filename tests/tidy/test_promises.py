@@ -17,6 +17,7 @@ from tests.faults.points import (
     READ_SIDE_POINTS,
     RESTORE_POINTS,
     STATEMENT_POINTS,
+    SWEEP_POINTS,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,7 @@ def test_a_test_kills_at_every_declared_fault_point() -> None:
         *RESTORE_POINTS,
         *STATEMENT_POINTS,
         *ERASE_POINTS,
+        *SWEEP_POINTS,
         *MAIL_POINTS,
     }
     assert killed_at == set(asked.stdout.split())

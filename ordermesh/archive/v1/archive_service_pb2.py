@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from ordermesh.routing.v1 import options_pb2 as ordermesh_dot_routing_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordermesh/archive/v1/archive_service.proto\x12\x14ordermesh.archive.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"ordermesh/routing/v1/options.proto\"\x96\x06\n\x05Month\x12\r\n\x05shard\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.ordermesh.archive.v1.Month.State\x12\x30\n\x05reach\x18\x04 \x01(\x0e\x32!.ordermesh.archive.v1.Month.State\x12\x10\n\x08\x62lockers\x18\x05 \x03(\t\x12\x13\n\x0bquarantined\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12\x13\n\x0border_count\x18\x08 \x01(\x03\x12\x13\n\x0btable_bytes\x18\t \x01(\x03\x12\x14\n\x0cstored_bytes\x18\n \x01(\x03\x12\x12\n\npart_count\x18\x0b \x01(\x05\x12\x14\n\x0cstored_count\x18\x0c \x01(\x05\x12\x16\n\x0everified_count\x18\r \x01(\x05\x12\x16\n\x0erestored_count\x18\x0e \x01(\x05\x12/\n\x0b\x63ommit_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65tach_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdrop_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x12 \x01(\t\x12\x0e\n\x06reason\x18\x13 \x01(\t\x12/\n\x0bverify_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdue_count\x18\x15 \x01(\x05\"\xc7\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x07\n\x03HOT\x10\x01\x12\n\n\x06WANTED\x10\x02\x12\n\n\x06\x46ROZEN\x10\x03\x12\x0b\n\x07PLANNED\x10\x04\x12\x0c\n\x08\x45XPORTED\x10\x05\x12\x0c\n\x08VERIFIED\x10\x06\x12\r\n\tCOMMITTED\x10\x07\x12\r\n\tDETACHING\x10\x08\x12\t\n\x05GRACE\x10\t\x12\x0b\n\x07\x44ROPPED\x10\n\x12\n\n\x06THAWED\x10\x0b\x12\r\n\tRESTORING\x10\x0c\x12\x0c\n\x08RESTORED\x10\r\"(\n\x11ListMonthsRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"\x9e\x02\n\x12ListMonthsResponse\x12>\n\x06shards\x18\x01 \x03(\x0b\x32..ordermesh.archive.v1.ListMonthsResponse.Shard\x12\x13\n\x0bunreachable\x18\x02 \x03(\t\x1a\xb2\x01\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\t\x12.\n\nfloor_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06halted\x18\x03 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06holder\x18\x06 \x01(\t\x12+\n\x06months\x18\x07 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\"\xa4\x01\n\x10MoveMonthRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shard\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05month\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x36\n\x05reach\x18\x04 \x01(\x0e\x32!.ordermesh.archive.v1.Month.StateB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\"@\n\x11MoveMonthResponse\x12+\n\x06months\x18\x01 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\">\n\x12VerifyMonthRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05month\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"B\n\x13VerifyMonthResponse\x12+\n\x06months\x18\x01 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\"n\n\x10\x45raseUserRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07user_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shard\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06reason\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\"\xbb\x01\n\x11\x45raseUserResponse\x12=\n\x06shards\x18\x01 \x03(\x0b\x32-.ordermesh.archive.v1.EraseUserResponse.Shard\x1ag\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x13\n\x0border_count\x18\x02 \x01(\x03\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x04 \x01(\t\"\x81\x02\n\x11\x41mendOrderRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07user_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08order_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04note\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tsucceeded\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1f\n\x0cupstream_ref\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1e\n\x0b\x64\x65scription\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x0f\n\r_upstream_refB\x0e\n\x0c_description\"L\n\x12\x41mendOrderResponse\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x17\n\x0f\x61mendment_count\x18\x03 \x01(\x05\"B\n\x15RebuildCatalogRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\x84\x01\n\x16RebuildCatalogResponse\x12\x42\n\x06months\x18\x01 \x03(\x0b\x32\x32.ordermesh.archive.v1.RebuildCatalogResponse.Found\x1a&\n\x05\x46ound\x12\r\n\x05month\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"O\n\x12HaltArchiveRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x0e\n\x06halted\x18\x02 \x01(\x08\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"\x15\n\x13HaltArchiveResponse2\x89\x06\n\x0e\x41rchiveService\x12i\n\nListMonths\x12\'.ordermesh.archive.v1.ListMonthsRequest\x1a(.ordermesh.archive.v1.ListMonthsResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12\x66\n\tMoveMonth\x12&.ordermesh.archive.v1.MoveMonthRequest\x1a\'.ordermesh.archive.v1.MoveMonthResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12l\n\x0bVerifyMonth\x12(.ordermesh.archive.v1.VerifyMonthRequest\x1a).ordermesh.archive.v1.VerifyMonthResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12\x66\n\tEraseUser\x12&.ordermesh.archive.v1.EraseUserRequest\x1a\'.ordermesh.archive.v1.EraseUserResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12i\n\nAmendOrder\x12\'.ordermesh.archive.v1.AmendOrderRequest\x1a(.ordermesh.archive.v1.AmendOrderResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12u\n\x0eRebuildCatalog\x12+.ordermesh.archive.v1.RebuildCatalogRequest\x1a,.ordermesh.archive.v1.RebuildCatalogResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12l\n\x0bHaltArchive\x12(.ordermesh.archive.v1.HaltArchiveRequest\x1a).ordermesh.archive.v1.HaltArchiveResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*ordermesh/archive/v1/archive_service.proto\x12\x14ordermesh.archive.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"ordermesh/routing/v1/options.proto\"\x96\x06\n\x05Month\x12\r\n\x05shard\x18\x01 \x01(\t\x12\r\n\x05month\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.ordermesh.archive.v1.Month.State\x12\x30\n\x05reach\x18\x04 \x01(\x0e\x32!.ordermesh.archive.v1.Month.State\x12\x10\n\x08\x62lockers\x18\x05 \x03(\t\x12\x13\n\x0bquarantined\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12\x13\n\x0border_count\x18\x08 \x01(\x03\x12\x13\n\x0btable_bytes\x18\t \x01(\x03\x12\x14\n\x0cstored_bytes\x18\n \x01(\x03\x12\x12\n\npart_count\x18\x0b \x01(\x05\x12\x14\n\x0cstored_count\x18\x0c \x01(\x05\x12\x16\n\x0everified_count\x18\r \x01(\x05\x12\x16\n\x0erestored_count\x18\x0e \x01(\x05\x12/\n\x0b\x63ommit_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65tach_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdrop_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x12 \x01(\t\x12\x0e\n\x06reason\x18\x13 \x01(\t\x12/\n\x0bverify_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdue_count\x18\x15 \x01(\x05\"\xc7\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x07\n\x03HOT\x10\x01\x12\n\n\x06WANTED\x10\x02\x12\n\n\x06\x46ROZEN\x10\x03\x12\x0b\n\x07PLANNED\x10\x04\x12\x0c\n\x08\x45XPORTED\x10\x05\x12\x0c\n\x08VERIFIED\x10\x06\x12\r\n\tCOMMITTED\x10\x07\x12\r\n\tDETACHING\x10\x08\x12\t\n\x05GRACE\x10\t\x12\x0b\n\x07\x44ROPPED\x10\n\x12\n\n\x06THAWED\x10\x0b\x12\r\n\tRESTORING\x10\x0c\x12\x0c\n\x08RESTORED\x10\r\"(\n\x11ListMonthsRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"\x8f\x03\n\x12ListMonthsResponse\x12>\n\x06shards\x18\x01 \x03(\x0b\x32..ordermesh.archive.v1.ListMonthsResponse.Shard\x12\x13\n\x0bunreachable\x18\x02 \x03(\t\x1a\xa3\x02\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\t\x12.\n\nfloor_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06halted\x18\x03 \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06holder\x18\x06 \x01(\t\x12+\n\x06months\x18\x07 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\x12\x13\n\x0bstray_count\x18\x08 \x01(\x03\x12\x13\n\x0bstray_bytes\x18\t \x01(\x03\x12.\n\nsweep_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rsweep_refusal\x18\x0b \x01(\t\"\xa4\x01\n\x10MoveMonthRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shard\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05month\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x36\n\x05reach\x18\x04 \x01(\x0e\x32!.ordermesh.archive.v1.Month.StateB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\"@\n\x11MoveMonthResponse\x12+\n\x06months\x18\x01 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\">\n\x12VerifyMonthRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05month\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"B\n\x13VerifyMonthResponse\x12+\n\x06months\x18\x01 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Month\"n\n\x10\x45raseUserRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07user_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shard\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06reason\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\"\xbb\x01\n\x11\x45raseUserResponse\x12=\n\x06shards\x18\x01 \x03(\x0b\x32-.ordermesh.archive.v1.EraseUserResponse.Shard\x1ag\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x13\n\x0border_count\x18\x02 \x01(\x03\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x04 \x01(\t\"\x81\x02\n\x11\x41mendOrderRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07user_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08order_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04note\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tsucceeded\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1f\n\x0cupstream_ref\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1e\n\x0b\x64\x65scription\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x0f\n\r_upstream_refB\x0e\n\x0c_description\"L\n\x12\x41mendOrderResponse\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x17\n\x0f\x61mendment_count\x18\x03 \x01(\x05\"o\n\x12SweepStraysRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shard\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x64\x65lete\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06reason\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\"\x97\x01\n\x05Stray\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12.\n\nstore_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x88\x02\n\x13SweepStraysResponse\x12?\n\x06shards\x18\x01 \x03(\x0b\x32/.ordermesh.archive.v1.SweepStraysResponse.Shard\x1a\xaf\x01\n\x05Shard\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x14\n\x0cobject_count\x18\x02 \x01(\x03\x12\x15\n\rdeleted_count\x18\x03 \x01(\x03\x12\x0f\n\x07refusal\x18\x04 \x01(\t\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06strays\x18\x06 \x03(\x0b\x32\x1b.ordermesh.archive.v1.Stray\"B\n\x15RebuildCatalogRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\x84\x01\n\x16RebuildCatalogResponse\x12\x42\n\x06months\x18\x01 \x03(\x0b\x32\x32.ordermesh.archive.v1.RebuildCatalogResponse.Found\x1a&\n\x05\x46ound\x12\r\n\x05month\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"O\n\x12HaltArchiveRequest\x12\x13\n\x05shard\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x0e\n\x06halted\x18\x02 \x01(\x08\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"\x15\n\x13HaltArchiveResponse2\xf7\x06\n\x0e\x41rchiveService\x12i\n\nListMonths\x12\'.ordermesh.archive.v1.ListMonthsRequest\x1a(.ordermesh.archive.v1.ListMonthsResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12\x66\n\tMoveMonth\x12&.ordermesh.archive.v1.MoveMonthRequest\x1a\'.ordermesh.archive.v1.MoveMonthResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12l\n\x0bVerifyMonth\x12(.ordermesh.archive.v1.VerifyMonthRequest\x1a).ordermesh.archive.v1.VerifyMonthResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12\x66\n\tEraseUser\x12&.ordermesh.archive.v1.EraseUserRequest\x1a\'.ordermesh.archive.v1.EraseUserResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12i\n\nAmendOrder\x12\'.ordermesh.archive.v1.AmendOrderRequest\x1a(.ordermesh.archive.v1.AmendOrderResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12l\n\x0bSweepStrays\x12(.ordermesh.archive.v1.SweepStraysRequest\x1a).ordermesh.archive.v1.SweepStraysResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x02\x12u\n\x0eRebuildCatalog\x12+.ordermesh.archive.v1.RebuildCatalogRequest\x1a,.ordermesh.archive.v1.RebuildCatalogResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x12l\n\x0bHaltArchive\x12(.ordermesh.archive.v1.HaltArchiveRequest\x1a).ordermesh.archive.v1.HaltArchiveResponse\"\x08\xca\xf3\x18\x04\x08\x05\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -74,6 +74,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AMENDORDERREQUEST'].fields_by_name['upstream_ref']._serialized_options = b'\342A\001\001'
   _globals['_AMENDORDERREQUEST'].fields_by_name['description']._loaded_options = None
   _globals['_AMENDORDERREQUEST'].fields_by_name['description']._serialized_options = b'\342A\001\001'
+  _globals['_SWEEPSTRAYSREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_SWEEPSTRAYSREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
+  _globals['_SWEEPSTRAYSREQUEST'].fields_by_name['shard']._loaded_options = None
+  _globals['_SWEEPSTRAYSREQUEST'].fields_by_name['shard']._serialized_options = b'\342A\001\001'
+  _globals['_SWEEPSTRAYSREQUEST'].fields_by_name['delete']._loaded_options = None
+  _globals['_SWEEPSTRAYSREQUEST'].fields_by_name['delete']._serialized_options = b'\342A\001\001'
+  _globals['_SWEEPSTRAYSREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_SWEEPSTRAYSREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\002'
   _globals['_REBUILDCATALOGREQUEST'].fields_by_name['shard']._loaded_options = None
   _globals['_REBUILDCATALOGREQUEST'].fields_by_name['shard']._serialized_options = b'\342A\001\002'
   _globals['_REBUILDCATALOGREQUEST'].fields_by_name['reason']._loaded_options = None
@@ -92,6 +100,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARCHIVESERVICE'].methods_by_name['EraseUser']._serialized_options = b'\312\363\030\004\010\005\030\002'
   _globals['_ARCHIVESERVICE'].methods_by_name['AmendOrder']._loaded_options = None
   _globals['_ARCHIVESERVICE'].methods_by_name['AmendOrder']._serialized_options = b'\312\363\030\004\010\005\030\002'
+  _globals['_ARCHIVESERVICE'].methods_by_name['SweepStrays']._loaded_options = None
+  _globals['_ARCHIVESERVICE'].methods_by_name['SweepStrays']._serialized_options = b'\312\363\030\004\010\005\030\002'
   _globals['_ARCHIVESERVICE'].methods_by_name['RebuildCatalog']._loaded_options = None
   _globals['_ARCHIVESERVICE'].methods_by_name['RebuildCatalog']._serialized_options = b'\312\363\030\004\010\005\030\001'
   _globals['_ARCHIVESERVICE'].methods_by_name['HaltArchive']._loaded_options = None
@@ -103,37 +113,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMONTHSREQUEST']._serialized_start=963
   _globals['_LISTMONTHSREQUEST']._serialized_end=1003
   _globals['_LISTMONTHSRESPONSE']._serialized_start=1006
-  _globals['_LISTMONTHSRESPONSE']._serialized_end=1292
+  _globals['_LISTMONTHSRESPONSE']._serialized_end=1405
   _globals['_LISTMONTHSRESPONSE_SHARD']._serialized_start=1114
-  _globals['_LISTMONTHSRESPONSE_SHARD']._serialized_end=1292
-  _globals['_MOVEMONTHREQUEST']._serialized_start=1295
-  _globals['_MOVEMONTHREQUEST']._serialized_end=1459
-  _globals['_MOVEMONTHRESPONSE']._serialized_start=1461
-  _globals['_MOVEMONTHRESPONSE']._serialized_end=1525
-  _globals['_VERIFYMONTHREQUEST']._serialized_start=1527
-  _globals['_VERIFYMONTHREQUEST']._serialized_end=1589
-  _globals['_VERIFYMONTHRESPONSE']._serialized_start=1591
-  _globals['_VERIFYMONTHRESPONSE']._serialized_end=1657
-  _globals['_ERASEUSERREQUEST']._serialized_start=1659
-  _globals['_ERASEUSERREQUEST']._serialized_end=1769
-  _globals['_ERASEUSERRESPONSE']._serialized_start=1772
-  _globals['_ERASEUSERRESPONSE']._serialized_end=1959
-  _globals['_ERASEUSERRESPONSE_SHARD']._serialized_start=1856
-  _globals['_ERASEUSERRESPONSE_SHARD']._serialized_end=1959
-  _globals['_AMENDORDERREQUEST']._serialized_start=1962
-  _globals['_AMENDORDERREQUEST']._serialized_end=2219
-  _globals['_AMENDORDERRESPONSE']._serialized_start=2221
-  _globals['_AMENDORDERRESPONSE']._serialized_end=2297
-  _globals['_REBUILDCATALOGREQUEST']._serialized_start=2299
-  _globals['_REBUILDCATALOGREQUEST']._serialized_end=2365
-  _globals['_REBUILDCATALOGRESPONSE']._serialized_start=2368
-  _globals['_REBUILDCATALOGRESPONSE']._serialized_end=2500
-  _globals['_REBUILDCATALOGRESPONSE_FOUND']._serialized_start=2462
-  _globals['_REBUILDCATALOGRESPONSE_FOUND']._serialized_end=2500
-  _globals['_HALTARCHIVEREQUEST']._serialized_start=2502
-  _globals['_HALTARCHIVEREQUEST']._serialized_end=2581
-  _globals['_HALTARCHIVERESPONSE']._serialized_start=2583
-  _globals['_HALTARCHIVERESPONSE']._serialized_end=2604
-  _globals['_ARCHIVESERVICE']._serialized_start=2607
-  _globals['_ARCHIVESERVICE']._serialized_end=3384
+  _globals['_LISTMONTHSRESPONSE_SHARD']._serialized_end=1405
+  _globals['_MOVEMONTHREQUEST']._serialized_start=1408
+  _globals['_MOVEMONTHREQUEST']._serialized_end=1572
+  _globals['_MOVEMONTHRESPONSE']._serialized_start=1574
+  _globals['_MOVEMONTHRESPONSE']._serialized_end=1638
+  _globals['_VERIFYMONTHREQUEST']._serialized_start=1640
+  _globals['_VERIFYMONTHREQUEST']._serialized_end=1702
+  _globals['_VERIFYMONTHRESPONSE']._serialized_start=1704
+  _globals['_VERIFYMONTHRESPONSE']._serialized_end=1770
+  _globals['_ERASEUSERREQUEST']._serialized_start=1772
+  _globals['_ERASEUSERREQUEST']._serialized_end=1882
+  _globals['_ERASEUSERRESPONSE']._serialized_start=1885
+  _globals['_ERASEUSERRESPONSE']._serialized_end=2072
+  _globals['_ERASEUSERRESPONSE_SHARD']._serialized_start=1969
+  _globals['_ERASEUSERRESPONSE_SHARD']._serialized_end=2072
+  _globals['_AMENDORDERREQUEST']._serialized_start=2075
+  _globals['_AMENDORDERREQUEST']._serialized_end=2332
+  _globals['_AMENDORDERRESPONSE']._serialized_start=2334
+  _globals['_AMENDORDERRESPONSE']._serialized_end=2410
+  _globals['_SWEEPSTRAYSREQUEST']._serialized_start=2412
+  _globals['_SWEEPSTRAYSREQUEST']._serialized_end=2523
+  _globals['_STRAY']._serialized_start=2526
+  _globals['_STRAY']._serialized_end=2677
+  _globals['_SWEEPSTRAYSRESPONSE']._serialized_start=2680
+  _globals['_SWEEPSTRAYSRESPONSE']._serialized_end=2944
+  _globals['_SWEEPSTRAYSRESPONSE_SHARD']._serialized_start=2769
+  _globals['_SWEEPSTRAYSRESPONSE_SHARD']._serialized_end=2944
+  _globals['_REBUILDCATALOGREQUEST']._serialized_start=2946
+  _globals['_REBUILDCATALOGREQUEST']._serialized_end=3012
+  _globals['_REBUILDCATALOGRESPONSE']._serialized_start=3015
+  _globals['_REBUILDCATALOGRESPONSE']._serialized_end=3147
+  _globals['_REBUILDCATALOGRESPONSE_FOUND']._serialized_start=3109
+  _globals['_REBUILDCATALOGRESPONSE_FOUND']._serialized_end=3147
+  _globals['_HALTARCHIVEREQUEST']._serialized_start=3149
+  _globals['_HALTARCHIVEREQUEST']._serialized_end=3228
+  _globals['_HALTARCHIVERESPONSE']._serialized_start=3230
+  _globals['_HALTARCHIVERESPONSE']._serialized_end=3251
+  _globals['_ARCHIVESERVICE']._serialized_start=3254
+  _globals['_ARCHIVESERVICE']._serialized_end=4141
 # @@protoc_insertion_point(module_scope)

@@ -240,6 +240,10 @@ class ListMonthsResponse(_message.Message):
         REASON_FIELD_NUMBER: _builtins.int
         HOLDER_FIELD_NUMBER: _builtins.int
         MONTHS_FIELD_NUMBER: _builtins.int
+        STRAY_COUNT_FIELD_NUMBER: _builtins.int
+        STRAY_BYTES_FIELD_NUMBER: _builtins.int
+        SWEEP_TIME_FIELD_NUMBER: _builtins.int
+        SWEEP_REFUSAL_FIELD_NUMBER: _builtins.int
         shard: _builtins.str
         """Its name."""
         halted: _builtins.bool
@@ -250,6 +254,12 @@ class ListMonthsResponse(_message.Message):
         """Why."""
         holder: _builtins.str
         """Which process archives it; empty when none does."""
+        stray_count: _builtins.int
+        """Objects in S3 that nothing names, by the last walk."""
+        stray_bytes: _builtins.int
+        """How large they are."""
+        sweep_refusal: _builtins.str
+        """Why it called nothing a stray; empty when nothing spoke against it."""
         @_builtins.property
         def floor_time(self) -> _timestamp_pb2.Timestamp:
             """Before this instant lists are not answered from it; unset when nothing is archived."""
@@ -257,6 +267,10 @@ class ListMonthsResponse(_message.Message):
         @_builtins.property
         def months(self) -> _containers.RepeatedCompositeFieldContainer[Global___Month]:
             """The oldest first."""
+
+        @_builtins.property
+        def sweep_time(self) -> _timestamp_pb2.Timestamp:
+            """When the last walk over the objects ended; unset before the first."""
 
         def __init__(
             self,
@@ -268,10 +282,14 @@ class ListMonthsResponse(_message.Message):
             reason: _builtins.str = ...,
             holder: _builtins.str = ...,
             months: _abc.Iterable[Global___Month] | None = ...,
+            stray_count: _builtins.int = ...,
+            stray_bytes: _builtins.int = ...,
+            sweep_time: _timestamp_pb2.Timestamp | None = ...,
+            sweep_refusal: _builtins.str = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["floor_time", b"floor_time"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["floor_time", b"floor_time", "sweep_time", b"sweep_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "floor_time", b"floor_time", "halted", b"halted", "holder", b"holder", "months", b"months", "reason", b"reason", "shard", b"shard"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "floor_time", b"floor_time", "halted", b"halted", "holder", b"holder", "months", b"months", "reason", b"reason", "shard", b"shard", "stray_bytes", b"stray_bytes", "stray_count", b"stray_count", "sweep_refusal", b"sweep_refusal", "sweep_time", b"sweep_time"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -589,6 +607,150 @@ class AmendOrderResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AmendOrderResponse: _TypeAlias = AmendOrderResponse  # noqa: Y015
+
+@_typing.final
+class SweepStraysRequest(_message.Message):
+    """Asks for strays to be looked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    DELETE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID; the same one again begins nothing more."""
+    shard: _builtins.str
+    """On this shard only; empty for all."""
+    delete: _builtins.bool
+    """Whether they are deleted; else they are only told."""
+    reason: _builtins.str
+    """Why, 1 to 512 characters."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        shard: _builtins.str = ...,
+        delete: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "reason", b"reason", "request_id", b"request_id", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepStraysRequest: _TypeAlias = SweepStraysRequest  # noqa: Y015
+
+@_typing.final
+class Stray(_message.Message):
+    """An object that nothing names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    STORE_TIME_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its key."""
+    kind: _builtins.str
+    """SEGMENT, MANIFEST or STATEMENT."""
+    size_bytes: _builtins.int
+    """Its size."""
+    @_builtins.property
+    def store_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is there."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was deleted; unset while it is there."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        store_time: _timestamp_pb2.Timestamp | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time", "store_time", b"store_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete_time", b"delete_time", "key", b"key", "kind", b"kind", "size_bytes", b"size_bytes", "store_time", b"store_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stray: _TypeAlias = Stray  # noqa: Y015
+
+@_typing.final
+class SweepStraysResponse(_message.Message):
+    """How far it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Shard(_message.Message):
+        """One shard."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_FIELD_NUMBER: _builtins.int
+        OBJECT_COUNT_FIELD_NUMBER: _builtins.int
+        DELETED_COUNT_FIELD_NUMBER: _builtins.int
+        REFUSAL_FIELD_NUMBER: _builtins.int
+        END_TIME_FIELD_NUMBER: _builtins.int
+        STRAYS_FIELD_NUMBER: _builtins.int
+        shard: _builtins.str
+        """Its name."""
+        object_count: _builtins.int
+        """Objects that were looked at so far."""
+        deleted_count: _builtins.int
+        """Strays that were deleted so far."""
+        refusal: _builtins.str
+        """Why nothing is called a stray: CATALOG_BEHIND, CATALOG_EMPTY; empty when nothing speaks against it."""
+        @_builtins.property
+        def end_time(self) -> _timestamp_pb2.Timestamp:
+            """When all was looked at; unset before."""
+
+        @_builtins.property
+        def strays(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stray]:
+            """The oldest 100 of them."""
+
+        def __init__(
+            self,
+            *,
+            shard: _builtins.str = ...,
+            object_count: _builtins.int = ...,
+            deleted_count: _builtins.int = ...,
+            refusal: _builtins.str = ...,
+            end_time: _timestamp_pb2.Timestamp | None = ...,
+            strays: _abc.Iterable[Global___Stray] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_count", b"deleted_count", "end_time", b"end_time", "object_count", b"object_count", "refusal", b"refusal", "shard", b"shard", "strays", b"strays"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___SweepStraysResponse.Shard]:
+        """One for each shard."""
+
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___SweepStraysResponse.Shard] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepStraysResponse: _TypeAlias = SweepStraysResponse  # noqa: Y015
 
 @_typing.final
 class RebuildCatalogRequest(_message.Message):

@@ -63,6 +63,11 @@ class ArchiveServiceStub:
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderResponse.FromString,
                 _registered_method=True)
+        self.SweepStrays = channel.unary_unary(
+                '/ordermesh.archive.v1.ArchiveService/SweepStrays',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysResponse.FromString,
+                _registered_method=True)
         self.RebuildCatalog = channel.unary_unary(
                 '/ordermesh.archive.v1.ArchiveService/RebuildCatalog',
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogRequest.SerializeToString,
@@ -131,6 +136,17 @@ class ArchiveServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SweepStrays(self, request, context):
+        """Looks for objects in S3 that nothing names: of tries that were cut off, of copies that others took the place of. Returns
+        before it is done. Deletes them only when asked to, and nothing of which a lost catalog could be made again.
+
+        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE
+        or STORAGE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RebuildCatalog(self, request, context):
         """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
 
@@ -176,6 +192,11 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
                     servicer.AmendOrder,
                     request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderRequest.FromString,
                     response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderResponse.SerializeToString,
+            ),
+            'SweepStrays': grpc.unary_unary_rpc_method_handler(
+                    servicer.SweepStrays,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysResponse.SerializeToString,
             ),
             'RebuildCatalog': grpc.unary_unary_rpc_method_handler(
                     servicer.RebuildCatalog,
@@ -327,6 +348,33 @@ class ArchiveService:
             '/ordermesh.archive.v1.ArchiveService/AmendOrder',
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderRequest.SerializeToString,
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.AmendOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SweepStrays(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.ArchiveService/SweepStrays',
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysResponse.FromString,
             options,
             channel_credentials,
             insecure,

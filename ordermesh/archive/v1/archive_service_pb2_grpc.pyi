@@ -66,6 +66,13 @@ class ArchiveServiceStub:
     A success stays one. For operators. Refuses with INVALID_FIELD, ORDER_NOT_FOUND, STATEMENT_INCOMPLETE, SHARD_UNAVAILABLE or
     STORAGE_UNAVAILABLE.
     """
+    SweepStrays: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.SweepStraysRequest, _archive_service_pb2.SweepStraysResponse]
+    """Looks for objects in S3 that nothing names: of tries that were cut off, of copies that others took the place of. Returns
+    before it is done. Deletes them only when asked to, and nothing of which a lost catalog could be made again.
+
+    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE
+    or STORAGE_UNAVAILABLE.
+    """
     RebuildCatalog: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]
     """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
 
@@ -114,6 +121,13 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
 
     A success stays one. For operators. Refuses with INVALID_FIELD, ORDER_NOT_FOUND, STATEMENT_INCOMPLETE, SHARD_UNAVAILABLE or
     STORAGE_UNAVAILABLE.
+    """
+    SweepStrays: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.SweepStraysRequest, _archive_service_pb2.SweepStraysResponse]  # type: ignore[assignment]
+    """Looks for objects in S3 that nothing names: of tries that were cut off, of copies that others took the place of. Returns
+    before it is done. Deletes them only when asked to, and nothing of which a lost catalog could be made again.
+
+    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE
+    or STORAGE_UNAVAILABLE.
     """
     RebuildCatalog: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]  # type: ignore[assignment]
     """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
@@ -190,6 +204,19 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A success stays one. For operators. Refuses with INVALID_FIELD, ORDER_NOT_FOUND, STATEMENT_INCOMPLETE, SHARD_UNAVAILABLE or
         STORAGE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def SweepStrays(
+        self,
+        request: _archive_service_pb2.SweepStraysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_service_pb2.SweepStraysResponse, _abc.Awaitable[_archive_service_pb2.SweepStraysResponse]]:
+        """Looks for objects in S3 that nothing names: of tries that were cut off, of copies that others took the place of. Returns
+        before it is done. Deletes them only when asked to, and nothing of which a lost catalog could be made again.
+
+        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE
+        or STORAGE_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
