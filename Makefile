@@ -13,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-header --no-emit-index-url --no-annotate
 ARGS ?=
 
-.PHONY: help setup demo up down test nightly check format docs proto proto-release lock clean
+.PHONY: help setup demo up down test nightly check format docs proto proto-release telemetry lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -53,11 +53,15 @@ check: setup ## Lint, types, import directions, protos, fresh stubs
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/proto.py check
+	@$(BIN)/python scripts/telemetry.py check
 
 format: setup ## Rewrite Python and protos in the house format
 	@$(BIN)/ruff check --fix-only --quiet
 	@$(BIN)/ruff format
 	@$(BIN)/buf format protos --write
+
+telemetry: setup ## Generate each metrics.py from the registry in telemetry/
+	@$(BIN)/python scripts/telemetry.py generate
 
 docs: setup ## Print the pages of docs/ that the code knows
 	@$(BIN)/python scripts/docs.py generate
@@ -71,6 +75,7 @@ proto-release: setup ## Make today's protos the baseline that `make check` compa
 lock: setup ## Renew requirements/*.txt from requirements/*.in
 	@$(COMPILE) --upgrade requirements/uv.in --output-file requirements/uv.txt
 	@$(COMPILE) --upgrade requirements/dev.in --output-file requirements/dev.txt
+	@$(COMPILE) --upgrade requirements/go.in --output-file ops/go/toolchain.txt
 	@$(COMPILE) requirements/runtime.in --constraint requirements/dev.txt --output-file requirements/runtime.txt
 
 clean: ## Remove the virtual environment and caches (never a stack's data)

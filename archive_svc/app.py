@@ -23,7 +23,7 @@ from archive_svc.store import PartitionStore
 from archive_svc.sweep import Sweeper, Sweeps
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
-from chassis import admin, auth, faults, pg, rpc, supervise, telemetry
+from chassis import admin, auth, faults, meters, pg, rpc, supervise, telemetry
 from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
 from chassis.s3 import open_store
@@ -55,6 +55,7 @@ async def serve(settings: ArchiveSettings) -> None:
     async with AsyncExitStack() as stack:
         stack.callback(telemetry.flush)
         objects = await stack.enter_async_context(open_store(settings.s3)) if settings.s3 else None
+        meters.know(shard=settings.shards)
         shards = [
             await stack.enter_async_context(_shard(settings, name, objects)) for name in settings.shards
         ]

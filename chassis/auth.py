@@ -15,8 +15,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jwt
-from prometheus_client import Counter
 
+from chassis import metrics
 from chassis.errors import CallerNotAllowed, InvalidField, NotYourOrder, RoleRequired, Unauthenticated
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ SUBJECT_CHARS_MAX = 2048
 _CACHE_MAX = 4096
 _RENEW_BEFORE_S = 20
 """A cached token is handed out while it has this long to live: longer than a call's way through the mesh."""
-DENIED = Counter("ordermesh_authz_denied_total", "Calls refused by identity or matrix.", ["caller", "method"])
 
 
 class Role(StrEnum):
@@ -191,10 +190,10 @@ def permit(method: str, caller: str, subject: Subject) -> None:
     """
     allowed = MATRIX.get(method)
     if allowed is None:
-        DENIED.labels(caller, method).inc()
+        metrics.DENIED.labels(caller, method).inc()
         raise CallerNotAllowed(method=method)
     if not subject.roles & allowed:
-        DENIED.labels(caller, method).inc()
+        metrics.DENIED.labels(caller, method).inc()
         raise RoleRequired(method=method, roles=",".join(sorted(allowed)))
 
 
@@ -377,6 +376,6 @@ def _name(caller: str, actor: str | None) -> str:
 
 def _listed(caller: str, peers: frozenset[str]) -> str:
     if caller not in peers:
-        DENIED.labels(caller, "connect").inc()
+        metrics.DENIED.labels(caller, "connect").inc()
         raise CallerNotAllowed(caller=caller)
     return caller

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jwt
-from prometheus_client import Counter
 
+from chassis import metrics
 from chassis.auth import TRUST_DOMAIN, Role, Subject
 from chassis.errors import TokenRefused
 from chassis.ids import USER_ID_PATTERN
@@ -35,7 +35,6 @@ _ROLES = {"operator": Role.OPERATOR}
 only.
 """
 _CACHE_MAX = 4096
-TOKENS_REFUSED = Counter("ordermesh_tokens_refused_total", "Bearer tokens refused.", ["cause"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ def _counted() -> Iterator[None]:
     try:
         yield
     except TokenRefused as refused:
-        TOKENS_REFUSED.labels(refused.cause).inc()
+        metrics.TOKENS_REFUSED.labels(refused.cause).inc()
         raise
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx
 import jwt
 import structlog
-from prometheus_client import Counter, Gauge
 
+from chassis import metrics
 from chassis.errors import KeysUnavailable
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from chassis.clock import Clock
 
 log = structlog.get_logger("jwks")
-KEY_FETCHES = Counter("ordermesh_token_key_fetches_total", "Fetches of the issuer's keys.", ["outcome"])
-KEYS_AGE = Gauge("ordermesh_token_keys_fetched_timestamp_seconds", "When the keys were last fetched.")
 REFRESH_EVERY_S = 600.0
 RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 60.0
@@ -174,13 +172,13 @@ class JwksKeeper:
             body = await self._download()
             self._keys = parse(body)
         except (httpx.HTTPError, BadKeySet, TimeoutError) as failed:
-            KEY_FETCHES.labels("failed").inc()
+            metrics.KEY_FETCHES.labels("failed").inc()
             log.warning("keys_not_fetched", error=type(failed).__name__)
             return False
         finally:
             self._fetched.set()
-        KEY_FETCHES.labels("fetched").inc()
-        KEYS_AGE.set(self.clock.now().timestamp())
+        metrics.KEY_FETCHES.labels("fetched").inc()
+        metrics.KEYS_AGE.set(self.clock.now().timestamp())
         self._good_until = self.clock.monotonic() + KEPT_S
         self._save(body)
         return True

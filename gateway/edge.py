@@ -21,7 +21,7 @@ from chassis.errors import InternalError, OrdermeshError
 from gateway import asks, problems
 from gateway.asks import Visit
 from gateway.errors import BodyTooLarge, HeadTooLarge
-from gateway.metrics import HANDLED, METHODS, SECONDS
+from gateway.metrics import HANDLED, SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from gateway.places import Place, Places
 
 log = structlog.get_logger("request")
+METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+"""Other methods are counted as `other`: clients may send any word."""
 UNMATCHED = "unmatched"
 ALIVE_PATH = "/healthz"
 """Answered however many others wait: busy is not dead."""

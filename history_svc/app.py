@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chassis import admin, auth, process, rpc, supervise
+from chassis import admin, auth, meters, process, rpc, supervise
 from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
@@ -45,6 +45,7 @@ async def serve(settings: HistorySettings) -> None:
     """Run history_svc until SIGTERM or until one of its loops dies; then drain and close."""
     async with AsyncExitStack() as stack:
         stack.enter_context(process.started("history_svc", settings))
+        meters.know(shard=settings.shards)
         shards = await stack.enter_async_context(Shards.open(settings))
         identity = ServerIdentity(TlsFiles(settings.tls_dir, "history_svc"))
         gate = rpc.Gate(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from chassis.placement import placement_of
 from history_svc import page, wire
 from history_svc.explain import explained
-from history_svc.metrics import PAGES, SHARDS_OF_A_PAGE_MAX, SHORT_PAGES
+from history_svc.metrics import PAGES, SHORT_PAGES
 
 if TYPE_CHECKING:
     from chassis import rpc
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from history_svc.finder import Finder
     from history_svc.reader import Reader
     from ordermesh.history.v1 import history_service_pb2 as pb
+
+SHARDS_OF_A_PAGE_MAX = 4
+"""Label values stop here; more shards count as this many."""
 
 
 class HistoryService:

@@ -9,7 +9,6 @@ ArtifactError, whose message is one sentence.
     libraries = artifacts.tree("kafka")      # <user root>/artifacts/kafka-3f2a.../*.jar
 """
 
-import fcntl
 import hashlib
 import logging
 import shutil
@@ -28,12 +27,12 @@ from typing import Final, Self
 
 from ops import places
 from ops.errors import OpsError
+from ops.locks import only_one
 
 FETCH_TIMEOUT_S: Final = 900.0
 """How long one bundle may take; 100 MB at 1 Mbit/s."""
 ANSWER_TIMEOUT_S: Final = 20
 """How long a repository may be silent."""
-_LOCK_POLL_S: Final = 0.1
 _SAY_EVERY_S: Final = 2.0
 _CHUNK_BYTES: Final = 1024 * 1024
 _MANIFEST: Final = "MANIFEST"
@@ -105,8 +104,11 @@ def tell(sentence: str) -> None:
 
 def fetch_all() -> None:
     """Have the files of every server on this machine, so that no start, and no test, has to wait for them."""
+    from ops import gobuild
+
     for name in ("kafka", "elasticsearch"):
         tree(name)
+    gobuild.programs()
 
 
 def tree(name: str, *, stop: threading.Event | None = None) -> Path:
@@ -134,7 +136,8 @@ def installed(
     deadline = time.monotonic() + timeout_s
     try:
         root.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with _only_one(root, bundle, deadline, stop or threading.Event(), say) as fetch:
+        fetch = _Fetch(bundle, deadline, stop or threading.Event(), say)
+        with only_one(root / f"{bundle.name}.lock", fetch.check):
             if not _is_complete(target):
                 _build(bundle, target, fetch)
     except zipfile.BadZipFile as damaged:
@@ -249,23 +252,6 @@ def _is_complete(target: Path) -> bool:
         )
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-@contextmanager
-def _only_one(
-    root: Path, bundle: Bundle, deadline: float, stop: threading.Event, say: Callable[[str], None]
-) -> Iterator[_Fetch]:
-    """Hold the bundle's lock; the kernel lets it go when we die."""
-    fetch = _Fetch(bundle, deadline, stop, say)
-    with (root / f"{bundle.name}.lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                fetch.check()
-                time.sleep(_LOCK_POLL_S)
-        yield fetch
 
 
 def _repositories() -> dict[str, str]:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from chassis import admin, pg, process, rpc, supervise
+from chassis import admin, meters, pg, process, rpc, supervise
 from chassis.auth import BehindProxy, SubjectVerifier
 from chassis.clock import SYSTEM_CLOCK
 from chassis.ids import OrderIds
@@ -25,7 +25,7 @@ from chassis.rpc.reflection import Reflection
 from chassis.supervise import OwnedTasks
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from chassis.tokens import PageTokens
-from order_svc import metrics
+from order_svc import counting
 from order_svc.bucket_store import BucketStore
 from order_svc.buckets import BucketService
 from order_svc.changes import Changes
@@ -82,6 +82,7 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
             pg.open_database(_database(settings), name=settings.shard, eager=True)
         )
         upstreams = await stack.enter_async_context(Upstreams.open(settings.upstream_targets, tls))
+        meters.know(shard=[settings.shard], upstream=settings.upstream_targets, order_kind=settings.kinds)
         orders = OrderStore(database, changed)
         await _must_be(orders, settings.shard)
         await _must_have_room(orders)
@@ -128,7 +129,7 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
 
 def _tell(change: Change, after: Order) -> None:
     """Count a change and log it with its trace, so that an order id leads to its logs."""
-    metrics.record(change, after)
+    counting.count(change, after)
     log.info(
         "order_changed",
         order_id=str(after.order_id),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 
-from chassis import admin, process, rpc, supervise
+from chassis import admin, meters, process, rpc, supervise
 from chassis.auth import BehindProxy, SubjectVerifier
 from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
@@ -55,6 +55,7 @@ async def running(settings: RecoverySettings) -> AsyncIterator[Recovery]:
             Mesh.open(settings.proxy_target, tls, claimed_by=f"recovery_svc/{uuid4()}")
         )
         upstreams = await stack.enter_async_context(Upstreams.open(settings.upstreams, tls))
+        meters.know(upstream=settings.upstreams)
         owned = OwnedTasks(limit=settings.slots_per_shard * SHARDS_MAX + CALLS_AT_ONCE)
         prober = Prober(mesh, upstreams, settings, clock=clock, draw=draw)
         begin = partial(

@@ -13,7 +13,7 @@ from datetime import datetime
 
 import structlog
 
-from chassis import faults
+from chassis import faults, meters
 from chassis.clock import Clock
 from chassis.supervise import LoopDied, OwnedTasks
 from recovery_svc import metrics
@@ -171,6 +171,7 @@ class Sweeps:
             return
         if self._stopped:
             return
+        meters.know(shard=listed)
         change = shift(frozenset(self._running), listed)
         for shard in sorted(change.begin):
             sweep = self._begin(shard)

@@ -20,14 +20,13 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from prometheus_client.metrics import MetricWrapperBase  # noqa: E402 - after the path, so the script runs anywhere
-from pydantic import BaseModel  # noqa: E402
+from pydantic import BaseModel  # noqa: E402 - after the path, so the script runs anywhere
 from pydantic.fields import FieldInfo  # noqa: E402
 from pydantic_core import PydanticUndefined  # noqa: E402
 
@@ -35,6 +34,8 @@ from chassis import auth, faults  # noqa: E402
 from chassis.errors import OrdermeshError, Reason  # noqa: E402
 from chassis.rpc import RemoteError  # noqa: E402
 from chassis.settings import ProcessSettings, Settings  # noqa: E402
+from telemetry import registry  # noqa: E402
+from telemetry.registry import Metric, Vocabulary  # noqa: E402
 
 DOCS = ROOT / "docs"
 SHIPPED = (
@@ -325,30 +326,14 @@ def authorization() -> str:
 # Telemetry
 
 
-class Metric(NamedTuple):
-    """A metric as the page shows it."""
-
-    service: str
-    name: str
-    kind: str
-    labels: tuple[str, ...]
-    meaning: str
-
-
 def metrics() -> list[Metric]:
-    """Every metric with the service that counts it, each once."""
-    seen: dict[str, Metric] = {}
-    for module in modules():
-        for value in vars(module).values():
-            if isinstance(value, MetricWrapperBase):
-                (described,) = value.describe()
-                name = described.name + ("_total" if described.type == "counter" else "")
-                labels = value._labelnames  # noqa: SLF001 - the library shows them nowhere else
-                shown_as = Metric(
-                    owner(module.__name__), name, described.type, labels, described.documentation
-                )
-                seen.setdefault(name, shown_as)
-    return sorted(seen.values(), key=lambda metric: (SHIPPED.index(metric.service), metric.name))
+    """Every metric of the registry, by the service that counts it."""
+    return sorted(registry.metrics(), key=lambda metric: (SHIPPED.index(metric.owner), metric.name))
+
+
+def label(name: str, vocabulary: Vocabulary) -> str:
+    """A label as the table shows it, with its vocabulary where that has another name."""
+    return name if name == vocabulary.name else f"{name} ({vocabulary.name})"
 
 
 def calls_in(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -404,6 +389,10 @@ CONTRACT = """
 The names here are a contract: dashboards and alerts are built on them. No label ever holds a user, an order
 or any text that a caller sends. What `chassis` counts, every service counts.
 """
+LABELS = """
+A label has a vocabulary, in brackets where that has another name. Counters and histograms have their label
+sets from the start, so that the first event of a kind is seen as an increase.
+"""
 TRACES = """
 W3C trace context travels in the metadata `traceparent`, and an order carries the trace it was created in,
 so that later work on it continues that trace. A served call's span is named like its method,
@@ -420,16 +409,28 @@ known.
 def telemetry() -> str:
     """docs/TELEMETRY.md."""
     rows = [
-        [f"`{metric.name}`", metric.kind, ", ".join(metric.labels), metric.service, metric.meaning]
+        [
+            f"`{metric.name}`",
+            metric.kind,
+            metric.unit,
+            ", ".join(label(*each) for each in metric.labels.items()),
+            metric.owner,
+            metric.meaning,
+        ]
         for metric in metrics()
     ]
+    used = {each.name for metric in metrics() for each in metric.labels.values()}
+    words = [[f"`{name}`", each.meaning] for name, each in registry.vocabularies().items() if name in used]
     return page(
         "Telemetry",
-        "the metrics, log events and spans in the code",
+        "the registry in telemetry/, and the log events and spans in the code",
         prose(CONTRACT),
         "## Metrics\n",
         "Served on `/metrics` of each process's admin port, in Prometheus and OpenMetrics text.\n",
-        table(["name", "type", "labels", "counted by", "meaning"], rows),
+        table(["name", "type", "unit", "labels", "counted by", "meaning"], rows),
+        "### What labels may say\n",
+        prose(LABELS),
+        table(["vocabulary", "values"], words),
         "## Traces\n",
         prose(TRACES),
         table(["span", "made by"], spans()),

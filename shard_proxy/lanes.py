@@ -18,7 +18,7 @@ import structlog
 from grpc import ChannelConnectivity
 from grpc.aio import UsageError
 
-from chassis import rpc
+from chassis import meters, rpc
 from chassis.errors import ShardUnavailable
 from chassis.limits import Limiter
 from shard_proxy import metrics
@@ -209,6 +209,7 @@ class Lanes:
     def follow(self, map_: MapSnapshot) -> None:
         """Open lanes for new targets; those whose target changed or went let their calls end and close."""
         wanted = _targets(map_)
+        meters.know(lane=[_name(*key) for key in wanted])
         for key, lane in list(self._lanes.items()):
             if wanted.get(key) != lane.target:
                 del self._lanes[key]

@@ -44,9 +44,11 @@ class Operations(grpc.GenericRpcHandler):
         self._passed = passed
         self._gate = gate
         self._relay = relay
+        methods = rpc.methods_of(SERVICE)
+        rpc.prepare(methods.values())
         self._handlers: dict[str, Any] = {
             path: grpc.unary_unary_rpc_method_handler(self._behind_gate(method))
-            for path, method in rpc.methods_of(SERVICE).items()
+            for path, method in methods.items()
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:

@@ -194,6 +194,8 @@ def _handler(passed: Passed, gate: rpc.Gate, relay: Relay) -> Any:
 
 
 def _behind_gate(passed: Passed, gate: rpc.Gate, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    rpc.prepare([passed.method])
+
     async def answer(request: Any, context: Context) -> bytes | None:
         async def handle(call: rpc.Call) -> bytes | None:
             return await behaviour(passed, request, call, context)  # type: ignore[no-any-return]

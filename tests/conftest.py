@@ -25,6 +25,7 @@ from ops.elasticsearch import ElasticsearchServer
 from ops.kafka import KafkaServer
 from ops.owned import PID_FILE, OwnedServer
 from ops.postgres import PostgresServer
+from ops.prometheus import PrometheusServer
 from ops.seaweedfs import PORTS, SeaweedServer
 from tests.databases import Database, Databases, Kind
 
@@ -69,6 +70,7 @@ def owners_of(data_dir: Path) -> list[OwnedServer]:
     return [
         KafkaServer(data_dir, a_port, another),
         SeaweedServer(data_dir, *range(a_port, a_port + len(PORTS))),
+        PrometheusServer(data_dir, a_port),
     ]
 
 

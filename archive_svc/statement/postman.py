@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from archive_svc.statement import letter, metrics, points
+from archive_svc.statement import letter, metrics, points, standing
 from chassis import faults
 from chassis.errors import OrdermeshError
 from chassis.mail import NotSent
@@ -73,7 +73,7 @@ class Postman:
             try:
                 found_one = await self.once()
                 if not found_one:
-                    metrics.tell_mails(self._outbox.shard, await self._outbox.standing())
+                    standing.tell_mails(self._outbox.shard, await self._outbox.standing())
             except OrdermeshError as failed:
                 log.warning("mails_not_seen", shard=self._outbox.shard, reason=failed.reason)
                 found_one = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from archive_svc.statement import metrics
+from archive_svc.statement import metrics, standing
 from archive_svc.statement.files import fence_of, prefix_of
 from archive_svc.statement.store import RUNNING
 from chassis.errors import OrdermeshError
@@ -74,7 +74,7 @@ class Sweeper:
                 log.warning("file_not_removed", id=str(left.statement_id), error=str(failed))
                 continue
             await self._store.cleaned(left)
-        metrics.tell(self._store.shard, await self._store.counts(), RUNNING)
+        standing.tell(self._store.shard, await self._store.counts(), RUNNING)
 
     async def _clean(self, left: Leftover) -> None:
         """Remove every file of a statement but the one that stays, and those of turns that began since."""

@@ -4,12 +4,13 @@ both ends.
 
 from chassis.rpc.call import Call
 from chassis.rpc.channel import Channel
-from chassis.rpc.gate import Gate, ascii_metadata, serve_call
+from chassis.rpc.gate import SERVER_FAULTS, Gate, ascii_metadata, prepare, serve_call
 from chassis.rpc.methods import BadContract, Method, Retry, RouteBy, default_timeout_s, load_stubs, methods_of
 from chassis.rpc.server import Mount, PortTaken, RunningServer, serve
 from chassis.rpc.status import RelayedStatus, RemoteError, error_of, parse, to_status
 
 __all__ = [
+    "SERVER_FAULTS",
     "BadContract",
     "Call",
     "Channel",
@@ -28,6 +29,7 @@ __all__ = [
     "load_stubs",
     "methods_of",
     "parse",
+    "prepare",
     "serve",
     "serve_call",
     "to_status",

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from grpc import StatusCode
-from prometheus_client import Counter, Histogram
 
-from chassis import auth, telemetry
+from chassis import auth, metrics, telemetry
 from chassis.errors import DeadlineExceeded, DeadlineRequired, InternalError, OrdermeshError
 from chassis.rpc.call import Call
 from chassis.rpc.status import RelayedStatus, to_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     import grpc
 
@@ -35,18 +34,26 @@ if TYPE_CHECKING:
 log = structlog.get_logger("rpc")
 DEADLINE_S_MIN = 0.005
 """Less than this is not worth beginning: the answer would come too late."""
+SERVER_FAULTS = (
+    StatusCode.UNKNOWN,
+    StatusCode.DEADLINE_EXCEEDED,
+    StatusCode.INTERNAL,
+    StatusCode.UNAVAILABLE,
+    StatusCode.DATA_LOSS,
+)
+"""Codes that say that we failed, and not the caller."""
 DEADLINE_S_MAX = 600.0
 """Longer deadlines are cut to this; no call waits for ever."""
-STARTED = Counter("grpc_server_started_total", "Calls begun.", ["grpc_service", "grpc_method", "grpc_type"])
-HANDLED = Counter(
-    "grpc_server_handled_total", "Calls ended.", ["grpc_service", "grpc_method", "grpc_type", "grpc_code"]
-)
-SECONDS = Histogram(
-    "grpc_server_handling_seconds",
-    "Time from the first byte to the status.",
-    ["grpc_service", "grpc_method", "grpc_type"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-)
+
+
+def prepare(methods: Iterable[Method]) -> None:
+    """Begin to count methods at zero, so that the first call, or the first failure, is seen as one more."""
+    for method in methods:
+        labels = (method.service, method.name, method.arity)
+        metrics.RPC_STARTED.labels(*labels)
+        metrics.RPC_SECONDS.labels(*labels)
+        for code in (StatusCode.OK, *SERVER_FAULTS):
+            metrics.RPC_HANDLED.labels(*labels, code.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,7 @@ async def serve_call(
     handle: does the work and returns the serialized answer, or None when it wrote a stream itself.
     """
     labels = (method.service, method.name, method.arity)
-    STARTED.labels(*labels).inc()
+    metrics.RPC_STARTED.labels(*labels).inc()
     started = time.perf_counter()
     code = StatusCode.OK
     structlog.contextvars.clear_contextvars()
@@ -136,8 +143,8 @@ async def serve_call(
         finally:
             if code is not StatusCode.OK:
                 telemetry.failed(span, code.name)
-            HANDLED.labels(*labels, code.name).inc()
-            SECONDS.labels(*labels).observe(time.perf_counter() - started)
+            metrics.RPC_HANDLED.labels(*labels, code.name).inc()
+            metrics.RPC_SECONDS.labels(*labels).observe(time.perf_counter() - started)
     return None
 
 

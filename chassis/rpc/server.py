@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from chassis.errors import MalformedRequest
-from chassis.rpc.gate import Gate, serve_call
+from chassis.rpc.gate import Gate, prepare, serve_call
 from chassis.rpc.methods import BadContract, Method, methods_of
 from chassis.rpc.options import server_options
 from chassis.settings import is_loopback, split_address
@@ -109,9 +109,10 @@ class _Service(grpc.GenericRpcHandler):
     """The handlers of one mounted service."""
 
     def __init__(self, mount: Mount, gate: Gate) -> None:
+        methods = methods_of(mount.service)
+        prepare(methods.values())
         self._handlers = {
-            path: _handler(method, _behaviour(mount, method), gate)
-            for path, method in methods_of(mount.service).items()
+            path: _handler(method, _behaviour(mount, method), gate) for path, method in methods.items()
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:

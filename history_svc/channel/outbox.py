@@ -109,7 +109,7 @@ class OutboxSource:
             raise EventsUnavailable(str(replaced)) from replaced
         if tail is not self._tail:
             return []
-        metrics.observe_tail(self._log.shard, tail)
+        metrics.FENCE_AGE.labels(self._log.shard).set(tail.fence_age_s)
         if records:
             self._pace.after(found=True)
         now = self._clock.monotonic()

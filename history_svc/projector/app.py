@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chassis import admin, auth, pg, process, rpc, supervise
+from chassis import admin, auth, meters, pg, process, rpc, supervise
 from chassis.clock import SYSTEM_CLOCK
 from chassis.kafka import open_consumer
 from chassis.limits import Limiter
@@ -69,6 +69,7 @@ async def serve(settings: ProjectorSettings) -> None:
     """Run the projector until SIGTERM or until one of its loops dies."""
     async with AsyncExitStack() as stack:
         stack.enter_context(process.started("projector", settings))
+        meters.know(shard=settings.shards)
         channel = await stack.enter_async_context(_channel(settings))
         read_model = await stack.enter_async_context(opened(settings))
         shards = [

@@ -203,7 +203,7 @@ class Publishing:
             beats = self._tail.beats()
             self._told_at = beats[0].at if beats else self._told_at
             records += beats
-        metrics.observe_tail(self._log.shard, self._tail)
+        metrics.FENCE_AGE.labels(self._log.shard).set(self._tail.fence_age_s)
         if records:
             await self._hand_over(records, changes, started_s)
         return changes > 0

@@ -69,7 +69,7 @@ def dev(
     ] = DEFAULT_PORT_BASE,
     detach: Annotated[bool, typer.Option("--detach", help="Return when ready and leave it running.")] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="With real Kafka and Elasticsearch, and replicas of the shards.")
+        bool, typer.Option("--full", help="With real Kafka, Elasticsearch, Prometheus, and replicas.")
     ] = False,
     hot_window: Annotated[
         timedelta | None,
@@ -177,6 +177,7 @@ def banner(endpoints: Endpoints, state_dir: Path) -> str:
         "S3": endpoints.s3.url if endpoints.s3 else None,
         "Kafka": endpoints.kafka,
         "Elasticsearch": endpoints.elasticsearch,
+        "Prometheus": endpoints.prometheus,
     }
     there = ", ".join(f"{name} {address}" for name, address in servers.items() if address)
     users = ", ".join(f"{user} (VIP)" if user == layout.VIP_USER else user for user in layout.USERS)

@@ -109,6 +109,7 @@ class Endpoints(_Model):
     s3: S3 | None = None
     kafka: str | None = None
     elasticsearch: str | None = None
+    prometheus: str | None = None
     mailbox: str | None = None
     took_s: dict[str, float] = {}
     """How long each part of the start took; `ready` is the whole, and parts run side by side."""

@@ -29,7 +29,7 @@ STOP_ORDER = (
     ("shard_proxy",),
     (*(f"order_svc.{shard}" for shard in ALL_SHARDS), "history_svc", "projector", "archive_svc"),
     ("issuer", *(f"upstream.{name}" for name in UPSTREAMS)),
-    ("kafka", "elasticsearch", "s3", *(f"postgres.{shard}.replica" for shard in ALL_SHARDS)),
+    ("kafka", "elasticsearch", "s3", "prometheus", *(f"postgres.{shard}.replica" for shard in ALL_SHARDS)),
     ("postgres.control", "postgres.shards", *(f"postgres.{shard}" for shard in ALL_SHARDS)),
 )
 """Who is stopped first: whoever takes work in, then those who do it, the databases last. No stack has all."""

@@ -167,6 +167,7 @@ async def _bring_up_services(stack: LocalStack, plan: Plan, servers: Servers) ->
         _bring_up_orders(stack, plan, servers),
         _bring_up_kafka(stack, servers),
         _bring_up_elasticsearch(stack, servers),
+        _bring_up_prometheus(stack, plan, servers),
     )
     with stack.timed("services"):
         await stack.start(*plan.readers())
@@ -211,6 +212,13 @@ async def _bring_up_elasticsearch(stack: LocalStack, servers: Servers) -> None:
     if servers.elasticsearch is not None:
         with stack.timed("elasticsearch"):
             await stack.start(Server("elasticsearch", servers.elasticsearch))
+
+
+async def _bring_up_prometheus(stack: LocalStack, plan: Plan, servers: Servers) -> None:
+    if servers.prometheus is not None:
+        with stack.timed("prometheus"):
+            servers.prometheus.watch(plan.targets())
+            await stack.start(Server("prometheus", servers.prometheus))
 
 
 async def _bring_up_s3(stack: LocalStack, servers: Servers) -> None:

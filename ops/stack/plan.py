@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ops.ports import HOST
+from ops.prometheus import Target
 from ops.stack import layout, objects
 from ops.stack.endpoints import DatabaseEndpoint, Endpoints, Grpc, Service, State, Tls, Upstream
 from ops.stack.units import Process
@@ -71,6 +72,19 @@ class Plan:
         """The read side, which needs every server."""
         return [self._history_svc(), self._projector()]
 
+    def targets(self) -> list[Target]:
+        """Whom Prometheus asks: every process that serves metrics, known before any of them runs."""
+        admins = [name.removesuffix(".admin") for name in PORT_NAMES if name.endswith(".admin")]
+        return [
+            Target(
+                service=name.partition(".")[0],
+                name=name,
+                address=self.address(f"{name}.admin"),
+                shard=name.partition(".")[2] if name.startswith("order_svc.") else None,
+            )
+            for name in admins
+        ]
+
     def lanes(self) -> dict[str, str]:
         """Address of each shard's order_svc."""
         return {shard: self.address(f"order_svc.{shard}") for shard in layout.ALL_SHARDS}
@@ -98,6 +112,7 @@ class Plan:
             s3=objects.endpoint(servers.s3),
             kafka=servers.kafka.address if servers.kafka else None,
             elasticsearch=servers.elasticsearch.url if servers.elasticsearch else None,
+            prometheus=servers.prometheus.url if servers.prometheus else None,
             took_s=dict(took_s),
         )
 

@@ -1,6 +1,6 @@
 """The real servers of one stack. Always an S3. Without --full: two Postgres servers, one for the control
-database and one for all shards. With it: one for each shard, a streaming replica of each, Kafka and
-Elasticsearch.
+database and one for all shards. With it: one for each shard, a streaming replica of each, Kafka,
+Elasticsearch and Prometheus.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ops.errors import OpsError
 from ops.files import write_public
 from ops.kafka import KafkaServer
 from ops.postgres import PostgresServer
+from ops.prometheus import PrometheusServer
 from ops.replica import PRIMARY_SETTINGS, PostgresReplica
 from ops.seaweedfs import PORTS as SEAWEED_PORTS
 from ops.seaweedfs import SeaweedServer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ops.stack.units import RealServer
 
 Choice = Literal["full", "small"]
-_NOT_POSTGRES = ("kafka", "elasticsearch", "s3")
+_NOT_POSTGRES = ("kafka", "elasticsearch", "s3", "prometheus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Servers:
     s3: SeaweedServer
     kafka: KafkaServer | None = None
     elasticsearch: ElasticsearchServer | None = None
+    prometheus: PrometheusServer | None = None
 
     @classmethod
     def small(cls, state_dir: Path, book: PortBook, *, durable: bool) -> Servers:
@@ -92,6 +94,7 @@ class Servers:
                 book.port_of("elasticsearch.transport"),
                 quick=not durable,
             ),
+            PrometheusServer(_data(state_dir, "prometheus"), book.port_of("prometheus")),
         )
 
     def primaries(self) -> list[Server]:

@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from archive_svc.statement import metrics
+from archive_svc.statement import metrics, standing
 from archive_svc.statement.outbox import MailOutbox
 from archive_svc.statement.postman import Postman, Rounds
 from chassis.clock import SYSTEM_CLOCK
@@ -138,7 +138,7 @@ async def test_what_is_refused_for_good_is_a_dead_letter_that_can_be_seen(
     over = await statements.store.statement("alice", UUID(ready.statement_id))
     assert over is not None
     assert (over.state, over.mail) == ("READY", "DEAD")
-    metrics.tell_mails("s1", await MailOutbox("s1", statements.database).standing())
+    standing.tell_mails("s1", await MailOutbox("s1", statements.database).standing())
     assert metrics.MAILS_DEAD.labels("s1")._value.get() == 1
 
 

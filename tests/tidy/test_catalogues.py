@@ -66,31 +66,6 @@ def test_every_error_class_is_raised_and_every_reason_can_be_met() -> None:
     assert {reason.value for reason in Reason} - met == RESERVED_REASONS
 
 
-@pytest.mark.parametrize("metric", docs.metrics(), ids=lambda metric: metric.name)
-def test_a_metric_has_a_name_a_unit_a_sentence_and_no_label_of_a_person(metric: docs.Metric) -> None:
-    assert re.match(r"(ordermesh|grpc_server|http_server)_[a-z_]+$", metric.name)
-    assert metric.meaning.endswith("."), metric.meaning
-    if metric.kind == "histogram":
-        assert metric.name.endswith(("_seconds", "_bytes", "_rows"))
-    persons = {"user", "user_id", "order", "order_id", "sub", "subject", "path", "address", "bucket"}
-    assert not persons & set(metric.labels), "one series per user fills Prometheus"
-
-
-def test_every_metric_is_counted_somewhere() -> None:
-    names = {
-        target.id: path
-        for path in written(".py", under=SHIPPED)
-        for node in tree(path).body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
-        for target in node.targets
-        if isinstance(target, ast.Name) and ast.unparse(node.value.func) in ("Counter", "Gauge", "Histogram")
-    }
-    code = "\n".join(text(path) for path in written(".py", under=SHIPPED))
-    unused = [f"{path}: {name}" for name, path in names.items() if not re.search(rf"\b{name}\.\w", code)]
-    assert names
-    assert unused == []
-
-
 def models() -> list[type[BaseModel]]:
     """Every settings model, with the ones inside of it."""
     found: list[type[BaseModel]] = []
