@@ -1,4 +1,4 @@
-"""ops.gobuild: programs of the machine are used when they suit; what cannot be built is said in a sentence."""
+"""ops.gobuild: programs of the machine are used when they suit; what cannot be built is told in words."""
 
 from __future__ import annotations
 
