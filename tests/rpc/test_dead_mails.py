@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from archive_svc.errors import MailNotFound
-from archive_svc.statement import metrics
+from archive_svc.statement import metrics, standing
 from archive_svc.statement.asking import Limits
 from archive_svc.statement.deadmails import DeadMails, Retry
 from archive_svc.statement.outbox import MailOutbox
@@ -230,7 +230,7 @@ async def test_an_old_try_that_answers_late_changes_nothing_of_a_retry(dead: Dea
 
 async def test_the_dead_are_counted_while_somebody_can_do_something(dead: Dead) -> None:
     async def shown() -> float:
-        metrics.tell_mails("s1", await dead.outbox.standing())
+        standing.tell_mails("s1", await dead.outbox.standing())
         return float(metrics.MAILS_DEAD.labels("s1")._value.get())
 
     first = await dead.letter()
