@@ -8,7 +8,7 @@ import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from archive_svc import export
 from archive_svc.archiver import Archiver
@@ -19,6 +19,7 @@ from archive_svc.keeper import Keeper
 from archive_svc.restore import Restorer
 from archive_svc.service import ArchiveService
 from archive_svc.statement import running as statements
+from archive_svc.statement.places import AtProxy
 from archive_svc.store import PartitionStore
 from archive_svc.sweep import Sweeper, Sweeps
 from archive_svc.throttle import Throttle
@@ -28,11 +29,15 @@ from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
 from chassis.s3 import open_store
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
+from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import grpc
+
     from archive_svc.settings import ArchiveSettings
+    from archive_svc.statement.places import Whereabouts
     from chassis.s3 import ObjectStore
     from chassis.supervise import Loop
 
@@ -72,7 +77,8 @@ async def serve(settings: ArchiveSettings) -> None:
         loops = [loop for shard in shards for loop in shard.loops]
         if objects is not None:
             maker = statements.maker_of(settings, objects)
-            made = await stack.enter_async_context(statements.opened(settings, objects, maker))
+            places = await stack.enter_async_context(_places(settings))
+            made = await stack.enter_async_context(statements.opened(settings, objects, maker, places))
             mounts.append(rpc.Mount(statements.SERVICE, made.service))
             loops += made.loops
         server = await stack.enter_async_context(rpc.serve(settings.listen, mounts, gate=gate, tls=identity))
@@ -81,6 +87,15 @@ async def serve(settings: ArchiveSettings) -> None:
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
         loops.append(CertificateWatcher(identity, SYSTEM_CLOCK))
         await supervise.until_stopped(*loops, drain=(readiness.drain, partial(server.stop, settings.drain_s)))
+
+
+@asynccontextmanager
+async def _places(settings: ArchiveSettings) -> AsyncIterator[Whereabouts]:
+    """Where users' orders are, as the proxy knows it; it may be away."""
+    assert settings.proxy_target is not None, "there is none without an S3"
+    tls = TlsFiles(settings.tls_dir, "archive_svc")
+    async with rpc.Channel(settings.proxy_target, service="shard_proxy", tls=tls) as channel:
+        yield AtProxy(RoutingServiceStub(cast("grpc.aio.Channel", channel)))
 
 
 @dataclass(frozen=True, slots=True)

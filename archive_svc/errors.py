@@ -96,6 +96,13 @@ class ArchivedOrderNotFound(OrdermeshError):
     code, reason = StatusCode.NOT_FOUND, Reason.ORDER_NOT_FOUND
 
 
+class PlacesUnknown(OrdermeshError):
+    """The user has moved, and nobody can be asked now where to; it is tried again."""
+
+    code, reason = StatusCode.UNAVAILABLE, Reason.STALE_ROUTE
+    retry_after_s = 5.0
+
+
 class StatementIncomplete(OrdermeshError):
     """What was read for a statement does not add up to what is known of it, so there is no statement."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from archive_svc.archiver import Pacing
 from archive_svc.domain import Ahead
@@ -13,7 +13,7 @@ from archive_svc.lifecycle import State
 from archive_svc.statement.settings import MailSettings, StatementSettings
 from archive_svc.sweep import Sweeping
 from chassis.s3.settings import MIB, S3Settings
-from chassis.settings import PagingSettings
+from chassis.settings import Address, PagingSettings
 
 
 class ArchiveSettings(PagingSettings):
@@ -84,12 +84,22 @@ class ArchiveSettings(PagingSettings):
         32 * MIB, gt=0, description="Rows, and segments read back, in bytes per second and shard."
     )
 
+    proxy_target: Address | None = Field(
+        None,
+        description="Where shard_proxy listens with mTLS; needed with `s3`: who makes statements asks it.",
+    )
     statements: StatementSettings = Field(
         StatementSettings(), description="How statements are made and how many there may be, as JSON."
     )
     mail: MailSettings | None = Field(
         None, description="How users hear of their statements, as JSON; without it mails wait."
     )
+
+    @model_validator(mode="after")
+    def _can_find_users(self) -> Self:
+        if self.s3 is not None and self.proxy_target is None:
+            raise ValueError("proxy_target: needed with s3")
+        return self
 
     def has_pages(self) -> bool:
         """Only statements are listed in pages, and only with an S3 there are any."""

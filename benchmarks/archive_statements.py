@@ -42,6 +42,7 @@ from benchmarks import report
 from chassis import pg
 from chassis.clock import SYSTEM_CLOCK
 from chassis.ids import user_bucket
+from chassis.placement import Held
 from chassis.s3 import S3Settings, open_store
 from ops import places, ports
 from ops.cli.calls import quietly
@@ -205,7 +206,7 @@ async def made(dsn: str, settings: S3Settings, user_id: str, formats: tuple[str,
     wanted = Wanted(
         statement_id=UUID(int=1),
         user_id=user_id,
-        placements={SHARD: (user_bucket(user_id),)},
+        placements={SHARD: (Held(user_bucket(user_id), 1),)},
         since=FIRST,
         until=FIRST.replace(year=FIRST.year + 1),
         time_zone="Asia/Kolkata",

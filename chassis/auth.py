@@ -44,6 +44,7 @@ class Role(StrEnum):
     RECOVERY = "recovery"
     OPERATOR = "operator"
     MOVER = "mover"
+    ARCHIVE = "archive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ _STEER = frozenset({Role.OPERATOR})
 _STEER_OR_SWEEP = frozenset({Role.OPERATOR, Role.RECOVERY})
 _MOVE = frozenset({Role.MOVER})
 _MAP = frozenset({Role.SERVICE, Role.OPERATOR, Role.RECOVERY})
+_WHERE = _MAP | {Role.ARCHIVE}
 
 MATRIX: Mapping[str, frozenset[Role]] = {
     _O + "CreateOrder": _WRITE,
@@ -144,7 +146,7 @@ MATRIX: Mapping[str, frozenset[Role]] = {
     _R + "PauseRecovery": _STEER,
     _R + "ResumeRecovery": _STEER,
     _R + "GetRecoveryStatus": _STEER,
-    _T + "Where": _MAP,
+    _T + "Where": _WHERE,
     _T + "ListShards": _MAP,
     _T + "ListVipUsers": _MAP,
     _T + "PromoteVip": _STEER,
@@ -165,6 +167,7 @@ from it.
 
 ROLES_OF_PEERS: Mapping[str, frozenset[Role]] = {
     "recovery_svc": frozenset({Role.RECOVERY}),
+    "archive_svc": frozenset({Role.ARCHIVE}),
     "ops": frozenset({Role.OPERATOR, Role.SERVICE}),
     "dev": frozenset({Role.OPERATOR, Role.SERVICE}),
     "order_svc": frozenset({Role.SERVICE}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import partial
@@ -13,11 +13,13 @@ from uuid import UUID
 from archive_svc.statement.fetching import Fetcher, Read
 from archive_svc.statement.legs import SESSION, ShardReader
 from archive_svc.statement.merge import merged
+from archive_svc.statement.places import Places
 from archive_svc.statement.plan import microseconds
 from archive_svc.statement.rows import Row, select_list
 from archive_svc.statement.wish import CSV, Wanted
 from chassis import pg
 from chassis.ids import user_bucket
+from chassis.placement import Held
 from chassis.s3 import ObjectStore
 from chassis.testing import eventually
 from tests.archiving import Archive
@@ -32,7 +34,7 @@ def wanted(
     until: datetime = UNTIL,
     *,
     zone: str = "UTC",
-    placements: Mapping[str, tuple[int, ...]] | None = None,
+    placements: Places | None = None,
     locale: str = "en",
     formats: tuple[str, ...] = (CSV,),
 ) -> Wanted:
@@ -40,7 +42,7 @@ def wanted(
     return Wanted(
         statement_id=UUID(int=1),
         user_id=user_id,
-        placements=placements or {"s1": (user_bucket(user_id),)},
+        placements=placements or {"s1": (Held(user_bucket(user_id), 1),)},
         since=since,
         until=until,
         time_zone=zone,

@@ -14,15 +14,17 @@ from uuid import UUID, uuid4
 
 from google.longrunning import operations_pb2
 
+from archive_svc.errors import PlacesUnknown
 from archive_svc.statement.asking import Limits
 from archive_svc.statement.deadmails import DeadMails
 from archive_svc.statement.letter import Stationery
 from archive_svc.statement.outbox import MailOutbox
+from archive_svc.statement.places import Places, Whereabouts
 from archive_svc.statement.service import StatementService
 from archive_svc.statement.store import StatementStore
 from archive_svc.statement.sweeper import Sweeper
 from archive_svc.statement.wakes import Wakes
-from archive_svc.statement.wish import Bundle, Progress, Total, Wanted
+from archive_svc.statement.wish import Bundle, Maker, Progress, Total, Wanted
 from archive_svc.statement.worker import Turns, Worker
 from chassis import pg, rpc
 from chassis.auth import Subject
@@ -40,7 +42,14 @@ from tests.listeners import ALICE, CALL_S, Trust
 
 SERVICE = "ordermesh.archive.v1.StatementService"
 PLACEMENT = f"{user_bucket('alice')}:s1:1"
-TURNS = Turns(lease=timedelta(seconds=30), beat_s=0.02, look_s=0.02, pause_s=0.001, attempts_max=3)
+TURNS = Turns(
+    lease=timedelta(seconds=30),
+    beat_s=0.02,
+    look_s=0.02,
+    pause_s=0.001,
+    attempts_max=3,
+    moved_pauses_s=(0.0, 0.0),
+)
 PAPER = Stationery("statements@shop.invalid", "{user_id}@customers.invalid", "https://shop.invalid")
 MONTHS = 3
 BODY = b"PK: two orders"
@@ -86,6 +95,20 @@ class HandMaker:
 
 
 @dataclass
+class HandPlaces:
+    """Knows where users' orders are when a test says so. answers: one a time, in order; asked: the users."""
+
+    answers: list[Places] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    async def of(self, user_id: str) -> Places:
+        self.asked.append(user_id)
+        if not self.answers:
+            raise PlacesUnknown
+        return self.answers.pop(0)
+
+
+@dataclass
 class Statements:
     """One shard named s1 with alice's hashed bucket, its S3, and who makes its statements."""
 
@@ -93,6 +116,7 @@ class Statements:
     database: pg.Database
     objects: ObjectStore
     maker: HandMaker
+    places: HandPlaces
     store: StatementStore
     worker: Worker
     sweeper: Sweeper
@@ -102,7 +126,7 @@ class Statements:
     target: str
 
     def another_worker(self, maker: HandMaker | None = None, turns: Turns = TURNS) -> Worker:
-        return worker_of(self.store, self.objects, maker or self.maker, turns, self.wakes)
+        return worker_of(self.store, self.objects, maker or self.maker, turns, self.places, self.wakes)
 
     async def call(
         self, method: str, request: Any, subject: Subject = ALICE, placement: str | None = PLACEMENT
@@ -199,16 +223,24 @@ async def opened(
         )
         await stack.enter_async_context(channel)
         sweeper = Sweeper(store, objects, SYSTEM_CLOCK, lambda: 0.0, after=timedelta(hours=1), look_s=0.02)
-        worker = worker_of(store, objects, maker, TURNS, wakes)
+        places = HandPlaces()
+        worker = worker_of(store, objects, maker, TURNS, places, wakes)
         stub = pb_grpc.StatementServiceStub(channel)
         target = f"127.0.0.1:{server.port}"
-        yield Statements(shard, pool, objects, maker, store, worker, sweeper, wakes, stub, trust, target)
+        yield Statements(
+            shard, pool, objects, maker, places, store, worker, sweeper, wakes, stub, trust, target
+        )
 
 
 def worker_of(
-    store: StatementStore, objects: ObjectStore, maker: HandMaker, turns: Turns, wakes: Wakes
+    store: StatementStore,
+    objects: ObjectStore,
+    maker: Maker,
+    turns: Turns,
+    places: Whereabouts,
+    wakes: Wakes,
 ) -> Worker:
-    return Worker(store, objects, maker, turns, wakes, SYSTEM_CLOCK, lambda: 0.0, holder="a test")
+    return Worker(store, objects, maker, turns, places, wakes, SYSTEM_CLOCK, lambda: 0.0, holder="a test")
 
 
 @asynccontextmanager

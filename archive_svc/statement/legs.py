@@ -16,10 +16,10 @@ from archive_svc.errors import OrdersMoved, StatementIncomplete
 from archive_svc.segment import Facts
 from archive_svc.statement.amendments import Amendment, amended, by_order
 from archive_svc.statement.fetching import Leg, Read, SegmentGone
+from archive_svc.statement.places import see_owned
 from archive_svc.statement.plan import Piece, pieces
 from archive_svc.statement.rows import Row, select_list
 from chassis import pg
-from chassis.errors import StaleRoute
 from chassis.ids import id_time
 from chassis.s3 import Stored
 
@@ -60,8 +60,8 @@ class ShardReader:
     async def rows(self, wanted: Wanted, read: Read) -> AsyncGenerator[list[Row], None]:
         """The user's orders, in batches, by (created_at, order_id).
 
-        Raises: StaleRoute when the shard does not own one of the buckets; OrdersMoved; StatementIncomplete;
-        StorageUnavailable; what chassis.pg raises.
+        Raises: StaleRoute when the shard does not own one of the buckets at its epoch; OrdersMoved;
+        StatementIncomplete; StorageUnavailable; what chassis.pg raises.
         """
         try:
             async with self._sessions() as session, aclosing(self._rows(session, wanted, read)) as batches:
@@ -99,12 +99,13 @@ class ShardReader:
 
     async def _rows(self, session: Session, wanted: Wanted, read: Read) -> AsyncGenerator[list[Row], None]:
         user_id, period = wanted.user_id, (wanted.since, wanted.until)
-        buckets = list(wanted.placements[self.shard])
+        held = wanted.placements[self.shard]
+        buckets = [one.bucket for one in held]
         hot: list[date] = []
         async with session.snapshot():
             await session.execute(QUERIES.keep_attached)
-            if (stale := await session.fetchval(QUERIES.stale, buckets)) is not None:
-                raise StaleRoute(**{name: fact for name, fact in stale.items() if fact is not None})
+            # In this snapshot, which is younger than the wish: no order of it is in a bucket not named here.
+            await see_owned(session, held)
             months = await self._archived(session, *period)
             amendments = await self._amendments(session, user_id, *period)
             for is_archived, some in groupby(pieces(*period, months), key=lambda piece: piece.is_archived):

@@ -5,12 +5,6 @@
 -- our session instead, at the latest; should a month have come and gone meanwhile, `left` says so.
 LOCK TABLE ordermesh.orders IN ACCESS SHARE MODE;
 
--- name: stale
--- The first of these buckets that the shard does not own; nothing when it owns them all. $1: buckets.
-SELECT json_build_object('bucket', a.bucket, 'epoch', f.epoch, 'owner', f.owner, 'state', f.state, 'left_epoch', f.left_epoch)
-  FROM unnest($1::int[]) AS a (bucket) LEFT JOIN ordermesh.bucket_fence f USING (bucket)
- WHERE f.state IS NULL OR f.state NOT IN ('OWNED', 'FROZEN_W') ORDER BY a.bucket LIMIT 1;
-
 -- name: archived
 -- The months that are read from their segments, the oldest first. $1: since; $2: until.
 SELECT month, archive_id FROM ordermesh.archive_months

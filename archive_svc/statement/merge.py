@@ -30,7 +30,7 @@ async def merged(streams: Sequence[AsyncGenerator[list[Row], None]]) -> AsyncGen
     """
     async with AsyncExitStack() as stack:
         heads = [_Head(await stack.enter_async_context(aclosing(stream))) for stream in streams]
-        await asyncio.gather(*(head.fill() for head in heads))
+        await _all_filled(heads)
         while live := [head for head in heads if head.rows]:
             until = min(_PLACE(head.rows[-1]) for head in live)
             taken = [head.take(until) for head in live]
@@ -41,6 +41,17 @@ async def merged(streams: Sequence[AsyncGenerator[list[Row], None]]) -> AsyncGen
                 yield _once(rows)
             for head in live:
                 await head.fill()
+
+
+async def _all_filled(heads: Iterable[_Head]) -> None:
+    """Fill them at once. Also when one fails, none is at work afterwards: only such can be closed."""
+    filling = [asyncio.ensure_future(head.fill()) for head in heads]
+    try:
+        await asyncio.gather(*filling)
+    finally:
+        for each in filling:
+            each.cancel()
+        await asyncio.gather(*filling, return_exceptions=True)
 
 
 class _Head:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from archive_svc.settings import ArchiveSettings
     from archive_svc.statement.legs import Sessions
+    from archive_svc.statement.places import Whereabouts
     from archive_svc.statement.wish import Maker
     from chassis.s3 import ObjectStore
     from chassis.supervise import Loop
@@ -81,7 +82,9 @@ def _sessions(settings: ArchiveSettings, *, read_only: bool) -> dict[str, Sessio
 
 
 @asynccontextmanager
-async def opened(settings: ArchiveSettings, objects: ObjectStore, maker: Maker) -> AsyncIterator[Statements]:
+async def opened(
+    settings: ArchiveSettings, objects: ObjectStore, maker: Maker, places: Whereabouts
+) -> AsyncIterator[Statements]:
     """Statements of every shard; nothing connects before it is asked or runs."""
     wakes = Wakes()
     async with AsyncExitStack() as stack:
@@ -97,7 +100,7 @@ async def opened(settings: ArchiveSettings, objects: ObjectStore, maker: Maker) 
             pool = await stack.enter_async_context(pg.open_database(wanted, name=f"statements-{shard}"))
             stores[shard] = StatementStore(shard, pool)
             outboxes[shard] = MailOutbox(shard, pool)
-            loops += _loops(settings, stores[shard], outboxes[shard], objects, maker, wakes)
+            loops += _loops(settings, stores[shard], outboxes[shard], objects, maker, places, wakes)
         tokens = PageTokens(*settings.token_keys())
         limits = settings.statements.limits()
         service = StatementService(
@@ -112,13 +115,14 @@ def _loops(
     outbox: MailOutbox,
     objects: ObjectStore,
     maker: Maker,
+    places: Whereabouts,
     wakes: Wakes,
 ) -> Iterator[Loop]:
     """Who works on one shard's statements."""
     turns = settings.statements.turns()
     for number in range(settings.statements.workers):
         holder = f"{socket.gethostname()}:{os.getpid()}:{number}"
-        yield Worker(store, objects, maker, turns, wakes, SYSTEM_CLOCK, JITTER, holder=holder)
+        yield Worker(store, objects, maker, turns, places, wakes, SYSTEM_CLOCK, JITTER, holder=holder)
     yield Sweeper(
         store,
         objects,

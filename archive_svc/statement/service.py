@@ -82,8 +82,7 @@ class StatementService:
         placement = placement_of(call.metadata)
         home = self._home(user_id, placement).until(call.deadline)
         await self._check(placement, ask, call.deadline)
-        buckets = {shard: [one.bucket for one in held] for shard, held in placement.items()}
-        verdict = await home.request(uuid4(), ask, buckets, call.subject.name, self._limits)
+        verdict = await home.request(uuid4(), ask, placement, call.subject.name, self._limits)
         _refuse(verdict)
         assert verdict.statement_id is not None, "only refusals name none"
         self._wakes.wake(home.shard)

@@ -8,6 +8,12 @@ SELECT a.bucket, f.epoch, f.owner, f.state, f.left_epoch
  WHERE f.state IS DISTINCT FROM 'OWNED' OR f.epoch IS DISTINCT FROM a.epoch
  LIMIT 1;
 
+-- name: re_place
+-- Note where the user's orders are by now. $1: id; $2: fence; $3: placements. Whether the turn is still one's own.
+UPDATE ordermesh.statements SET placements = $3
+ WHERE statement_id = $1 AND fence = $2 AND state IN ('PLANNING', 'READING', 'RENDERING', 'STORING')
+RETURNING true;
+
 -- name: archive_bytes_of
 -- About how many bytes of the archive a user's statement reads: the row groups that may hold a row of theirs, and the footers.
 -- $1: user; $2, $3: period.

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archive_svc.errors import TurnLost
+from archive_svc.statement.places import packed, see_owned, unpacked
 from archive_svc.statement.wish import Progress, Total, Wanted
 from chassis import pg
-from chassis.errors import StaleRoute
 from chassis.s3 import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import date, datetime, timedelta
     from uuid import UUID
 
     from archive_svc.statement.asking import Ask, Limits
+    from archive_svc.statement.places import Places
     from archive_svc.statement.wish import Bundle
     from chassis.placement import Held
 
@@ -101,10 +102,7 @@ class StatementStore:
 
     async def check(self, held: Sequence[Held]) -> None:
         """See that this shard has these buckets, as the proxy knows them. Raises: StaleRoute."""
-        buckets, epochs = [one.bucket for one in held], [one.epoch for one in held]
-        stale = await self._database.fetchrow(QUERIES.stale_bucket, buckets, epochs)
-        if stale is not None:
-            raise StaleRoute(**{name: value for name, value in stale.items() if value is not None})
+        await see_owned(self._database, held)
 
     async def archive_bytes_of(self, user_id: str, since: datetime, until: datetime) -> int:
         """About how much of the archive would be read."""
@@ -115,7 +113,7 @@ class StatementStore:
         self,
         statement_id: UUID,
         ask: Ask,
-        placements: Mapping[str, Sequence[int]],
+        placements: Places,
         actor: str,
         limits: Limits,
     ) -> Verdict:
@@ -135,7 +133,7 @@ class StatementStore:
             list(ask.formats),
             ask.since,
             ask.until,
-            {shard: list(buckets) for shard, buckets in placements.items()},
+            packed(placements),
             SCHEMA,
             actor,
             limits.day_max,
@@ -181,6 +179,10 @@ class StatementStore:
                 lease,
             )
         )
+
+    async def re_place(self, mine: Statement, placements: Places) -> None:
+        """Note where the user's orders are by now. Raises: TurnLost."""
+        _must(await self._database.fetchval(QUERIES.re_place, *_turn(mine), packed(placements)))
 
     async def ready(
         self, mine: Statement, stored: Stored, made: Bundle, *, kept: timedelta, mailed: timedelta
@@ -252,7 +254,7 @@ def _statement(row: Any) -> Statement:
     wanted = Wanted(
         statement_id=row["statement_id"],
         user_id=row["user_id"],
-        placements={shard: tuple(buckets) for shard, buckets in row["placements"].items()},
+        placements=unpacked(row["placements"]),
         since=row["since"],
         until=row["until"],
         time_zone=row["time_zone"],

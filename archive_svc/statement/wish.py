@@ -7,10 +7,12 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
     from uuid import UUID
     from zoneinfo import ZoneInfo
+
+    from archive_svc.statement.places import Places
 
 CSV, PDF = "CSV", "PDF"
 FORMATS = (CSV, PDF)
@@ -22,7 +24,7 @@ LOCALES = ("en", "hi")
 class Wanted:
     """A statement to make.
 
-    placements:   every bucket the user ever had, by the shard that has it now.
+    placements:   every bucket the user ever had, by the shard that has it now, at the epochs of one map.
     since, until: aware UTC, half-open, not empty; made of days in `time_zone`, and never after `as_of`.
     time_zone:    of the IANA list; locale: of LOCALES; formats: of FORMATS, CSV always among them.
     as_of:        aware UTC; what is written is the same for the same one.
@@ -30,7 +32,7 @@ class Wanted:
 
     statement_id: UUID
     user_id: str
-    placements: Mapping[str, tuple[int, ...]]
+    placements: Places
     since: datetime
     until: datetime
     time_zone: str

@@ -8,7 +8,7 @@ worker may die anywhere: after the lease the statement is made from the beginnin
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,14 @@ from archive_svc.statement.outbox import TRIED_FOR
 from archive_svc.statement.store import Failure
 from archive_svc.statement.wish import Progress
 from chassis import faults
-from chassis.errors import DeadlineExceeded, InternalError, OrdermeshError
+from chassis.errors import DeadlineExceeded, InternalError, OrdermeshError, StaleRoute
 from chassis.s3 import PUT_BYTES_MAX, S3Error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from archive_svc.statement.places import Whereabouts
     from archive_svc.statement.store import Statement, StatementStore
     from archive_svc.statement.wakes import Wakes
     from archive_svc.statement.wish import Bundle, Maker
@@ -62,6 +63,7 @@ class Turns:
     make_s_max:   of one turn; far below the time for which a detached month stays, so that what was planned
                   can be read.
     kept, mailed: how long a file is kept, and how long its mail is tried.
+    moved_pauses_s: before each time that a turn asks where a user is that moved; proxies look each second.
     """
 
     lease: timedelta = timedelta(seconds=30)
@@ -73,6 +75,7 @@ class Turns:
     make_s_max: float = 7200.0
     kept: timedelta = timedelta(days=7)
     mailed: timedelta = TRIED_FOR
+    moved_pauses_s: tuple[float, ...] = (0.0, 0.25, 1.0, 2.0)
 
 
 class Worker:
@@ -84,6 +87,7 @@ class Worker:
         objects: ObjectStore,
         maker: Maker,
         turns: Turns,
+        places: Whereabouts,
         wakes: Wakes,
         clock: Clock,
         jitter: Callable[[], float],
@@ -95,6 +99,7 @@ class Worker:
         self._objects = objects
         self._maker = maker
         self._turns = turns
+        self._places = places
         self._wakes = wakes
         self._clock = clock
         self._jitter = jitter
@@ -153,8 +158,7 @@ class Worker:
             return await self._failed(mine, InternalError())
 
     async def _make(self, mine: Statement) -> None:
-        telling = Telling(self._store, mine, self._turns, self._clock)
-        made = await self._maker.make(mine.wanted, telling)
+        made, telling = await self._made(mine)
         try:
             await faults.point(points.AFTER_RENDER)
             await self._store.progress(mine, "STORING", telling.last, self._turns.lease)
@@ -166,6 +170,27 @@ class Worker:
         metrics.FILE_BYTES.observe(made.size_bytes)
         self._wakes.wake(f"mails.{self._store.shard}")
         await faults.point(points.AFTER_READY)
+
+    async def _made(self, mine: Statement) -> tuple[Bundle, Telling]:
+        """Have the file made, and what was told last meanwhile.
+
+        A shard that does not have the user's buckets as they were known is believed: the proxy is asked where
+        the orders are by now, and all of them are read again.
+        """
+        wanted = mine.wanted
+        for pause_s in (*self._turns.moved_pauses_s, None):
+            telling = Telling(self._store, mine, self._turns, self._clock)
+            try:
+                return await self._maker.make(wanted, telling), telling
+            except StaleRoute as stale:
+                log.info("statement_user_moved", id=_id(mine), **{"shard": self._store.shard, **stale.facts})
+                if pause_s is None:
+                    raise
+                # While the user moves, the map and the shard say the same as before for some moments.
+                await self._clock.sleep(pause_s)
+                wanted = replace(wanted, placements=await self._places.of(wanted.user_id))
+                await self._store.re_place(mine, wanted.placements)
+        raise AssertionError("the last try raises or returns")
 
     async def _put(self, key: str, made: Bundle) -> Stored:
         """Store the file; the key is of this turn alone, so nobody else's is there."""

@@ -250,7 +250,12 @@ class Plan:
             "mailbox_dir": str(self.places.mails),
             "base_url": f"http://{HOST}:{self.edge.rest}",
         }
-        environment = {"SHARDS": self._shards(), "S3": json.dumps(bucket), "MAIL": json.dumps(mail)}
+        environment = {
+            "SHARDS": self._shards(),
+            "PROXY_TARGET": f"{HOST}:{self.edge.mtls}",
+            "S3": json.dumps(bucket),
+            "MAIL": json.dumps(mail),
+        }
         return self._process("archive_svc", "archive_svc", environment)
 
     def _shards(self) -> str:

@@ -56,6 +56,7 @@ def environment(archive: Archive, place: Place, tmp_path: Path, faults: str) -> 
                 "secret_key": place.secret_key,
             }
         ),
+        "ORDERMESH_PROXY_TARGET": "127.0.0.1:1",
         "ORDERMESH_PROFILE": "local",
         "ORDERMESH_ARCHIVE_LOOK_S": "0.05",
         "ORDERMESH_PART_BYTES": "65536",

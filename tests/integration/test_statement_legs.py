@@ -23,6 +23,7 @@ from archive_svc.statement.rows import Row, select_list
 from chassis import pg
 from chassis.errors import OrdermeshError, ShardUnavailable, StaleRoute
 from chassis.ids import user_bucket
+from chassis.placement import Held
 from chassis.testing import eventually
 from ops import ports
 from ops.postgres import PostgresServer
@@ -315,7 +316,7 @@ async def test_two_shards_make_one_statement(
         await fill(other.database, 200, AUGUST, seed=3, users=USERS)
         both = [(await known_rows(each))["user.a"] for each in (archive, other)]
         bucket = user_bucket("user.a")
-        wish = wanted("user.a", placements={"s1": (bucket,), "s2": (bucket,)})
+        wish = wanted("user.a", placements={"s1": (Held(bucket, 1),), "s2": (Held(bucket, 1),)})
         readers = [
             reader(archive.database.dsn, archive.store),
             reader(other.database.dsn, other.store, shard="s2"),
@@ -327,19 +328,25 @@ async def test_two_shards_make_one_statement(
         assert (read.archived_rows, read.archived) == (len(both[1]), {("s2", AUGUST)})
 
 
-async def test_a_bucket_that_is_not_here_is_refused_and_one_that_left_is_not_read(archive: Archive) -> None:
-    asked = reader(archive.database.dsn, archive.store)
+async def test_a_bucket_that_is_not_owned_at_its_epoch_is_refused(archive: Archive) -> None:
+    asked, bucket = reader(archive.database.dsn, archive.store), user_bucket("user.a")
+    both = {"s1": (Held(bucket, 1), Held(5000, 1))}
     with pytest.raises(StaleRoute) as unknown:
-        await rows_of([asked], wanted("user.a", placements={"s1": (user_bucket("user.a"), 5000)}))
+        await rows_of([asked], wanted("user.a", placements=both))
     assert unknown.value.facts["bucket"] == "5000"
-    await archive.shard.execute(
-        "UPDATE ordermesh.bucket_fence SET state = 'MOVED', owner = 's2' WHERE bucket = $1",
-        user_bucket("user.a"),
-    )
-    with pytest.raises(StaleRoute) as moved:
-        await rows_of([asked], wanted("user.a"))
-    assert moved.value.facts["owner"] == "s2"
-    assert await rows_of([asked], wanted("user.a", placements={"s1": (4096,)})) == []
+    fence = "UPDATE ordermesh.bucket_fence SET epoch = $2, state = $3, owner = $4 WHERE bucket = $1"
+    for epoch, state, owner, read_at in (
+        (1, "FROZEN_W", "s1", 1),  # somebody is just leaving, perhaps this user
+        (2, "OWNED", "s1", 1),  # somebody left
+        (1, "OWNED", "s1", 2),  # the map is ahead: the shard does not know yet
+        (1, "MOVED", "s2", 1),
+    ):
+        await archive.shard.execute(fence, bucket, epoch, state, owner)
+        with pytest.raises(StaleRoute) as stale:
+            await rows_of([asked], wanted("user.a", placements={"s1": (Held(bucket, read_at),)}))
+        told = {"bucket": str(bucket), "epoch": str(epoch), "state": state, "owner": owner}
+        assert told.items() <= stale.value.facts.items()
+    assert await rows_of([asked], wanted("user.a", placements={"s1": (Held(4096, 1),)})) == []
 
 
 async def test_hot_orders_come_by_the_users_index_one_month_at_a_time(archive: Archive) -> None:

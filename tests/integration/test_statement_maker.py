@@ -22,6 +22,7 @@ from archive_svc.statement import maker as making
 from archive_svc.statement.csv_file import BOM, header, lines
 from archive_svc.statement.maker import StatementMaker
 from archive_svc.statement.wish import CSV, PDF, Progress, Total
+from chassis.placement import Held
 from chassis.testing import eventually
 from tests.archiving import AUGUST, SEPTEMBER, Archive, fill, opened
 from tests.buckets import Place
@@ -134,7 +135,7 @@ async def test_what_fails_or_is_cancelled_leaves_no_file_and_no_process(
 ) -> None:
     make = maker(archive, tmp_path).make
     with pytest.raises(UnknownShard):
-        await make(wanted("user.a", placements={"s9": (1,)}), nobody)
+        await make(wanted("user.a", placements={"s9": (Held(1, 1),)}), nobody)
 
     async def refuse(so_far: Progress) -> None:
         if so_far.months == 1:

@@ -24,7 +24,14 @@ from ops import ca
 from ordermesh.routing.v1 import options_pb2
 from tests.listeners import CALL_S, Scripted, Trust, refused
 
-ROLES = {"u": Role.USER, "s": Role.SERVICE, "r": Role.RECOVERY, "o": Role.OPERATOR, "m": Role.MOVER}
+ROLES = {
+    "u": Role.USER,
+    "s": Role.SERVICE,
+    "r": Role.RECOVERY,
+    "o": Role.OPERATOR,
+    "m": Role.MOVER,
+    "a": Role.ARCHIVE,
+}
 EXPECTED = {
     "order.v1.OrderService": {
         "CreateOrder": "us-o",
@@ -85,7 +92,7 @@ EXPECTED = {
         "GetRecoveryStatus": "---o",
     },
     "routing.v1.RoutingService": {
-        "Where": "-sro",
+        "Where": "-sroa",
         "ListShards": "-sro",
         "ListVipUsers": "-sro",
         "PromoteVip": "---o",
@@ -119,7 +126,7 @@ PEERS = {
     "history_svc": "",
     "projector": "",
     "recovery_svc": "r",
-    "archive_svc": "",
+    "archive_svc": "a",
     "upstream": "",
     "ops": "so",
 }

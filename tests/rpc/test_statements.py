@@ -16,6 +16,7 @@ from archive_svc.statement.asking import Limits
 from chassis import rpc
 from chassis.auth import Role, Subject
 from chassis.errors import Reason
+from chassis.placement import Held
 from ordermesh.archive.v1 import statement_service_pb2 as pb
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
@@ -76,7 +77,7 @@ async def test_the_maker_is_told_instants_of_the_users_zone_and_every_bucket(sta
     wanted = statements.maker.wishes[0]
     assert wanted.since == datetime(2024, 3, 31, 18, 30, tzinfo=UTC)
     assert wanted.until == datetime(2025, 3, 31, 18, 30, tzinfo=UTC)
-    assert {shard: set(buckets) for shard, buckets in wanted.placements.items()} == {"s1": {701, 4100}}
+    assert wanted.placements == {"s1": (Held(701, 1), Held(4100, 1))}
     assert wanted.as_of == told(asked).as_of_time.ToDatetime(UTC)
     assert (wanted.user_id, wanted.time_zone, wanted.locale, wanted.formats) == (
         *("alice", "Asia/Kolkata", "en"),

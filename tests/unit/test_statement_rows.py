@@ -125,6 +125,31 @@ async def test_who_stops_early_closes_every_stream() -> None:
     assert sorted(closed) == [1, 2]
 
 
+async def test_one_that_fails_while_others_are_at_work_ends_them_and_is_told() -> None:
+    closed: list[str] = []
+    begun = asyncio.Event()
+
+    async def slow() -> AsyncGenerator[list[Row], None]:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+            yield []
+        finally:
+            closed.append("slow")
+
+    async def broken(what: str = "a segment") -> AsyncGenerator[list[Row], None]:
+        await begun.wait()
+        if what:
+            raise StatementIncomplete(what=what)
+        yield []
+
+    for streams in ([slow(), broken()], [broken(), slow()]):
+        begun.clear()
+        with pytest.raises(StatementIncomplete, match="does not add up"):
+            await anext(merged(streams))
+    assert closed == ["slow", "slow"]
+
+
 def test_totals_are_exact_and_a_currency_has_one_smallest_unit() -> None:
     tally = Tally()
     tally.add(row(n, amount_minor=2**62) for n in range(8))
