@@ -1,6 +1,7 @@
 """The admin port of a process: /metrics, /healthz, /readyz, and fault points on loopback.
 
-It shares the event loop with the work on purpose: a loop that is stuck answers no health check either.
+It shares the event loop with the work on purpose: a loop that is stuck answers no health check either. While
+the port is open, the lag of the loop is measured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from chassis import faults
+from chassis import faults, looplag
 from chassis.rpc.server import PortTaken
 from chassis.settings import split_address
 
@@ -75,7 +76,8 @@ async def serve(listen: str, readiness: Readiness) -> AsyncIterator[int]:
     server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve([listening]), name="admin")
     try:
-        yield int(listening.getsockname()[1])
+        async with looplag.watched():
+            yield int(listening.getsockname()[1])
     finally:
         server.should_exit = True
         await task

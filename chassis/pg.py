@@ -21,12 +21,14 @@ import asyncpg
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
+from chassis import meters, metrics
 from chassis.errors import (
     Contended,
     DeadlineExceeded,
     InternalError,
     OrderArchived,
     OrdermeshError,
+    Overloaded,
     ShardUnavailable,
     StaleRoute,
 )
@@ -42,6 +44,19 @@ CLOSE_S = 5.0
 STALE_ROUTE_STATE = "SH001"
 ARCHIVED_STATE = "SH002"
 _CONTENDED_STATES = frozenset({"55P03", "40001", "40P01"})
+_FAILURES = frozenset(
+    kind.reason
+    for kind in (
+        Contended,
+        DeadlineExceeded,
+        InternalError,
+        OrderArchived,
+        Overloaded,
+        ShardUnavailable,
+        StaleRoute,
+    )
+)
+"""What is counted; other errors within a connection's use are not the database's."""
 _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 _SERVER_SETTINGS = {
     "search_path": "ordermesh, public",
@@ -156,11 +171,19 @@ class Database:
 
         Raises: Overloaded, DeadlineExceeded, ShardUnavailable, StaleRoute, Contended.
         """
-        async with self.limiter.slot(_left_s(timeout_s, self._begin_by)):
-            wait_s = _left_s(timeout_s, self._begin_by)
-            with _typed_errors():
-                async with self._pool.acquire(timeout=wait_s) as connection:
-                    yield connection
+        with _counted_failures(self.limiter.name):
+            asked = time.perf_counter()
+            async with self.limiter.slot(_left_s(timeout_s, self._begin_by)):
+                wait_s = _left_s(timeout_s, self._begin_by)
+                with _typed_errors():
+                    async with self._pool.acquire(timeout=wait_s) as connection:
+                        had = time.perf_counter()
+                        metrics.PG_WAIT_SECONDS.labels(self.limiter.name).observe(had - asked)
+                        try:
+                            yield connection
+                        finally:
+                            held_s = time.perf_counter() - had
+                            metrics.PG_HELD_SECONDS.labels(self.limiter.name).observe(held_s)
 
     def _statement_s(self, timeout_s: float) -> float:
         return _left_s(timeout_s, self._end_by)
@@ -322,10 +345,23 @@ async def open_database(
     )
     with _typed_errors():
         await pool
+    meters.know(pool=[name])
+    metrics.PG_CONNECTIONS.labels(name, "idle").set_function(pool.get_idle_size)
+    metrics.PG_CONNECTIONS.labels(name, "busy").set_function(lambda: pool.get_size() - pool.get_idle_size())
     try:
         yield Database(pool, Limiter(settings.pool_size, settings.queue, name=name))
     finally:
         await _close(pool)
+
+
+@contextmanager
+def _counted_failures(pool: str) -> Iterator[None]:
+    try:
+        yield
+    except OrdermeshError as failed:
+        if failed.reason in _FAILURES:
+            metrics.PG_FAILURES.labels(pool, failed.reason.value).inc()
+        raise
 
 
 def _left_s(timeout_s: float, deadline: float) -> float:

@@ -5,9 +5,10 @@ handed over.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from chassis import faults, telemetry
+from chassis import faults, metrics, telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,7 @@ def started(service: str, settings: ProcessSettings, **facts: str) -> Iterator[N
         trace_ratio=settings.trace_ratio,
         facts=facts,
     )
+    metrics.BUILD.labels(service, version("ordermesh")).set(1)
     faults.arm(settings.faults)
     try:
         yield

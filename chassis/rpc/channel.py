@@ -15,6 +15,7 @@ import grpc
 import structlog
 
 from chassis import telemetry
+from chassis.rpc.counts import Counts
 from chassis.rpc.options import channel_options
 from chassis.tls import TlsFiles, channel_credentials, dns_name
 
@@ -38,6 +39,7 @@ class _Rotating:
         self._arity = arity
         self._path = path
         self._arguments = arguments
+        self._counts = Counts(path, arity)
         self._made_for: object = None
         self._callable: Callable[..., Any] | None = None
 
@@ -47,7 +49,9 @@ class _Rotating:
             self._callable = getattr(inner, self._arity)(self._path, **self._arguments)
             self._made_for = inner
         options["metadata"] = _with_trace(options.get("metadata"))
-        return self._callable(request, **options)
+        call = self._callable(request, **options)
+        self._counts.begin(call)
+        return call
 
 
 def _with_trace(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from prometheus_client import REGISTRY
 
 from chassis import ids, pg
 from chassis.errors import (
@@ -349,3 +350,26 @@ def test_errors_are_told_apart_by_state_since_the_drivers_classes_mislead() -> N
     fatal = asyncpg.PostgresError.new({"C": "SH001", "M": "stale route", "S": "ERROR", "D": '{"bucket": 1}'})
     assert isinstance(pg.typed_error(fatal), StaleRoute)
     assert type(pg.typed_error(asyncpg.PostgresError("no state at all"))) is InternalError
+
+
+async def test_waits_holds_failures_and_open_connections_are_counted(place: str) -> None:
+    def value(name: str, **more: str) -> float:
+        return REGISTRY.get_sample_value(name, {"pool": "s1", **more}) or 0.0
+
+    before = {name: value(f"ordermesh_pg_{name}_seconds_count") for name in ("wait", "held")}
+    late = value("ordermesh_pg_failures_total", reason="DEADLINE_EXCEEDED")
+    async with opened(place, pool_size=2) as database:
+        async with database.connection() as connection:
+            await connection.fetchval("SELECT 1")
+            assert value("ordermesh_pg_connections", state="busy") == 1
+        assert value("ordermesh_pg_connections", state="busy") == 0
+        assert value("ordermesh_pg_connections", state="idle") == 1
+        with pytest.raises(DeadlineExceeded):
+            await database.fetchval("SELECT pg_sleep(5)", timeout_s=0.05)
+    for name in ("wait", "held"):
+        assert value(f"ordermesh_pg_{name}_seconds_count") == before[name] + 2
+    assert value("ordermesh_pg_failures_total", reason="DEADLINE_EXCEEDED") == late + 1
+    assert (
+        REGISTRY.get_sample_value("ordermesh_pg_failures_total", {"pool": "s1", "reason": "OVERLOADED"})
+        is not None
+    )
