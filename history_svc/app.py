@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -14,6 +15,7 @@ from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from chassis.tokens import PageTokens
 from history_svc.explain import Explainer
 from history_svc.finder import Finder
+from history_svc.lookback import Lookback
 from history_svc.reader import Reader
 from history_svc.readmodel.opening import opened
 from history_svc.search import Searcher
@@ -41,6 +43,15 @@ def service(settings: HistorySettings, shards: Shards, read_model: ReadModel) ->
     )
 
 
+def lookbacks(settings: HistorySettings, shards: Shards) -> list[Lookback]:
+    """What sets the business gauges, one for each shard."""
+    jitter = random.SystemRandom().random
+    return [
+        Lookback(name, shards.onlooker(name), SYSTEM_CLOCK, jitter, every_s=settings.lookback_s)
+        for name in shards.names
+    ]
+
+
 async def serve(settings: HistorySettings) -> None:
     """Run history_svc until SIGTERM or until one of its loops dies; then drain and close."""
     async with AsyncExitStack() as stack:
@@ -60,5 +71,6 @@ async def serve(settings: HistorySettings) -> None:
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))
         await supervise.until_stopped(
             CertificateWatcher(identity, SYSTEM_CLOCK),
+            *lookbacks(settings, shards),
             drain=(readiness.drain, partial(server.stop, settings.drain_s)),
         )

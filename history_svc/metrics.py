@@ -172,3 +172,47 @@ DIFFERENCES = meters.counter(
     "Documents found to differ from their order: missing, stale, ahead or extra.",
     {"shard": _SHARD, "how": _DIFFERENCE},
 )
+ORDERS_PENDING = meters.gauge(
+    "ordermesh_orders_pending",
+    "Orders that are not done, by how long ago they were created, as the read replica shows them.",
+    {"shard": None, "age": None},
+)
+OLDEST_PENDING = meters.gauge(
+    "ordermesh_orders_pending_oldest_seconds",
+    "How long ago the oldest order was created that is not done; 0 without one.",
+    {"shard": None},
+)
+ORDERS_HANGING = meters.gauge(
+    "ordermesh_orders_hanging",
+    "Orders past the time at which they should have been looked at.",
+    {"shard": None},
+)
+MOST_OVERDUE = meters.gauge(
+    "ordermesh_orders_hanging_oldest_seconds",
+    "How long ago the most overdue order should have been looked at; 0 without one.",
+    {"shard": None},
+)
+CASES_OPEN = meters.gauge(
+    "ordermesh_dead_letters_open", "Cases that wait for a person.", {"shard": None, "reason": None}
+)
+OLDEST_CASE = meters.gauge(
+    "ordermesh_dead_letters_oldest_seconds",
+    "For how long the oldest case has waited; 0 without one.",
+    {"shard": None},
+)
+HOLDS = meters.gauge("ordermesh_holds", "Holds that keep recovery away from orders.", {"shard": None})
+REPLICA_LAG = meters.gauge(
+    "ordermesh_replica_lag_seconds",
+    "How far a read replica is behind its primary; 0 for one that has replayed all it received.",
+    {"shard": None},
+)
+LOOKBACK_UP = meters.gauge(
+    "ordermesh_lookback_up",
+    "1 while the gauges of orders and cases can be looked up; they are gone while they cannot.",
+    {"shard": None},
+)
+LOOKBACK_CAPPED = meters.gauge(
+    "ordermesh_lookback_is_capped",
+    "1 while there are more orders or cases than a look counts, so that the gauges say too little.",
+    {"shard": None},
+)

@@ -80,6 +80,9 @@ class HistorySettings(ReadSideSettings, PagingSettings):
     replicas: dict[str, SecretStr] = Field(
         {}, description="Name of a shard and the postgresql:// address of its read replica, where it has one."
     )
+    lookback_s: float = Field(
+        15.0, gt=0, le=300, description="How often the gauges of orders and cases are looked up."
+    )
     hot_window_s: float = Field(
         172_800, ge=0, le=2_592_000, description="Orders younger than this are read from the shards."
     )

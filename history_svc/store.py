@@ -114,6 +114,10 @@ class Shards:
             fallback = Limiter(settings.fallback_max, settings.fallback_queue, name="history_fallback")
             yield cls(pools["history"], pools["replica"], settings.read_timeout_s, fallback)
 
+    def onlooker(self, shard: str) -> pg.Database:
+        """Where the shard may be looked at without its writers noticing: its replica, where it has one."""
+        return self._replicas.get(shard) or self._primaries[shard]
+
     @property
     def names(self) -> tuple[str, ...]:
         """All shards."""

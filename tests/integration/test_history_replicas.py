@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from chassis.ids import user_bucket
@@ -20,12 +18,9 @@ from history_svc.reader import Reader, Served, Wish
 from history_svc.search import Searcher
 from history_svc.settings import HistorySettings
 from history_svc.store import Shards
-from ops import ports
-from ops.postgres import PostgresServer
-from ops.replica import PRIMARY_SETTINGS, PostgresReplica
-from tests.databases import Database, Databases
 from tests.readmodels import MemoryReadModel
-from tests.shards import Shard, opened
+from tests.replicas import Replicated, replicated
+from tests.shards import Shard
 
 pytestmark = pytest.mark.timeout(300)
 HERE = {"s1": (Held(user_bucket("alice"), 1),)}
@@ -38,9 +33,16 @@ STRONG = replace(FRESH, replica=False)
 class Pair:
     """A shard, its replica, and who reads them."""
 
-    shard: Shard
-    replica: Any
+    both: Replicated
     reader: Reader
+
+    @property
+    def shard(self) -> Shard:
+        return self.both.shard
+
+    @property
+    def replica(self) -> Any:
+        return self.both.session
 
     async def page(self, wish: Wish) -> Served:
         return await self.reader.read(HERE, wish, now=datetime.now(UTC), timeout_s=10)
@@ -49,41 +51,22 @@ class Pair:
         return ["replica" if part.lag is not None else "primary" for part in (await self.page(wish)).parts]
 
     async def caught_up(self) -> None:
-        at = await self.shard.value("SELECT pg_current_wal_lsn()::text")
-
-        async def ask() -> bool:
-            return bool(
-                await self.replica.fetchval("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", at)
-            )
-
-        await eventually(ask, within_s=20)
+        await self.both.caught_up()
 
 
 @pytest.fixture
 async def pair(server_dir: Path, clean_machine: None) -> AsyncIterator[Pair]:
-    home = server_dir / f"pages-{uuid4().hex}"
-    primary = PostgresServer(home / "s1", ports.free_port(), durable=False, settings=PRIMARY_SETTINGS)
-    await primary.start()
-    databases = Databases(primary)
-    database = await databases.create("shard")
-    standby = PostgresReplica(home / "s1.replica", ports.free_port(), primary=primary, durable=False)
-    await standby.start()
-    wanted = HistorySettings(
-        tls_dir=Path(),
-        subject_dir=Path(),
-        profile="local",
-        shards={"s1": database.dsn},
-        replicas={"s1": standby.dsn(database.name)},
-    )
-    replica = await asyncpg.connect(standby.dsn(database.name))
-    try:
-        async with opened(Database(database.name, database.dsn)) as shard, Shards.open(wanted) as shards:
+    async with replicated(server_dir) as both:
+        wanted = HistorySettings(
+            tls_dir=Path(),
+            subject_dir=Path(),
+            profile="local",
+            shards={"s1": both.database.dsn},
+            replicas={"s1": both.replica_dsn},
+        )
+        async with Shards.open(wanted) as shards:
             reader = Reader(shards, Searcher(MemoryReadModel(), 5.0), timedelta(days=2))
-            yield Pair(shard, replica, reader)
-    finally:
-        await replica.close(timeout=5)
-        await standby.stop()
-        await primary.stop()
+            yield Pair(both, reader)
 
 
 async def test_a_replica_answers_where_it_may_and_never_what_it_does_not_know_yet(pair: Pair) -> None:

@@ -113,7 +113,9 @@ def test_the_contract_the_tables_and_the_metrics_use_the_words_of_the_glossary()
     """Two words for one thing are two things to whoever reads."""
     wrong = banned()
     assert len(wrong) > 20
-    names = names_in_sql() | names_in_protos() | {("metrics", metric.name) for metric in docs.metrics()}
+    # `grpc_client_*` and the like are names of others, which their dashboards expect.
+    ours = {metric.name for metric in docs.metrics() if metric.name.startswith("ordermesh_")}
+    names = names_in_sql() | names_in_protos() | {("metrics", name) for name in ours}
     assert len(names) > 300
     found = [
         f"{where}: {name} says {word!r}, the glossary {wrong[word]!r}"

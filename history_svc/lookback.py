@@ -1,0 +1,106 @@
+"""The business gauges: orders that wait, those that hang, open cases, looked up on each shard's read replica.
+
+A look is three statements over small tables, bounded in rows and in time, every `every_s` seconds whoever
+scrapes. What cannot be seen is not shown: a gauge that keeps its last value through an outage says that all
+is well. A shard without a replica is looked at on its primary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from chassis import pg
+from chassis.errors import OrdermeshError
+from history_svc import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from chassis.clock import Clock
+
+log = structlog.get_logger("lookback")
+QUERIES = pg.queries("history_svc", "lookback.sql")
+ORDERS_MAX = 10_000
+"""Of so many orders, and cases, at most is anything said; then `ordermesh_lookback_is_capped` is 1."""
+STATEMENT_S = 2.0
+AGES = ("younger_than_1m", "older_than_1m", "older_than_10m", "older_than_1h", "older_than_1d")
+
+
+class Lookback:
+    """Looks at one shard for ever. database: its replica, or the primary where there is none."""
+
+    def __init__(
+        self,
+        shard: str,
+        database: pg.Database,
+        clock: Clock,
+        jitter: Callable[[], float],
+        *,
+        every_s: float,
+    ) -> None:
+        self.name = f"lookback.{shard}"
+        self._shard = shard
+        self._database = database
+        self._clock = clock
+        self._jitter = jitter
+        self._every_s = every_s
+
+    async def run(self) -> None:
+        """Look until cancelled; a server that does not answer is asked again."""
+        while True:
+            await self.once()
+            await self._clock.sleep(self._every_s * (0.9 + 0.2 * self._jitter()))
+
+    async def once(self) -> bool:
+        """Look once and set the gauges, or take them away; whether the server answered."""
+        try:
+            place, pending, cases = await self._look()
+        except OrdermeshError as failed:
+            log.warning("shard_not_looked_at", shard=self._shard, reason=failed.reason)
+            self._show_nothing()
+            return False
+        if place is None or pending is None or place["shard"] != self._shard:
+            log.error("another_shard_answered", shard=self._shard, found=place and place["shard"])
+            self._show_nothing()
+            return False
+        self._show(place, pending, cases)
+        return True
+
+    async def _look(self) -> tuple[Any, Any, list[Any]]:
+        # One after the other: pages come first to the connections.
+        return (
+            await self._database.fetchrow(QUERIES.place, timeout_s=STATEMENT_S),
+            await self._database.fetchrow(QUERIES.pending, ORDERS_MAX, timeout_s=STATEMENT_S),
+            await self._database.fetch(QUERIES.dead_letters, ORDERS_MAX, timeout_s=STATEMENT_S),
+        )
+
+    def _show(self, place: Mapping[str, Any], pending: Mapping[str, Any], cases: Sequence[Any]) -> None:
+        shard = self._shard
+        for age in AGES:
+            metrics.ORDERS_PENDING.labels(shard, age).set(pending[age])
+        metrics.OLDEST_PENDING.labels(shard).set(pending["oldest_s"])
+        metrics.ORDERS_HANGING.labels(shard).set(pending["hanging"])
+        metrics.MOST_OVERDUE.labels(shard).set(pending["most_overdue_s"])
+        metrics.CASES_OPEN.remove_by_labels({"shard": shard})
+        for case in cases:
+            metrics.CASES_OPEN.labels(shard, case["reason"]).set(case["cases"])
+        metrics.OLDEST_CASE.labels(shard).set(max((case["oldest_s"] for case in cases), default=0.0))
+        metrics.HOLDS.labels(shard).set(place["holds"])
+        if place["lag_s"] is None:
+            metrics.REPLICA_LAG.remove_by_labels({"shard": shard})
+        else:
+            metrics.REPLICA_LAG.labels(shard).set(place["lag_s"])
+        capped = ORDERS_MAX in (pending["orders"], sum(case["cases"] for case in cases))
+        metrics.LOOKBACK_CAPPED.labels(shard).set(capped)
+        metrics.LOOKBACK_UP.labels(shard).set(1)
+
+    def _show_nothing(self) -> None:
+        for gauge in (
+            *(metrics.ORDERS_PENDING, metrics.OLDEST_PENDING, metrics.ORDERS_HANGING, metrics.MOST_OVERDUE),
+            *(metrics.CASES_OPEN, metrics.OLDEST_CASE, metrics.HOLDS, metrics.REPLICA_LAG),
+            metrics.LOOKBACK_CAPPED,
+        ):
+            gauge.remove_by_labels({"shard": self._shard})
+        metrics.LOOKBACK_UP.labels(self._shard).set(0)

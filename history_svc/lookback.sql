@@ -1,0 +1,39 @@
+-- What a shard looks like from its read replica: a few bounded looks at small tables, for gauges.
+
+-- name: pending
+-- How many orders are not done, by age, and how many of them are overdue; of the `$1` oldest, since ids begin
+-- with their time.
+WITH waiting AS (
+    SELECT clock_timestamp() - created_at AS age, clock_timestamp() - due_at AS overdue
+      FROM order_timers ORDER BY order_id LIMIT $1
+)
+SELECT count(*) AS orders,
+       count(*) FILTER (WHERE age < interval '1 minute') AS younger_than_1m,
+       count(*) FILTER (WHERE age >= interval '1 minute' AND age < interval '10 minutes') AS older_than_1m,
+       count(*) FILTER (WHERE age >= interval '10 minutes' AND age < interval '1 hour') AS older_than_10m,
+       count(*) FILTER (WHERE age >= interval '1 hour' AND age < interval '1 day') AS older_than_1h,
+       count(*) FILTER (WHERE age >= interval '1 day') AS older_than_1d,
+       coalesce(extract(epoch FROM max(age)), 0)::float8 AS oldest_s,
+       count(*) FILTER (WHERE overdue > interval '0') AS hanging,
+       greatest(coalesce(extract(epoch FROM max(overdue)), 0), 0)::float8 AS most_overdue_s
+  FROM waiting;
+
+-- name: dead_letters
+-- Open cases by reason, and for how long the oldest has been open; of the `$1` oldest.
+WITH open AS (
+    SELECT reason, clock_timestamp() - opened_at AS age
+      FROM dead_letters WHERE closed_at IS NULL ORDER BY opened_at, dead_letter_id LIMIT $1
+)
+SELECT reason, count(*) AS cases, extract(epoch FROM max(age))::float8 AS oldest_s FROM open GROUP BY reason;
+
+-- name: place
+-- Which shard this is, how many holds keep claims away, and how far this server is behind its primary: not at
+-- all when it has replayed everything that it received and still receives.
+SELECT i.shard,
+       (SELECT count(*) FROM holds WHERE lifted_at IS NULL
+           AND (until_at IS NULL OR until_at > clock_timestamp())) AS holds,
+       CASE WHEN NOT pg_is_in_recovery() THEN 0
+            WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()
+                 AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
+            ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END::float8 AS lag_s
+  FROM shard_identity i;
