@@ -2,7 +2,7 @@
 
     python -m archive_svc.statement.pdf_file < paper.json > statement.pdf
 
-The same paper gives the same bytes. A character that no font here has is an empty box; the CSV has it.
+The same paper gives the same bytes. A character that no font here has is shown as missing; the CSV has it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import tempfile
 from datetime import UTC, datetime
-from importlib import resources
-from typing import Any, NamedTuple
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fpdf import FPDF
+from fpdf import fpdf as engine
+from fpdf.fonts import TTFFont
+from fpdf.unicode_script import UnicodeScript, get_unicode_script
 
-_FONTS = {
-    "sans": ("fontpkg_noto_sans", "NotoSans[wdth,wght].ttf"),
-    "devanagari": ("fontpkg_noto_sans_devanagari", "NotoSansDevanagari[wdth,wght].ttf"),
-    "bengali": ("fontpkg_hind_siliguri", "HindSiliguri-Regular.ttf"),
-    "tamil": ("fontpkg_noto_sans_tamil", "NotoSansTamil[wdth,wght].ttf"),
-    "telugu": ("fontpkg_noto_sans_telugu", "NotoSansTelugu[wdth,wght].ttf"),
-    "arabic": ("fontpkg_noto_sans_arabic", "NotoSansArabic[wdth,wght].ttf"),
-}
+from archive_svc.statement.fonts import JOINERS, Fonts, fonts_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _MARGIN = 12.0
 _BOTTOM = 15.0
 _ROW = 5.0
@@ -79,9 +81,61 @@ def pages_of(lines: list[Line], height: float) -> list[list[Line]]:
     return pages
 
 
+class Writer(FPDF):
+    """Draws joiners in the font of the letters that they join, and with these at once."""
+
+    _last: str | None = None
+
+    def take(self, fonts: Fonts) -> None:
+        """Draw in these fonts."""
+        for name, path in fonts.faces:
+            self.add_font(name, fname=path)
+        sans = self.fonts["sans"]
+        assert isinstance(sans, TTFFont), "it comes from a file"
+        for joiner in JOINERS:
+            sans.cmap.pop(ord(joiner), None)
+        self.set_fallback_fonts([face.name for face in fonts.faces[1:]], exact_match=False)
+        self.set_font("sans", size=9)
+        self.set_text_shaping(True)
+
+    def get_fallback_font(self, char: str, style: str = "") -> str | None:
+        """The font of a character that `sans` lacks."""
+        if char not in JOINERS:
+            self._last = super().get_fallback_font(char, style)
+        return self._last
+
+
+@lru_cache(maxsize=4096)
+def _script_of(char: str) -> UnicodeScript:
+    """The script of a character; a mark or a joiner has that of what it follows, so no word is cut there."""
+    script = get_unicode_script(char)
+    return UnicodeScript.COMMON if script is UnicodeScript.INHERITED else script
+
+
+vars(engine)["get_unicode_script"] = _script_of
+
+
 def rendered(told: dict[str, Any]) -> bytes:
     """The PDF of a paper, as `Paper.as_json` tells it."""
-    pdf = FPDF(orientation="landscape", format="A4")
+    with tempfile.TemporaryDirectory(prefix="statement-fonts-") as directory:
+        return _rendered(told, fonts_for(_texts(told), Path(directory)))
+
+
+def _texts(told: Any) -> Iterator[str]:
+    """Every text of a paper, wherever it stands."""
+    if isinstance(told, str):
+        yield told
+    elif isinstance(told, (list, tuple)):
+        for each in told:
+            yield from _texts(each)
+    elif isinstance(told, dict):
+        yield from _texts(list(told.values()))
+    # Page numbers are filled in later.
+    yield "0123456789"
+
+
+def _rendered(told: dict[str, Any], fonts: Fonts) -> bytes:
+    pdf = Writer(orientation="landscape", format="A4")
     pdf.set_auto_page_break(False)
     # A user may write `{nb}`.
     pdf.str_alias_nb_pages = ""
@@ -89,38 +143,34 @@ def rendered(told: dict[str, Any]) -> bytes:
     pdf.set_creation_date(datetime.fromtimestamp(told["written_at"], UTC))
     pdf.set_title(told["title"])
     pdf.set_lang(told["locale"])
-    for name, (package, file) in _FONTS.items():
-        pdf.add_font(name, fname=str(resources.files(package) / "files" / file))
-    pdf.set_fallback_fonts([name for name in _FONTS if name != "sans"], exact_match=False)
-    pdf.set_font("sans", size=9)
-    pdf.set_text_shaping(True)
+    pdf.take(fonts)
     pages = pages_of(lines_of(told), pdf.h - _MARGIN - _BOTTOM)
     for number, page in enumerate(pages, 1):
         pdf.add_page()
         for line in page:
-            _draw(pdf, line)
+            _draw(pdf, line, fonts)
         pdf.set_y(-_BOTTOM + 3)
         pdf.set_text_color(_GREY)
         pdf.set_font_size(8)
-        pdf.cell(0, 5, told["page"].format(page=number, pages=len(pages)), align="C")
+        pdf.cell(0, 5, fonts.shown(told["page"].format(page=number, pages=len(pages))), align="C")
         pdf.set_text_color(0)
     return bytes(pdf.output())
 
 
-def _draw(pdf: FPDF, line: Line) -> None:
+def _draw(pdf: FPDF, line: Line, fonts: Fonts) -> None:
     pdf.set_font_size(line.size)
     pdf.set_text_color(_GREY if line.is_head else 0)
     last = len(line.cells) - 1
     for number, (text, width) in enumerate(zip(line.cells, line.widths, strict=True)):
         align = "R" if line.is_number and number == last else "L"
-        said = _fitting(pdf, text, width - 2.5)
+        said = _fitting(pdf, fonts.shown(text), width - 2.5)
         pdf.cell(width, line.height, said, border="B" if line.is_head else 0, align=align)
     pdf.set_text_color(0)
     pdf.ln(line.height)
 
 
 def _fitting(pdf: FPDF, text: str, width: float) -> str:
-    """As much of a text as a cell takes, with an ellipsis if that is not all."""
+    """As much of a text as a cell takes, with an ellipsis, which `sans` has, if that is not all."""
     if not text or pdf.get_string_width(text) <= width:
         return text
     few, many = 0, len(text)
