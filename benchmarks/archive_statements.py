@@ -1,9 +1,11 @@
 """Statements of twelve archived months: of an ordinary user, and of one who has 70 % of the shard.
 
     python -m benchmarks.archive_statements [--orders 600000] [--no-write]
+    python -m benchmarks.archive_statements --of-one 5000000
 
 Starts a Postgres and an S3 of its own, writes twelve months, archives them and stops both at the end. Each
-statement is made by a process of its own, whose memory is told; takes about ten minutes.
+statement is made by a process of its own, whose memory is told; takes about ten minutes. With `--of-one` all
+orders are one user's, whose statement is made once of the tables and once of the archive, and printed.
 """
 
 from __future__ import annotations
@@ -63,6 +65,8 @@ MONTHS = 12
 FIRST = datetime(2023, 1, 1, tzinfo=UTC)
 LARGE, ORDINARY = "vip.1", "user.777"
 USERS = 1000
+SHARE = 7
+"""Of ten orders, the large user's."""
 ROUNDS = 3
 """Of each statement, each by a process that has read nothing yet; the quickest one counts."""
 PATIENT = {"statement_timeout": "1800000", "lock_timeout": "60000"}
@@ -96,7 +100,7 @@ SELECT id, ordermesh.id_time(id), user_id, bucket, 1, user_id, 2, status, 'DONE'
                 || to_hex((-9223372036854775808)::bigint | (bucket::bigint << 46)
                           | (random() * (2 ^ 46 - 1))::bigint))::uuid AS id
           FROM (SELECT n, user_id, ordermesh.user_bucket(user_id) AS bucket
-                  FROM (SELECT n, CASE WHEN n % 10 < 7 THEN $3 ELSE 'user.' || n % $4 END AS user_id
+                  FROM (SELECT n, CASE WHEN n % 10 < $5 THEN $3 ELSE 'user.' || n % $4 END AS user_id
                           FROM generate_series(1, $2) n) u) b) i
 """
 
@@ -143,8 +147,8 @@ async def servers(directory: Path) -> AsyncIterator[tuple[PostgresServer, S3Sett
         await postgres.stop()
 
 
-async def prepared(postgres: PostgresServer, orders: int) -> str:
-    """A shard with that many orders in twelve months; its address."""
+async def prepared(postgres: PostgresServer, orders: int, share: int) -> str:
+    """A shard with that many orders in twelve months; its address. share: of ten, the large user's."""
     await postgres.create_database(SHARD)
     for script in schema_of("shard"):
         await postgres.run_sql(SHARD, script.read_text(encoding="utf-8"))
@@ -157,7 +161,7 @@ async def prepared(postgres: PostgresServer, orders: int) -> str:
         for _ in range(MONTHS):
             await session.execute("SELECT ordermesh.ensure_month($1)", begins)
             at_ms = int(begins.timestamp() * 1000)
-            await session.execute(WRITE, at_ms, orders // MONTHS, LARGE, USERS, timeout_s=WRITE_S_MAX)
+            await session.execute(WRITE, at_ms, orders // MONTHS, LARGE, USERS, share, timeout_s=WRITE_S_MAX)
             begins = month_after(begins.date())
         await session.execute("VACUUM (ANALYZE) ordermesh.orders", timeout_s=WRITE_S_MAX)
         await session.execute(
@@ -256,7 +260,12 @@ def _peak_bytes() -> int:
 
 
 async def made_apart(
-    dsn: str, settings: S3Settings, user_id: str, formats: tuple[str, ...], folder: Path
+    dsn: str,
+    settings: S3Settings,
+    user_id: str,
+    formats: tuple[str, ...],
+    folder: Path,
+    rounds: int = ROUNDS,
 ) -> Made:
     """The quickest of some processes that make the same statement."""
     given = {
@@ -271,7 +280,7 @@ async def made_apart(
         "folder": str(folder),
     }
     found = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "benchmarks.archive_statements", "--one"),
@@ -336,7 +345,7 @@ async def measure(directory: Path, orders: int) -> str:
     """Every measurement, as a section."""
     async with AsyncExitStack() as stack:
         postgres, settings = await stack.enter_async_context(servers(directory))
-        dsn = await prepared(postgres, orders)
+        dsn = await prepared(postgres, orders, SHARE)
         store = await stack.enter_async_context(open_store(settings))
         await store.make_bucket()
         await archived(dsn, store)
@@ -351,11 +360,35 @@ async def measure(directory: Path, orders: int) -> str:
     return section(orders, found, facts)
 
 
+async def measure_one(directory: Path, orders: int) -> str:
+    """A user who has all of the orders: the statement made of the tables, and of the archive."""
+    async with AsyncExitStack() as stack:
+        postgres, settings = await stack.enter_async_context(servers(directory))
+        started = time.perf_counter()
+        dsn = await prepared(postgres, orders, 10)
+        filled_s = time.perf_counter() - started
+        store = await stack.enter_async_context(open_store(settings))
+        await store.make_bucket()
+        folder = directory / "files"
+        folder.mkdir()
+        of_tables = await made_apart(dsn, settings, LARGE, (CSV,), folder, rounds=1)
+        started = time.perf_counter()
+        await archived(dsn, store)
+        archived_s = time.perf_counter() - started
+        of_archive = await made_apart(dsn, settings, LARGE, (CSV,), folder, rounds=1)
+    lines = [
+        f"written in {filled_s:.0f} s, archived in {archived_s:.0f} s; of the tables, then of the archive:",
+        *(_row(each) for each in (of_tables, of_archive)),
+    ]
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
     """Read the options, measure, write the section."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--orders", type=int, default=600_000, help="orders of the twelve months")
     parser.add_argument("--no-write", action="store_true", help="print instead of writing ARCHIVE.md")
+    parser.add_argument("--of-one", type=int, default=0, help="orders of one user, who has them all")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     if wanted.one:
@@ -364,6 +397,9 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir=places.user_root()))
     directory.chmod(0o755)
     try:
+        if wanted.of_one:
+            print(quietly(measure_one(directory, wanted.of_one)))
+            return
         text = quietly(measure(directory, wanted.orders))
     except OpsError as failed:
         sys.exit(f"error: {failed}")
