@@ -15,6 +15,7 @@ from archive_svc.archiver import Archiver
 from archive_svc.catalog import Catalog
 from archive_svc.detach import Detacher
 from archive_svc.erase import Eraser
+from archive_svc.holds import Holds
 from archive_svc.keeper import Keeper
 from archive_svc.restore import Restorer
 from archive_svc.service import ArchiveService
@@ -72,7 +73,8 @@ async def serve(settings: ArchiveSettings) -> None:
         catalogs = {shard.catalog.shard: shard.catalog for shard in shards}
         amenders = statements.amenders_of(settings, objects) if objects is not None else {}
         sweeps = {shard.catalog.shard: shard.sweeps for shard in shards}
-        service = ArchiveService(catalogs, sweeps, settings.pacing(), objects, amenders)
+        holds = {shard.catalog.shard: shard.holds for shard in shards}
+        service = ArchiveService(catalogs, sweeps, holds, settings.pacing(), objects, amenders)
         mounts = [rpc.Mount(SERVICE, service)]
         loops = [loop for shard in shards for loop in shard.loops]
         if objects is not None:
@@ -104,6 +106,7 @@ class Shard:
 
     catalog: Catalog
     sweeps: Sweeps
+    holds: Holds
     loops: list[Loop]
 
 
@@ -129,7 +132,7 @@ async def _shard(settings: ArchiveSettings, name: str, objects: ObjectStore | No
         ]
         if objects is not None:
             loops.append(_archiver(settings, wanted, catalog, sweeps, objects))
-        yield Shard(catalog, sweeps, loops)
+        yield Shard(catalog, sweeps, Holds(name, database), loops)
 
 
 def _archiver(
@@ -143,19 +146,20 @@ def _archiver(
     name = f"archive-{catalog.shard}"
     sessions = partial(pg.open_session, wanted.model_copy(update={"session": PATIENT}), name=name)
     exporting = partial(pg.open_session, wanted.model_copy(update={"session": export.SESSION}), name=name)
-    pacing = settings.pacing()
+    pacing, retention = settings.pacing(), settings.retention()
     verifier = Verifier(catalog, objects, throttle, enough_for=pacing.enough_for)
     return Archiver(
         catalog,
         objects,
-        export.Exporter(catalog, objects, exporting, throttle),
+        export.Exporter(catalog, objects, exporting, throttle, retention),
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
-        Eraser(catalog, objects, verifier, sessions),
+        Eraser(catalog, objects, verifier, sessions, retention),
         Sweeper(sweeps, objects, Throttle(settings.sweep_objects_per_s, SYSTEM_CLOCK), settings.sweeping()),
         pacing,
         SYSTEM_CLOCK,
         JITTER,
         holder=f"{socket.gethostname()}:{os.getpid()}",
+        retention=retention,
     )

@@ -27,6 +27,7 @@ from archive_svc.lifecycle import (
     ripe_until,
 )
 from archive_svc.manifest import MANIFEST_TYPE, manifest_of
+from archive_svc.retention import NOT_LOCKED
 from archive_svc.segment import RowsRefused, SegmentDamaged
 from archive_svc.verify import Mismatch
 from chassis import faults
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from archive_svc.erase import Eraser
     from archive_svc.export import Exporter
     from archive_svc.restore import Restorer
+    from archive_svc.retention import Retention
     from archive_svc.sweep import Sweeper
     from archive_svc.verify import Verifier
     from chassis.clock import Clock
@@ -95,7 +97,9 @@ class Archiver:
         jitter: Callable[[], float],
         *,
         holder: str,
+        retention: Retention = NOT_LOCKED,
     ) -> None:
+        self._retention = retention
         self.name = f"archiver.{catalog.shard}"
         self._catalog = catalog
         self._store = store
@@ -286,7 +290,9 @@ class Archiver:
         segments = await self._catalog.segments(month.archive_id)
         body = manifest_of(shard, month, parts, segments)
         key = manifest_key(shard, month.month, month.archive_id, body)
-        manifest = await self._store.create(key, body, content_type=MANIFEST_TYPE)
+        manifest = await self._store.create(
+            key, body, content_type=MANIFEST_TYPE, retain_until=self._retention.until()
+        )
         await faults.point(points.AFTER_MANIFEST)
         await faults.point(points.BEFORE_COMMIT)
         blockers = await self._catalog.commit(month, fence, manifest, manifest.sha256, self._pacing.settle)
@@ -297,6 +303,9 @@ class Archiver:
         await faults.point(points.AFTER_COMMIT)
 
     async def _leave(self, month: Month, fence: int) -> None:
+        if held := await self._catalog.legal_hold(month.month):
+            await self._wait(month, fence, BLOCKED, held)
+            return
         await self._catalog.move(month, fence, State.DETACHING)
         self._tell(month, State.DETACHING)
 

@@ -46,6 +46,8 @@ class MonthView:
     orders: about, while it is only in the tables; exactly, when they were counted.
     parts, segments, verified, restored: how many are planned, stored, read back, copied back.
     verified_at: since then every segment was read back. due: how many wait to be read once more.
+    locked_until: until when S3 keeps some of it locked.
+    legal_hold:   why it may not be given up; empty when it may.
     """
 
     month: date
@@ -68,6 +70,8 @@ class MonthView:
     actor: str
     reason: str
     blockers: tuple[str, ...]
+    locked_until: datetime | None = None
+    legal_hold: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +241,7 @@ class Catalog:
                 facts.sha256,
                 facts.rows,
                 facts.as_json(),
+                stored.locked_until,
             )
         )
 
@@ -362,6 +367,10 @@ class Catalog:
         rows = await self._database.fetch(QUERIES.segments_of, user_id)
         return [(row["archive_id"], _segment(row)) for row in rows]
 
+    async def legal_hold(self, month: date | None = None, user_id: str | None = None) -> str:
+        """Why nothing of a month, or of a user, may be deleted; empty when it may."""
+        return await self._database.fetchval(QUERIES.legal_hold, month, user_id) or ""
+
     async def erased_months(self, erasure_id: UUID) -> list[UUID]:
         """The copies that an erasure took rows out of."""
         return [row["archive_id"] for row in await self._database.fetch(QUERIES.erased_months, erasure_id)]
@@ -375,10 +384,10 @@ class Catalog:
             )
         )
 
-    async def left_behind(self, erasure_id: UUID) -> list[tuple[str, str]]:
-        """Key and version of the objects that others took the place of and that are not deleted yet."""
+    async def left_behind(self, erasure_id: UUID) -> list[tuple[str, str, UUID]]:
+        """Key, version and copy of the objects that others took the place of and that are not deleted yet."""
         rows = await self._database.fetch(QUERIES.left_behind, erasure_id)
-        return [(row["key"], row["version_id"]) for row in rows]
+        return [(row["key"], row["version_id"], row["archive_id"]) for row in rows]
 
     async def note_deleted(self, fence: int, erasure: Erasure, key: str) -> None:
         """Note that an object is gone. Raises: LeaseLost."""
@@ -450,6 +459,8 @@ def _view(row: Any) -> MonthView:
         actor=row["actor"],
         reason=row["reason"],
         blockers=tuple(row["blockers"]),
+        locked_until=row["locked_until"],
+        legal_hold=row["legal_hold"],
     )
 
 

@@ -45,12 +45,13 @@ WITH here AS (
 stored AS (
     SELECT p.archive_id, count(DISTINCT p.part) AS parts, count(s.key) AS segments, sum(s.size_bytes)::bigint AS bytes,
            count(s.verified_at) AS verified, count(s.restored_at) AS restored, min(s.verified_at) AS verified_at,
-           count(*) FILTER (WHERE s.check_from <= clock_timestamp()) AS due
+           count(*) FILTER (WHERE s.check_from <= clock_timestamp()) AS due,
+           max(s.locked_until) FILTER (WHERE s.locked_until > clock_timestamp()) AS locked_until
       FROM ordermesh.archive_parts p LEFT JOIN ordermesh.archive_segments s USING (archive_id, part)
      GROUP BY 1)
 SELECT month, m.state, m.reach, coalesce(m.quarantined, '') AS quarantined, coalesce(m.note, '') AS note,
        coalesce(m.order_count, h.rows, 0) AS order_count, s.bytes AS stored_bytes, s.parts, s.segments, s.verified, s.restored,
-       s.verified_at, s.due,
+       s.verified_at, s.due, s.locked_until, coalesce(ordermesh.legal_hold(month, NULL), '') AS legal_hold,
        coalesce(h.bytes, pg_total_relation_size(m.orders_oid) + pg_total_relation_size(m.journal_oid), 0) AS table_bytes,
        m.committed_at, m.detach_from, m.drop_from, coalesce(m.actor, '') AS actor, coalesce(m.reason, '') AS reason,
        CASE WHEN h.month IS NULL OR m.state NOT IN ('WANTED', 'THAWED', 'RESTORED') THEN '{}'
@@ -107,11 +108,12 @@ SELECT * FROM ordermesh.archive_segments WHERE archive_id = $1 ORDER BY part, of
 
 -- name: add_segment
 -- Note which object holds a part of a table.
--- $1: fence; $2: archive_id; $3: part; $4: table; $5: key; $6: version; $7: etag; $8: size; $9: sha256; $10: rows; $11: facts.
+-- $1: fence; $2: archive_id; $3: part; $4: table; $5: key; $6: version; $7: etag; $8: size; $9: sha256; $10: rows; $11: facts;
+-- $12: until when it is locked.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
 INSERT INTO ordermesh.archive_segments
-       (archive_id, part, of_table, key, version_id, etag, size_bytes, sha256, row_count, facts, exported_at)
-SELECT m.archive_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, clock_timestamp()
+       (archive_id, part, of_table, key, version_id, etag, size_bytes, sha256, row_count, facts, locked_until, exported_at)
+SELECT m.archive_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, clock_timestamp()
   FROM held, ordermesh.archive_months m WHERE m.archive_id = $2 AND m.state = 'PLANNED' AND m.quarantined = ''
 RETURNING true;
 
@@ -227,6 +229,14 @@ CREATE TEMP TABLE gone ON COMMIT DROP AS SELECT {values} FROM copied AS c;
 -- Let one segment take the place of another.
 SELECT ordermesh.swap_segment($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
 
+-- name: segment_locked
+-- Note until when a segment is locked that took another one's place. $1: key; $2: until.
+UPDATE ordermesh.archive_segments SET locked_until = $2 WHERE key = $1;
+
+-- name: legal_hold
+-- Why nothing of a month, or of a user, may be deleted; NULL when it may. $1: month; $2: user.
+SELECT ordermesh.legal_hold($1, $2);
+
 -- name: erased_months
 -- The copies that an erasure took rows out of. $1: erasure.
 SELECT DISTINCT archive_id FROM ordermesh.archive_replaced WHERE erasure_id = $1;
@@ -244,7 +254,7 @@ UPDATE ordermesh.archive_months m SET manifest_key = $4, manifest_version = $5, 
 
 -- name: left_behind
 -- Objects that an erasure left behind. $1: erasure.
-SELECT key, version_id FROM ordermesh.archive_replaced WHERE erasure_id = $1 AND deleted_at IS NULL ORDER BY key;
+SELECT key, version_id, archive_id FROM ordermesh.archive_replaced WHERE erasure_id = $1 AND deleted_at IS NULL ORDER BY key;
 
 -- name: note_deleted
 -- Note that an object is gone. $1: fence; $2: erasure; $3: key.

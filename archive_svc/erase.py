@@ -18,10 +18,11 @@ import structlog
 from archive_svc import metrics, points
 from archive_svc.catalog import QUERIES, CataloguedSegment
 from archive_svc.columns import COPY_BACK_OPTIONS, SHAPES
-from archive_svc.errors import LeaseLost
+from archive_svc.errors import LeaseLost, LegalHold
 from archive_svc.export import store_whole
 from archive_svc.lifecycle import State, data_key, manifest_key
 from archive_svc.manifest import MANIFEST_TYPE, about, manifest_of
+from archive_svc.retention import NOT_LOCKED
 from archive_svc.segment import SegmentDamaged
 from chassis import faults
 from chassis.errors import OrdermeshError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from archive_svc.catalog import Catalog, Erasure
     from archive_svc.columns import Shape
     from archive_svc.lifecycle import Month
+    from archive_svc.retention import Retention
     from archive_svc.verify import Verifier
     from chassis.pg import Session
     from chassis.s3 import ObjectStore
@@ -54,11 +56,13 @@ class Eraser:
         store: ObjectStore,
         verifier: Verifier,
         sessions: Callable[[], AbstractAsyncContextManager[Session]],
+        retention: Retention = NOT_LOCKED,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._verifier = verifier
         self._sessions = sessions
+        self._retention = retention
 
     async def erase_one(self, fence: int) -> bool:
         """Carry the oldest wish out that can be; whether there was one. Idempotent, goes on where it was.
@@ -80,10 +84,17 @@ class Eraser:
     async def _carry_out(self, erasure: Erasure, fence: int) -> None:
         months = {month.archive_id: month for month in await self._catalog.months()}
         waits = set()
+        if held := await self._catalog.legal_hold(user_id=erasure.user_id):
+            await self._catalog.defer_erasure(fence, erasure, AGAIN, held)
+            return
         for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
             if months[archive_id].state is not State.DROPPED:
                 waits.add(months[archive_id].name)
-            elif segment.facts.groups_of(erasure.user_id):
+            elif not segment.facts.groups_of(erasure.user_id):
+                continue
+            elif held := await self._catalog.legal_hold(months[archive_id].month):
+                waits.add(held)
+            else:
                 await self._rewrite(months[archive_id], segment, erasure, fence)
         touched = set(await self._catalog.erased_months(erasure.erasure_id))
         for month in await self._catalog.months():  # Read again: their counts and hashes are others by now.
@@ -107,7 +118,7 @@ class Eraser:
         if not rows:
             return
         key = data_key(shard, month.month, shape.table, old.part, uuid4().hex)
-        stored = await store_whole(self._store, key, segment.body)
+        stored = await store_whole(self._store, key, segment.body, self._retention)
         new = replace(old, stored=replace(stored, sha256=segment.facts.sha256), facts=segment.facts)
         await self._verifier.read_back(new)
         await faults.point(points.BEFORE_SWAP)
@@ -138,8 +149,11 @@ class Eraser:
                 *(new.facts.sha256, new.facts.rows, new.facts.as_json()),
                 timeout_s=COPY_S_MAX,
             )
+            if swapped is None:
+                raise LegalHold(shard=self._catalog.shard)
             if not swapped:
                 raise LeaseLost(shard=self._catalog.shard)
+            await session.execute(QUERIES.segment_locked, new.stored.key, new.stored.locked_until)
 
     async def _renew_manifest(self, month: Month, erasure: Erasure, fence: int) -> None:
         """Write the manifest of a month as its catalog is now; the old one is left behind and deleted."""
@@ -150,22 +164,32 @@ class Eraser:
             await self._catalog.segments(month.archive_id),
         )
         key = manifest_key(self._catalog.shard, month.month, month.archive_id, body)
-        stored = await self._store.create(key, body, content_type=MANIFEST_TYPE)
+        stored = await self._store.create(
+            key, body, content_type=MANIFEST_TYPE, retain_until=self._retention.until()
+        )
         await self._catalog.renew_manifest(fence, erasure, month.archive_id, stored)
 
     async def _delete_left_behind(self, erasure: Erasure, fence: int) -> set[str]:
-        """Delete the objects that others took the place of; those that are locked for now."""
-        locked = set()
-        for key, version_id in await self._catalog.left_behind(erasure.erasure_id):
+        """Delete the objects that others took the place of; what keeps those that stay for now."""
+        months = {month.archive_id: month.month for month in await self._catalog.months()}
+        kept: set[str] = set()
+        for key, version_id, archive_id in await self._catalog.left_behind(erasure.erasure_id):
+            # Asked for each: a hold that is set now keeps what is still there.
+            if held := await self._catalog.legal_hold(months.get(archive_id), erasure.user_id):
+                kept.add(held)
+                continue
+            until = None
             try:
-                await self._store.delete(await self._store.head(key, version_id=version_id))
+                there = await self._store.head(key, version_id=version_id)
+                until = there.locked_until
+                await self._store.delete(there, bypass_lock=self._retention.bypasses)
             except ObjectLocked:
-                locked.add(key)
+                kept.add(f"the lock of {key} until {until}")
                 continue
             except ObjectNotFound:
                 pass
             await self._catalog.note_deleted(fence, erasure, key)
-        return locked
+        return kept
 
 
 def _rows_again(shape: Shape) -> str:

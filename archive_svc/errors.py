@@ -26,6 +26,12 @@ class StorageUnavailable(OrdermeshError):
     retry_after_s = 5.0
 
 
+class LegalHold(OrdermeshError):
+    """A legal hold keeps this user or month; whoever set it has to lift it first."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.LEGAL_HOLD
+
+
 class LeaseLost(OrdermeshError):
     """Another process archives this shard by now; nothing more is done under the old lease."""
 

@@ -17,6 +17,7 @@ from archive_svc.catalog import QUERIES
 from archive_svc.columns import COPY_OPTIONS, JOURNAL, ORDERS
 from archive_svc.lifecycle import data_key
 from archive_svc.manifest import about
+from archive_svc.retention import NOT_LOCKED
 from chassis import faults
 from chassis.s3.store import PUT_BYTES_MAX
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from archive_svc.codec.writer import SegmentWriter
     from archive_svc.columns import Shape
     from archive_svc.lifecycle import Month
+    from archive_svc.retention import Retention
     from archive_svc.segment import Segment
     from archive_svc.throttle import Throttle
     from chassis.pg import Session
@@ -74,11 +76,13 @@ class Exporter:
         store: ObjectStore,
         sessions: Callable[[], AbstractAsyncContextManager[Session]],
         throttle: Throttle,
+        retention: Retention = NOT_LOCKED,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._sessions = sessions
         self._throttle = throttle
+        self._retention = retention
 
     async def export(self, month: Month, fence: int) -> None:
         """Store whatever is not catalogued yet. Idempotent; begins where an earlier one ended.
@@ -97,7 +101,7 @@ class Exporter:
         await faults.point(points.AFTER_ENCODE)
         shard = self._catalog.shard
         key = data_key(shard, month.month, shape.table, part.number, uuid4().hex)
-        stored = await store_whole(self._store, key, segment.body)
+        stored = await store_whole(self._store, key, segment.body, self._retention)
         await self._catalog.add_segment(fence, month.archive_id, part.number, stored, segment.facts)
         metrics.ROWS.labels(shard, shape.table).inc(segment.facts.rows)
         metrics.STORED_BYTES.labels(shard, shape.table).inc(segment.facts.size_bytes)
@@ -176,14 +180,15 @@ class _Blocks:
             self._encoding = None
 
 
-async def store_whole(store: ObjectStore, key: str, body: bytes) -> Stored:
-    """Store an object in one request when it is small enough, else in parts."""
+async def store_whole(store: ObjectStore, key: str, body: bytes, retention: Retention) -> Stored:
+    """Store an object in one request when it is small enough, else in parts; locked as long as that says."""
+    until = retention.until()
     if len(body) <= PUT_BYTES_MAX:
-        return await store.create(key, body, content_type=PARQUET)
+        return await store.create(key, body, content_type=PARQUET, retain_until=until)
 
     async def chunks() -> AsyncIterator[bytes]:
         step = store.settings.part_bytes
         for at in range(0, len(body), step):
             yield body[at : at + step]
 
-    return await store.upload(key, chunks, content_type=PARQUET)
+    return await store.upload(key, chunks, content_type=PARQUET, retain_until=until)

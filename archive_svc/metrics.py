@@ -19,6 +19,7 @@ _ARCHIVE_ACTION = (
     "RESTORE",
     "CHECK",
     "ERASE",
+    "SWEEP",
 )
 _ARCHIVED_TABLE = ("orders", "order_journal")
 _PARTITIONED_TABLE = ("orders", "order_journal", "outbox")

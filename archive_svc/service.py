@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from uuid import uuid5
 
 from archive_svc import wire
-from archive_svc.errors import ArchivedOrderNotFound, MonthNotFound, StorageUnavailable, UnknownShard
+from archive_svc.errors import (
+    ArchivedOrderNotFound,
+    LegalHold,
+    MonthNotFound,
+    StorageUnavailable,
+    UnknownShard,
+)
 from archive_svc.lifecycle import ripe_until
 from archive_svc.rebuild import Rebuilder
 from chassis.errors import DeadlineExceeded, InvalidField, Overloaded, ShardUnavailable
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 
     from archive_svc.archiver import Pacing
     from archive_svc.catalog import Catalog, MonthView
+    from archive_svc.holds import Holds
     from archive_svc.statement.amending import Amender
     from archive_svc.sweep import Sweeps
     from chassis import rpc
@@ -33,13 +40,14 @@ if TYPE_CHECKING:
 class ArchiveService:
     """Implements ordermesh.archive.v1.ArchiveService.
 
-    catalogs, sweeps, amenders: by shard; the last are there with an S3 alone.
+    catalogs, sweeps, holds, amenders: by shard; the last are there with an S3 alone.
     """
 
     def __init__(
         self,
         catalogs: Mapping[str, Catalog],
         sweeps: Mapping[str, Sweeps],
+        holds: Mapping[str, Holds],
         pacing: Pacing,
         objects: ObjectStore | None,
         amenders: Mapping[str, Amender],
@@ -47,6 +55,7 @@ class ArchiveService:
         self._amenders = amenders
         self._catalogs = catalogs
         self._sweeps = sweeps
+        self._holds = holds
         self._pacing = pacing
         self._objects = objects
 
@@ -98,6 +107,7 @@ class ArchiveService:
         """Note that a user is to be erased, in one shard or in all; say how far it is."""
         asked = wire.erase(request)
         found = []
+        await self._must_be_free(asked.shard, asked.user_id, call.deadline)
         for catalog in self._of(asked.shard):
             erasure_id = id_in(asked.request_id, catalog.shard)
             erasure = await catalog.until(call.deadline).want_erasure(
@@ -138,6 +148,38 @@ class ArchiveService:
             found.append(wire.swept(catalog.shard, sweep, strays))
         return pb.SweepStraysResponse(shards=found)
 
+    async def PutLegalHold(self, request: pb.PutLegalHoldRequest, call: rpc.Call) -> pb.PutLegalHoldResponse:
+        """Keep a user or a month from being deleted, on one shard or on all."""
+        asked = wire.legal_hold(request)
+        found = []
+        for holds in self._holds_of(asked.shard, call.deadline):
+            hold = await holds.put(asked.user_id, asked.month, call.subject.name, asked.reason)
+            found.append(wire.held(holds.shard, hold))
+        return pb.PutLegalHoldResponse(holds=found)
+
+    async def LiftLegalHold(
+        self, request: pb.LiftLegalHoldRequest, call: rpc.Call
+    ) -> pb.LiftLegalHoldResponse:
+        """Let a user or a month go again, on one shard or on all."""
+        asked = wire.legal_hold(request)
+        found = []
+        for holds in self._holds_of(asked.shard, call.deadline):
+            hold = await holds.lift(asked.user_id, asked.month, call.subject.name, asked.reason)
+            if hold is not None:
+                found.append(wire.held(holds.shard, hold))
+        return pb.LiftLegalHoldResponse(holds=found)
+
+    async def ListLegalHolds(
+        self, request: pb.ListLegalHoldsRequest, call: rpc.Call
+    ) -> pb.ListLegalHoldsResponse:
+        """Say what is kept, and what was."""
+        found = [
+            wire.held(holds.shard, hold)
+            for holds in self._holds_of(request.shard, call.deadline)
+            for hold in await holds.listed()
+        ]
+        return pb.ListLegalHoldsResponse(holds=found)
+
     async def RebuildCatalog(
         self, request: pb.RebuildCatalogRequest, call: rpc.Call
     ) -> pb.RebuildCatalogResponse:
@@ -165,6 +207,16 @@ class ArchiveService:
         for catalog in self._of(request.shard):
             await catalog.until(call.deadline).halt(request.halted, call.subject.name, request.reason)
         return pb.HaltArchiveResponse()
+
+    async def _must_be_free(self, shard: str, user_id: str, deadline: float) -> None:
+        """See that no shard has a legal hold of a user, before anything begins. Raises: LegalHold."""
+        for catalog in self._of(shard):
+            if held := await catalog.until(deadline).legal_hold(user_id=user_id):
+                raise LegalHold(shard=catalog.shard, hold=held)
+
+    def _holds_of(self, shard: str, deadline: float) -> list[Holds]:
+        """The legal holds of one shard, or of all. Raises: UnknownShard."""
+        return [self._holds[catalog.shard].until(deadline) for catalog in self._of(shard)]
 
     async def _listed(self, shard: str, deadline: float) -> pb.ListMonthsResponse.Shard | None:
         """One shard's months; None when it does not answer."""

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, model_validator
 from archive_svc.archiver import Pacing
 from archive_svc.domain import Ahead
 from archive_svc.lifecycle import State
+from archive_svc.retention import Retention
 from archive_svc.statement.settings import MailSettings, StatementSettings
 from archive_svc.sweep import Sweeping
 from chassis.s3.settings import MIB, S3Settings
@@ -59,6 +60,16 @@ class ArchiveSettings(PagingSettings):
     )
     check_every_days: float = Field(
         365.0, gt=0, le=3650, description="A segment is read back once more after so many days, for ever."
+    )
+    archive_retain_days: float | None = Field(
+        None,
+        gt=0,
+        le=36_500,
+        description="How long segments and manifests are locked in S3 once stored; needs its `object_lock`. "
+        "null for not at all.",
+    )
+    erase_bypasses_lock: bool = Field(
+        False, description="Whether erasing a user deletes locked objects too; the S3 user needs the right."
     )
     sweep_every_days: float | None = Field(
         1.0, gt=0, le=365, description="How often strays in S3 are looked for; null for only when asked."
@@ -121,6 +132,17 @@ class ArchiveSettings(PagingSettings):
             enough_for=timedelta(days=self.check_every_days),
             part_bytes=self.part_bytes,
         )
+
+    @model_validator(mode="after")
+    def _can_lock(self) -> Self:
+        if self.archive_retain_days is not None and not (self.s3 and self.s3.object_lock):
+            raise ValueError("archive_retain_days: needs an s3 with object_lock")
+        return self
+
+    def retention(self) -> Retention:
+        """How long what is archived is locked."""
+        days = self.archive_retain_days
+        return Retention(None if days is None else timedelta(days=days), self.erase_bypasses_lock)
 
     def sweeping(self) -> Sweeping:
         """When strays are looked for, and what is one."""

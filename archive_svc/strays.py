@@ -62,12 +62,14 @@ class Known:
     """What the shard knows of a month.
 
     is_asked: whether the catalog has a row of it. is_here: whether its tables hang on their parents.
+    is_held:  whether a legal hold keeps all of it.
     """
 
     month: str
     manifest_key: str
     is_asked: bool
     is_here: bool
+    is_held: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,8 @@ class Sweeper:
             await self._end(fence, sweep, refused)
             return True
         ours = [each for found in page.objects if (each := named(place, found)) is not None]
-        strays = await self._strays(ours, manifests, standing, at)
+        free = [each for each in ours if not (each.month in months and months[each.month].is_held)]
+        strays = await self._strays(free, manifests, standing, at)
         noted = await self._sweeps.note(fence, sweep, strays) if strays else []
         deleted = await self._delete(fence, sweep, noted) if sweep.deletes else 0
         where = (sweep.place, page.objects[-1].key) if page.more else (sweep.place + 1, "")

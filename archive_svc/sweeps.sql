@@ -20,11 +20,12 @@ ON CONFLICT (sweep_id) DO NOTHING;
 SELECT * FROM ordermesh.archive_sweeps WHERE ended_at IS NULL ORDER BY created_at, sweep_id LIMIT 1;
 
 -- name: known_months
--- What the shard knows of months: those that hang on its tables, and those that were ever asked for.
-WITH here AS (SELECT (begins_at AT TIME ZONE 'UTC')::date AS month FROM ordermesh.months_here())
+-- What the shard knows of months: those that hang on its tables, were ever asked for, or are below a legal hold.
+WITH here AS (SELECT (begins_at AT TIME ZONE 'UTC')::date AS month FROM ordermesh.months_here()),
+held AS (SELECT month FROM ordermesh.archive_legal_holds WHERE month IS NOT NULL AND lifted_at IS NULL)
 SELECT to_char(month, 'YYYY-MM') AS month, coalesce(m.manifest_key, '') AS manifest_key, m.month IS NOT NULL AS is_asked,
-       h.month IS NOT NULL AS is_here
-  FROM here h FULL JOIN ordermesh.archive_months m USING (month);
+       h.month IS NOT NULL AS is_here, l.month IS NOT NULL AS is_held
+  FROM here h FULL JOIN ordermesh.archive_months m USING (month) FULL JOIN held l USING (month);
 
 -- name: not_catalogued
 -- Those of these objects that nothing here names. $1: keys; $2: the statements whose files they are, NULL for others.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from archive_svc.catalog import Control, Erasure, MonthView
+    from archive_svc.holds import Hold
     from archive_svc.sweep import Stray, Sweep, Totals
 
 REASON_CHARS_MAX = 512
@@ -111,6 +112,8 @@ def month(name: str, view: MonthView) -> pb.Month:
         reason=view.reason,
         verify_time=_time(view.verified_at),
         due_count=view.due,
+        lock_time=_time(view.locked_until),
+        legal_hold=view.legal_hold,
     )
 
 
@@ -174,6 +177,48 @@ def amend(request: pb.AmendOrderRequest) -> Amend:
     if wrong or request_id is None or order_id is None:
         raise InvalidField(*wrong)
     return Amend(request_id, request.user_id, order_id, request.note, request.reason, changes)
+
+
+class Keeping(NamedTuple):
+    """A checked wish to keep a user or a month, or to let it go; one of them is None."""
+
+    shard: str
+    user_id: str | None
+    month: date | None
+    reason: str
+
+
+def legal_hold(request: pb.PutLegalHoldRequest | pb.LiftLegalHoldRequest) -> Keeping:
+    """Check whom or what a legal hold is of.
+
+    Raises: InvalidField with every wrong field.
+    """
+    wrong = [*why(request.reason)]
+    user_id, month = request.user_id or None, parsed_month(request.month)
+    if bool(request.user_id) == bool(request.month):
+        wrong.append(Violation("user_id", "must be given, or a month, and not both"))
+    if user_id is not None and not USER_ID_PATTERN.fullmatch(user_id):
+        wrong.append(Violation("user_id", "must be a user id"))
+    if request.month and month is None:
+        wrong.append(Violation("month", "must be a month such as 2023-08"))
+    if wrong:
+        raise InvalidField(*wrong)
+    return Keeping(request.shard, user_id, month, request.reason)
+
+
+def held(shard: str, hold: Hold) -> pb.LegalHold:
+    """A legal hold."""
+    return pb.LegalHold(
+        shard=shard,
+        user_id=hold.user_id or "",
+        month=f"{hold.month:%Y-%m}" if hold.month else "",
+        actor=hold.actor,
+        reason=hold.reason,
+        create_time=_time(hold.created_at),
+        lift_actor=hold.lifted_by,
+        lift_reason=hold.lift_reason,
+        lift_time=_time(hold.lifted_at),
+    )
 
 
 class Sweeping(NamedTuple):

@@ -75,6 +75,7 @@ class Reason(StrEnum):
     STATEMENT_LIMIT = "STATEMENT_LIMIT"
     STATEMENT_INCOMPLETE = "STATEMENT_INCOMPLETE"
     MAIL_NOT_DEAD = "MAIL_NOT_DEAD"
+    LEGAL_HOLD = "LEGAL_HOLD"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,10 @@ from archive_svc.columns import COPY_BACK_OPTIONS, JOURNAL, ORDERS, Shape
 from archive_svc.detach import Detacher
 from archive_svc.erase import Eraser
 from archive_svc.export import SESSION, Exporter
+from archive_svc.holds import Holds
 from archive_svc.lifecycle import Month, State
 from archive_svc.restore import Restorer
+from archive_svc.retention import NOT_LOCKED, Retention
 from archive_svc.sweep import Sweeper, Sweeping, Sweeps
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
@@ -74,6 +76,7 @@ class Archive:
     verifier: Verifier
     archiver: Archiver
     sweeps: Sweeps
+    holds: Holds
 
     async def rows(self, sql: str, *args: object) -> list[asyncpg.Record]:
         return await self.shard.fetch(sql, *args)
@@ -120,7 +123,13 @@ class Archive:
 
 @asynccontextmanager
 async def opened(
-    database: Database, place: Place, *, bucket: str = "", pacing: Pacing = PACING, **changes: Any
+    database: Database,
+    place: Place,
+    *,
+    bucket: str = "",
+    pacing: Pacing = PACING,
+    retention: Retention = NOT_LOCKED,
+    **changes: Any,
 ) -> AsyncIterator[Archive]:
     """A prepared shard of a fresh database, with August and September 2023 and everything searchable."""
     await prepare(database.dsn)
@@ -132,12 +141,19 @@ async def opened(
                 "SELECT ordermesh.ensure_month($1)", datetime(*month.timetuple()[:3], tzinfo=UTC)
             )
         await searchable(shard)
-        store = await stack.enter_async_context(place.store(bucket))
-        await store.make_bucket()
-        yield archive_of(database, shard, store, replace(pacing, **changes))
+        locks = retention.keeps is not None
+        store = await stack.enter_async_context(place.store(bucket, object_lock=locks))
+        await store.make_bucket(locks=locks)
+        yield archive_of(database, shard, store, replace(pacing, **changes), retention)
 
 
-def archive_of(database: Database, shard: pg.Database, store: ObjectStore, pacing: Pacing) -> Archive:
+def archive_of(
+    database: Database,
+    shard: pg.Database,
+    store: ObjectStore,
+    pacing: Pacing,
+    retention: Retention = NOT_LOCKED,
+) -> Archive:
     """Who archives a shard that is there already."""
     catalog, sweeps = Catalog("s1", shard), Sweeps("s1", shard)
     throttle = Throttle(1e9, SYSTEM_CLOCK)
@@ -153,18 +169,19 @@ def archive_of(database: Database, shard: pg.Database, store: ObjectStore, pacin
     archiver = Archiver(
         catalog,
         store,
-        Exporter(catalog, store, exporting, throttle),
+        Exporter(catalog, store, exporting, throttle, retention),
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
-        Eraser(catalog, store, verifier, sessions),
+        Eraser(catalog, store, verifier, sessions, retention),
         Sweeper(sweeps, store, throttle, SWEEPING),
         pacing,
         SYSTEM_CLOCK,
         lambda: 0.0,
         holder="a test",
+        retention=retention,
     )
-    return Archive(database, shard, catalog, store, verifier, archiver, sweeps)
+    return Archive(database, shard, catalog, store, verifier, archiver, sweeps, Holds("s1", shard))
 
 
 async def searchable(shard: pg.Database) -> None:

@@ -339,6 +339,9 @@ class InProcessS3:
             "Content-Type": asked.query.get("response-content-type", found.content_type),
             **{f"x-amz-meta-{name}": value for name, value in found.metadata.items()},
         }
+        if found.retain_until:
+            headers["x-amz-object-lock-mode"] = "GOVERNANCE"
+            headers["x-amz-object-lock-retain-until-date"] = _iso(found.retain_until)
         if asked.headers.get("x-amz-checksum-mode") == "ENABLED":
             headers |= found.checksums
         if "response-content-disposition" in asked.query:
@@ -364,7 +367,8 @@ class InProcessS3:
         if bucket.versions and not wanted:
             raise Refusal(501, "NotImplemented", "a delete marker is nothing that the port makes")
         gone = [it for it in versions if it.version_id == wanted] if wanted else versions
-        if any(it.retain_until and it.retain_until > datetime.now(UTC) for it in gone):
+        is_bypassed = asked.headers.get("x-amz-bypass-governance-retention", "").lower() == "true"
+        if not is_bypassed and any(it.retain_until and it.retain_until > datetime.now(UTC) for it in gone):
             raise Refusal(403, "AccessDenied")
         left = [it for it in versions if it not in gone]
         bucket.objects.pop(asked.key, None)

@@ -27,6 +27,7 @@ class Stored:
     crc32:      of the whole object, in hex, when it was written in parts; else empty.
     write:      token of the write that made it in parts; else empty.
     stored_at:  aware; seconds.
+    locked_until: until then nobody deletes it without bypassing its lock; None when it has none.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Stored:
     crc32: str = ""
     write: str = ""
     stored_at: datetime | None = None
+    locked_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def stored(key: str, answer: Mapping[str, Any]) -> Stored:
         crc32=_hex(answer.get("ChecksumCRC32")) if answer.get("ChecksumType") == "FULL_OBJECT" else "",
         write=metadata.get(WRITE, ""),
         stored_at=utc(answer["LastModified"]),
+        locked_until=utc(until) if (until := answer.get("ObjectLockRetainUntilDate")) else None,
     )
 
 

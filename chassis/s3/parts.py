@@ -22,6 +22,7 @@ from chassis.s3.objects import WRITE, Stored, base64_of, unquoted, version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from datetime import datetime
 
     from chassis.s3.calls import Calls
     from chassis.s3.settings import S3Settings
@@ -74,11 +75,13 @@ class Parts:
         self._store = store
         self._aborts: set[asyncio.Task[None]] = set()
 
-    async def upload(self, key: str, open_body: OpenBody, *, content_type: str) -> Stored:
+    async def upload(
+        self, key: str, open_body: OpenBody, *, content_type: str, retain_until: datetime | None
+    ) -> Stored:
         """See ObjectStore.upload."""
         for _ in range(RESTARTS_MAX + 1):
             try:
-                return await self._from_the_start(key, open_body, content_type)
+                return await self._from_the_start(key, open_body, content_type, retain_until)
             except Interfered:
                 log.warning("s3_upload_restarted", key=key)
         raise S3Unavailable(f"{key}: other requests came between, {RESTARTS_MAX + 1} times", doubtful=False)
@@ -97,13 +100,18 @@ class Parts:
         if self._aborts:
             await asyncio.wait(self._aborts, timeout=ABORT_S_MAX)
 
-    async def _from_the_start(self, key: str, open_body: OpenBody, content_type: str) -> Stored:
+    async def _from_the_start(
+        self, key: str, open_body: OpenBody, content_type: str, retain_until: datetime | None
+    ) -> Stored:
         async with aclosing(_regrouped(open_body(), self._settings.part_bytes)) as parts:
             first = await anext(parts, b"")
             if len(first) < self._settings.part_bytes:
-                return await self._store.create(key, first, content_type=content_type)
+                return await self._store.create(
+                    key, first, content_type=content_type, retain_until=retain_until
+                )
             write = uuid4().hex
-            upload_id = await self._begin(key, write, content_type)
+            options = self._store.write_options(content_type, retain_until)
+            upload_id = await self._begin(key, write, options)
             try:
                 sums = _Sums()
                 sent = [await self._send(key, upload_id, 1, first, sums)]
@@ -111,12 +119,13 @@ class Parts:
                 async for part in parts:
                     sent.append(await self._send(key, upload_id, len(sent) + 1, part, sums))
                 await faults.point(BEFORE_COMPLETE)
-                return await self._complete(key, upload_id, write, sent, sums)
+                made = await self._complete(key, upload_id, write, sent, sums)
+                return replace(made, locked_until=options.get("ObjectLockRetainUntilDate"))
             except BaseException:
                 await self._give_up(key, upload_id)
                 raise
 
-    async def _begin(self, key: str, write: str, content_type: str) -> str:
+    async def _begin(self, key: str, write: str, options: dict[str, Any]) -> str:
         async def attempt(_: S3Error | None) -> str:
             answer = await self._client.create_multipart_upload(
                 Bucket=self._settings.bucket,
@@ -124,7 +133,7 @@ class Parts:
                 ChecksumAlgorithm="CRC32",
                 ChecksumType="FULL_OBJECT",
                 Metadata={WRITE: write},
-                **self._store.write_options(content_type),
+                **options,
             )
             return str(answer["UploadId"])
 

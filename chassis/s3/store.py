@@ -145,17 +145,25 @@ class ObjectStore:
         except (ObjectExists, ObjectNotFound):
             raise ObjectChanged(meant.key) from None
 
-    async def upload(self, key: str, open_body: OpenBody, *, content_type: str = BINARY) -> Stored:
+    async def upload(
+        self,
+        key: str,
+        open_body: OpenBody,
+        *,
+        content_type: str = BINARY,
+        retain_until: datetime | None = None,
+    ) -> Stored:
         """Store what is too large for one request, in parts, holding one part in memory.
 
         open_body: gives the body's chunks from the start, each time it is called; a part is repeated from
                    memory, the whole only when S3 says that somebody else interfered.
+        retain_until: as of `create`.
 
         As `create`, but not idempotent: another upload of the same bytes is ObjectExists. When it fails or is
         cancelled, the parts are removed; those of a killed process are found with `uploads`.
         Raises: ObjectExists, ObjectDamaged; whatever open_body raises.
         """
-        return await self._parts.upload(key, open_body, content_type=content_type)
+        return await self._parts.upload(key, open_body, content_type=content_type, retain_until=retain_until)
 
     async def head(self, key: str, *, version_id: str = "") -> Stored:
         """What is there now, or what this version is.
@@ -212,13 +220,19 @@ class ObjectStore:
 
         return await self._calls.make("list", prefix, attempt)
 
-    async def delete(self, meant: Stored) -> None:
+    async def delete(self, meant: Stored, *, bypass_lock: bool = False) -> None:
         """Remove exactly this object; where there are versions, this version for good.
+
+        bypass_lock: also when it is locked, for who may (s3:BypassGovernanceRetention).
 
         Idempotent: one that is gone is a success. If cancelled here: it may be gone.
         Raises: ObjectChanged when another object has the key; ObjectLocked.
         """
-        which = {"VersionId": meant.version_id} if meant.version_id else {"IfMatch": quoted(meant.etag)}
+        which: dict[str, Any] = (
+            {"VersionId": meant.version_id} if meant.version_id else {"IfMatch": quoted(meant.etag)}
+        )
+        if bypass_lock:
+            which["BypassGovernanceRetention"] = True
 
         async def attempt(_: S3Error | None) -> None:
             there = await self.look(meant.key, meant.version_id)
@@ -335,7 +349,14 @@ class ObjectStore:
             answer = await self._client.put_object(**request, Body=io.BytesIO(body))
             await faults.point(AFTER_PUT)
             BYTES.labels("sent").inc(len(body))
-            return Stored(key, len(body), unquoted(answer["ETag"]), version(answer), sha256, stored_at=None)
+            return Stored(
+                key,
+                len(body),
+                unquoted(answer["ETag"]),
+                version(answer),
+                sha256,
+                locked_until=request.get("ObjectLockRetainUntilDate"),
+            )
 
         try:
             return await self._calls.make("put", key, attempt, size_bytes=len(body))

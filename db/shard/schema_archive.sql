@@ -94,11 +94,13 @@ CREATE TABLE archive_segments (
     seen_at       timestamptz,
     restored_at   timestamptz,
     check_from    timestamptz,
+    locked_until  timestamptz,
     PRIMARY KEY (archive_id, part, of_table),
     FOREIGN KEY (archive_id, part) REFERENCES archive_parts ON UPDATE CASCADE ON DELETE CASCADE
 );
 COMMENT ON TABLE archive_segments IS 'The object in S3 that holds one part of one table; facts: what proves it, and where in it each user is.';
 COMMENT ON COLUMN archive_segments.seen_at IS 'When it was last seen in S3 as it was written; verified_at: when every byte was last read and compared.';
+COMMENT ON COLUMN archive_segments.locked_until IS 'Until when S3 deletes the object for nobody who does not bypass its lock.';
 COMMENT ON COLUMN archive_segments.check_from IS 'From when on it is read and compared once more; set by the last time, or by a person.';
 
 -- Below this instant no list is answered from here: those months are served from their copies. '-infinity' when there is none.
@@ -413,6 +415,7 @@ BEGIN
     SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'GRACE' AND quarantined = '' FOR UPDATE;
     IF NOT FOUND OR m.reach <> 'DROPPED' THEN RETURN ARRAY['FENCED']; END IF;
     IF clock_timestamp() < m.drop_from THEN RETURN ARRAY['TOO_EARLY']; END IF;
+    IF ordermesh.legal_hold(p_month, NULL) IS NOT NULL THEN RETURN ARRAY[ordermesh.legal_hold(p_month, NULL)]; END IF;
     IF EXISTS (SELECT FROM pg_inherits WHERE inhrelid IN (m.orders_oid, m.journal_oid)) THEN RETURN ARRAY['ATTACHED']; END IF;
     IF EXISTS (SELECT FROM ordermesh.archive_parts p LEFT JOIN ordermesh.archive_segments s USING (archive_id, part)
                 WHERE p.archive_id = m.archive_id

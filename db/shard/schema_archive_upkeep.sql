@@ -100,7 +100,7 @@ BEGIN
 END $$;
 
 -- Lets a segment without a user's rows take the place of the one with them. The rows that went stand in the temporary table gone, so
--- that the month's count and hash, which are sums, lose exactly them. Returns whether this was done.
+-- that the month's count and hash, which are sums, lose exactly them. Returns whether this was done; NULL below a legal hold.
 CREATE FUNCTION ordermesh.swap_segment(p_fence bigint, p_erasure uuid, p_archive_id uuid, p_part int, p_table text, p_old_key text,
                                        p_key text, p_version text, p_etag text, p_size bigint, p_sha256 text, p_rows bigint,
                                        p_facts jsonb) RETURNS boolean
@@ -113,6 +113,10 @@ BEGIN
     IF NOT FOUND THEN RETURN false; END IF;
     PERFORM FROM ordermesh.archive_months WHERE archive_id = p_archive_id AND state = 'DROPPED' AND quarantined = '' FOR UPDATE;
     IF NOT FOUND THEN RETURN false; END IF;
+    IF ordermesh.legal_hold((SELECT month FROM ordermesh.archive_months WHERE archive_id = p_archive_id),
+                            (SELECT user_id FROM ordermesh.archive_erasures WHERE erasure_id = p_erasure)) IS NOT NULL THEN
+        RETURN NULL;
+    END IF;
     SELECT * INTO old FROM ordermesh.archive_segments
      WHERE archive_id = p_archive_id AND part = p_part AND of_table = p_table AND key = p_old_key FOR UPDATE;
     IF NOT FOUND THEN RETURN false; END IF;

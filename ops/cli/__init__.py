@@ -52,8 +52,8 @@ COMMANDS = (
     Entry(
         "Operations",
         "archive",
-        "ops.cli.archive:app",
-        "plan, run, status, verify, thaw, restore, erase, amend, sweep, rebuild-catalog, halt, resume.",
+        "ops.cli.archive_holds:app",
+        "plan, run, status, verify, restore, erase, amend, sweep, hold, rebuild-catalog, halt and more.",
     ),
     Entry("Operations", "recovery", "ops.cli.recovery:app", "status, hanging, probe, pause, resume."),
     Entry("Operations", "upstream", "ops.cli.upstream:app", "Simulated upstreams: break, heal, ledger."),

@@ -35,7 +35,7 @@ _MIB = 1024**2
 _STATES = {number: name.lower() for name, number in Month.State.items()}
 
 app = typer.Typer(
-    help="plan, run, status, verify, thaw, restore, erase, amend, sweep, rebuild-catalog, halt, resume.",
+    help="plan, run, status, verify, restore, erase, amend, sweep, hold, rebuild-catalog, halt and more.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -529,13 +529,20 @@ def _table(months: Sequence[Month]) -> Table:
                 _STATES[each.reach] if each.reach else "",
                 f"{each.order_count:,}",
                 _mib(each.table_bytes) if each.table_bytes else "",
-                _mib(each.stored_bytes) if each.stored_bytes else "",
+                _stored(each),
                 f"{each.verified_count}/{each.stored_count}/{2 * each.part_count}" if each.part_count else "",
-                each.quarantined or each.note,
+                each.quarantined or each.legal_hold or each.note,
             )
             for each in months
         ],
     )
+
+
+def _stored(each: Month) -> str:
+    if not each.stored_bytes:
+        return ""
+    lock = f", locked until {each.lock_time.ToDatetime():%Y-%m-%d}" if each.HasField("lock_time") else ""
+    return _mib(each.stored_bytes) + lock
 
 
 def _mib(size_bytes: float) -> str:

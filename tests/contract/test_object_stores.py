@@ -195,6 +195,23 @@ async def test_a_locked_object_is_not_deleted(place: Place):
         assert await store.read(locked) == b"kept"
 
 
+async def test_a_lock_is_told_and_gives_way_only_to_who_bypasses_it(place: Place):
+    until = (datetime.now(UTC) + timedelta(days=1)).replace(microsecond=0)
+    async with place.store(object_lock=True) as store:
+        await store.make_bucket(locks=True)
+        small = await store.create(KEY, b"kept", retain_until=until)
+        large = await store.upload("large", opened(body_of(6 * 1024 * 1024)), retain_until=until)
+        for locked in (small, large):
+            there = await store.head(locked.key)
+            assert (locked.locked_until, there.locked_until) == (until, until)
+            with pytest.raises(ObjectLocked):
+                await store.delete(there)
+            await store.delete(there, bypass_lock=True)
+            with pytest.raises(ObjectNotFound):
+                await store.head(locked.key)
+        assert (await store.head((await store.create("free", b"not kept")).key)).locked_until is None
+
+
 async def test_a_list_comes_by_key_in_bounded_pages(store: ObjectStore):
     keys = [f"month={month:02}/part-{part}" for month in (10, 9, 11) for part in (2, 0, 1)]
     made = {key: await store.create(key, key.encode()) for key in keys}
@@ -299,8 +316,8 @@ async def test_a_cancelled_upload_leaves_nothing(store: ObjectStore):
 
 
 async def test_what_a_killed_process_began_is_found_and_removed(store: ObjectStore):
-    await store._parts._begin("month=1/a", "nobody", "text/csv")
-    await store._parts._begin("month=2/b", "nobody", "text/csv")
+    await store._parts._begin("month=1/a", "nobody", store.write_options("text/csv"))
+    await store._parts._begin("month=2/b", "nobody", store.write_options("text/csv"))
     assert {upload.key for upload in (await store.uploads("")).uploads} == {"month=1/a", "month=2/b"}
     (left,) = (await store.uploads("month=1/")).uploads
     assert abs(left.begun_at - datetime.now(UTC)) < timedelta(minutes=1)

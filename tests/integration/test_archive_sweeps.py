@@ -246,3 +246,14 @@ async def test_a_walk_begins_by_itself_when_it_is_time_and_not_before(archive: A
     )
     assert await archive.archiver.once(await archive.fence())
     assert await archive.value("SELECT count(*) FROM ordermesh.archive_sweeps") == 2
+
+
+async def test_a_walk_that_s3_refuses_goes_on_at_the_next_look(archive: Archive, server: InProcessS3) -> None:
+    wanted = await archive.sweeps.want(uuid4(), "a test", "to see", deletes=False)
+    fence = await archive.fence()
+    server.fail("ListObjectsV2", 403, "AccessDenied")
+    assert not await archive.archiver.once(fence)
+    while await archive.archiver.once(fence):
+        pass
+    over = await archive.sweeps.want(wanted.sweep_id, "a test", "to see", deletes=False)
+    assert (over.ended_at is not None, over.refusal) == (True, "")

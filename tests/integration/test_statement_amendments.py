@@ -48,7 +48,14 @@ def service(archive: Archive) -> ArchiveService:
     settings = pg.PgSettings(dsn=archive.database.dsn, session=SESSION)
     sessions = partial(pg.open_session, settings, name="amender")
     amenders = {"s1": Amender("s1", sessions, Fetcher(archive.store))}
-    return ArchiveService({"s1": archive.catalog}, {"s1": archive.sweeps}, PACING, archive.store, amenders)
+    return ArchiveService(
+        {"s1": archive.catalog},
+        {"s1": archive.sweeps},
+        {"s1": archive.holds},
+        PACING,
+        archive.store,
+        amenders,
+    )
 
 
 def wish(row: Row, **fields: Any) -> pb.AmendOrderRequest:

@@ -114,6 +114,8 @@ class Month(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     VERIFY_TIME_FIELD_NUMBER: _builtins.int
     DUE_COUNT_FIELD_NUMBER: _builtins.int
+    LOCK_TIME_FIELD_NUMBER: _builtins.int
+    LEGAL_HOLD_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard."""
     month: _builtins.str
@@ -146,6 +148,8 @@ class Month(_message.Message):
     """Why."""
     due_count: _builtins.int
     """Segments that wait to be read back once more."""
+    legal_hold: _builtins.str
+    """Why it may not be given up; empty when it may."""
     @_builtins.property
     def blockers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What keeps it from being frozen, such as UNSETTLED_ORDERS; only of months that are in the shard."""
@@ -165,6 +169,10 @@ class Month(_message.Message):
     @_builtins.property
     def verify_time(self) -> _timestamp_pb2.Timestamp:
         """Since then every segment was read back."""
+
+    @_builtins.property
+    def lock_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when S3 keeps some of its segments locked; unset when none is."""
 
     def __init__(
         self,
@@ -190,10 +198,12 @@ class Month(_message.Message):
         reason: _builtins.str = ...,
         verify_time: _timestamp_pb2.Timestamp | None = ...,
         due_count: _builtins.int = ...,
+        lock_time: _timestamp_pb2.Timestamp | None = ...,
+        legal_hold: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "verify_time", b"verify_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "lock_time", b"lock_time", "verify_time", b"verify_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "blockers", b"blockers", "commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "due_count", b"due_count", "month", b"month", "note", b"note", "order_count", b"order_count", "part_count", b"part_count", "quarantined", b"quarantined", "reach", b"reach", "reason", b"reason", "restored_count", b"restored_count", "shard", b"shard", "state", b"state", "stored_bytes", b"stored_bytes", "stored_count", b"stored_count", "table_bytes", b"table_bytes", "verified_count", b"verified_count", "verify_time", b"verify_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "blockers", b"blockers", "commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "due_count", b"due_count", "legal_hold", b"legal_hold", "lock_time", b"lock_time", "month", b"month", "note", b"note", "order_count", b"order_count", "part_count", b"part_count", "quarantined", b"quarantined", "reach", b"reach", "reason", b"reason", "restored_count", b"restored_count", "shard", b"shard", "state", b"state", "stored_bytes", b"stored_bytes", "stored_count", b"stored_count", "table_bytes", b"table_bytes", "verified_count", b"verified_count", "verify_time", b"verify_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -607,6 +617,226 @@ class AmendOrderResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AmendOrderResponse: _TypeAlias = AmendOrderResponse  # noqa: Y015
+
+@_typing.final
+class LegalHold(_message.Message):
+    """Keeps a user or a month from being deleted, of one shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LIFT_ACTOR_FIELD_NUMBER: _builtins.int
+    LIFT_REASON_FIELD_NUMBER: _builtins.int
+    LIFT_TIME_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """The shard."""
+    user_id: _builtins.str
+    """Who is kept; empty when a month is."""
+    month: _builtins.str
+    """The month that is kept, `2023-08`; empty when a user is."""
+    actor: _builtins.str
+    """Who put it."""
+    reason: _builtins.str
+    """Why."""
+    lift_actor: _builtins.str
+    """Who lifted it; empty while it keeps something."""
+    lift_reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def lift_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        month: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        lift_actor: _builtins.str = ...,
+        lift_reason: _builtins.str = ...,
+        lift_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "lift_time", b"lift_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "lift_actor", b"lift_actor", "lift_reason", b"lift_reason", "lift_time", b"lift_time", "month", b"month", "reason", b"reason", "shard", b"shard", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LegalHold: _TypeAlias = LegalHold  # noqa: Y015
+
+@_typing.final
+class PutLegalHoldRequest(_message.Message):
+    """Asks for a user or a month to be kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """On this shard only; empty for all."""
+    user_id: _builtins.str
+    """Who is kept; this or a month."""
+    month: _builtins.str
+    """The month that is kept, `2023-08`."""
+    reason: _builtins.str
+    """Why, 1 to 512 characters."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        month: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "reason", b"reason", "shard", b"shard", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutLegalHoldRequest: _TypeAlias = PutLegalHoldRequest  # noqa: Y015
+
+@_typing.final
+class PutLegalHoldResponse(_message.Message):
+    """What keeps it now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___LegalHold]:
+        """One for each shard."""
+
+    def __init__(
+        self,
+        *,
+        holds: _abc.Iterable[Global___LegalHold] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holds", b"holds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutLegalHoldResponse: _TypeAlias = PutLegalHoldResponse  # noqa: Y015
+
+@_typing.final
+class LiftLegalHoldRequest(_message.Message):
+    """Asks for a user or a month to be let go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """On this shard only; empty for all."""
+    user_id: _builtins.str
+    """Who is kept; this or a month."""
+    month: _builtins.str
+    """The month that is kept, `2023-08`."""
+    reason: _builtins.str
+    """Why, 1 to 512 characters."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        month: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "reason", b"reason", "shard", b"shard", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiftLegalHoldRequest: _TypeAlias = LiftLegalHoldRequest  # noqa: Y015
+
+@_typing.final
+class LiftLegalHoldResponse(_message.Message):
+    """What was lifted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___LegalHold]:
+        """One for each shard that kept it."""
+
+    def __init__(
+        self,
+        *,
+        holds: _abc.Iterable[Global___LegalHold] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holds", b"holds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LiftLegalHoldResponse: _TypeAlias = LiftLegalHoldResponse  # noqa: Y015
+
+@_typing.final
+class ListLegalHoldsRequest(_message.Message):
+    """Asks for what is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """On this shard only; empty for all."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLegalHoldsRequest: _TypeAlias = ListLegalHoldsRequest  # noqa: Y015
+
+@_typing.final
+class ListLegalHoldsResponse(_message.Message):
+    """What is kept, and what was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___LegalHold]:
+        """Of each shard, at most 1,000: those that keep something first."""
+
+    def __init__(
+        self,
+        *,
+        holds: _abc.Iterable[Global___LegalHold] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holds", b"holds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLegalHoldsResponse: _TypeAlias = ListLegalHoldsResponse  # noqa: Y015
 
 @_typing.final
 class SweepStraysRequest(_message.Message):

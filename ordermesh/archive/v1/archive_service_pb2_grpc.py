@@ -68,6 +68,21 @@ class ArchiveServiceStub:
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysRequest.SerializeToString,
                 response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysResponse.FromString,
                 _registered_method=True)
+        self.PutLegalHold = channel.unary_unary(
+                '/ordermesh.archive.v1.ArchiveService/PutLegalHold',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.PutLegalHoldRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.PutLegalHoldResponse.FromString,
+                _registered_method=True)
+        self.LiftLegalHold = channel.unary_unary(
+                '/ordermesh.archive.v1.ArchiveService/LiftLegalHold',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.LiftLegalHoldRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.LiftLegalHoldResponse.FromString,
+                _registered_method=True)
+        self.ListLegalHolds = channel.unary_unary(
+                '/ordermesh.archive.v1.ArchiveService/ListLegalHolds',
+                request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.ListLegalHoldsRequest.SerializeToString,
+                response_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.ListLegalHoldsResponse.FromString,
+                _registered_method=True)
         self.RebuildCatalog = channel.unary_unary(
                 '/ordermesh.archive.v1.ArchiveService/RebuildCatalog',
                 request_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.RebuildCatalogRequest.SerializeToString,
@@ -119,7 +134,7 @@ class ArchiveServiceServicer:
     def EraseUser(self, request, context):
         """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
 
-        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
+        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
         SHARD_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -142,6 +157,34 @@ class ArchiveServiceServicer:
 
         The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE
         or STORAGE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutLegalHold(self, request, context):
+        """Keeps a user or a month: the user is not erased, the month's tables and objects are not given up, until it is lifted. A
+        user's hold keeps no month's tables, whose copies have every row.
+
+        One that is kept stays so. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or SHARD_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LiftLegalHold(self, request, context):
+        """Lets a user or a month go again; who put it, who lifted it, and why, stays.
+
+        For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or SHARD_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLegalHolds(self, request, context):
+        """Says who and what is kept, and what was.
+
+        For operators. Refuses with UNKNOWN_SHARD or SHARD_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +240,21 @@ def add_ArchiveServiceServicer_to_server(servicer, server):
                     servicer.SweepStrays,
                     request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysRequest.FromString,
                     response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysResponse.SerializeToString,
+            ),
+            'PutLegalHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutLegalHold,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.PutLegalHoldRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.PutLegalHoldResponse.SerializeToString,
+            ),
+            'LiftLegalHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.LiftLegalHold,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.LiftLegalHoldRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.LiftLegalHoldResponse.SerializeToString,
+            ),
+            'ListLegalHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLegalHolds,
+                    request_deserializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.ListLegalHoldsRequest.FromString,
+                    response_serializer=ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.ListLegalHoldsResponse.SerializeToString,
             ),
             'RebuildCatalog': grpc.unary_unary_rpc_method_handler(
                     servicer.RebuildCatalog,
@@ -375,6 +433,87 @@ class ArchiveService:
             '/ordermesh.archive.v1.ArchiveService/SweepStrays',
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysRequest.SerializeToString,
             ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.SweepStraysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutLegalHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.ArchiveService/PutLegalHold',
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.PutLegalHoldRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.PutLegalHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LiftLegalHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.ArchiveService/LiftLegalHold',
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.LiftLegalHoldRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.LiftLegalHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLegalHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ordermesh.archive.v1.ArchiveService/ListLegalHolds',
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.ListLegalHoldsRequest.SerializeToString,
+            ordermesh_dot_archive_dot_v1_dot_archive__service__pb2.ListLegalHoldsResponse.FromString,
             options,
             channel_credentials,
             insecure,

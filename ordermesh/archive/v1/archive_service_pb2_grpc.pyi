@@ -57,7 +57,7 @@ class ArchiveServiceStub:
     EraseUser: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.EraseUserRequest, _archive_service_pb2.EraseUserResponse]
     """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
 
-    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
+    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
     SHARD_UNAVAILABLE.
     """
     AmendOrder: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.AmendOrderRequest, _archive_service_pb2.AmendOrderResponse]
@@ -72,6 +72,22 @@ class ArchiveServiceStub:
 
     The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE
     or STORAGE_UNAVAILABLE.
+    """
+    PutLegalHold: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.PutLegalHoldRequest, _archive_service_pb2.PutLegalHoldResponse]
+    """Keeps a user or a month: the user is not erased, the month's tables and objects are not given up, until it is lifted. A
+    user's hold keeps no month's tables, whose copies have every row.
+
+    One that is kept stays so. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or SHARD_UNAVAILABLE.
+    """
+    LiftLegalHold: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.LiftLegalHoldRequest, _archive_service_pb2.LiftLegalHoldResponse]
+    """Lets a user or a month go again; who put it, who lifted it, and why, stays.
+
+    For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or SHARD_UNAVAILABLE.
+    """
+    ListLegalHolds: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.ListLegalHoldsRequest, _archive_service_pb2.ListLegalHoldsResponse]
+    """Says who and what is kept, and what was.
+
+    For operators. Refuses with UNKNOWN_SHARD or SHARD_UNAVAILABLE.
     """
     RebuildCatalog: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]
     """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
@@ -113,7 +129,7 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     EraseUser: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.EraseUserRequest, _archive_service_pb2.EraseUserResponse]  # type: ignore[assignment]
     """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
 
-    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
+    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
     SHARD_UNAVAILABLE.
     """
     AmendOrder: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.AmendOrderRequest, _archive_service_pb2.AmendOrderResponse]  # type: ignore[assignment]
@@ -128,6 +144,22 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
 
     The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE
     or STORAGE_UNAVAILABLE.
+    """
+    PutLegalHold: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.PutLegalHoldRequest, _archive_service_pb2.PutLegalHoldResponse]  # type: ignore[assignment]
+    """Keeps a user or a month: the user is not erased, the month's tables and objects are not given up, until it is lifted. A
+    user's hold keeps no month's tables, whose copies have every row.
+
+    One that is kept stays so. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or SHARD_UNAVAILABLE.
+    """
+    LiftLegalHold: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.LiftLegalHoldRequest, _archive_service_pb2.LiftLegalHoldResponse]  # type: ignore[assignment]
+    """Lets a user or a month go again; who put it, who lifted it, and why, stays.
+
+    For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or SHARD_UNAVAILABLE.
+    """
+    ListLegalHolds: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.ListLegalHoldsRequest, _archive_service_pb2.ListLegalHoldsResponse]  # type: ignore[assignment]
+    """Says who and what is kept, and what was.
+
+    For operators. Refuses with UNKNOWN_SHARD or SHARD_UNAVAILABLE.
     """
     RebuildCatalog: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]  # type: ignore[assignment]
     """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
@@ -190,7 +222,7 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_archive_service_pb2.EraseUserResponse, _abc.Awaitable[_archive_service_pb2.EraseUserResponse]]:
         """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
 
-        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or
+        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
         SHARD_UNAVAILABLE.
         """
 
@@ -217,6 +249,40 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE
         or STORAGE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def PutLegalHold(
+        self,
+        request: _archive_service_pb2.PutLegalHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_service_pb2.PutLegalHoldResponse, _abc.Awaitable[_archive_service_pb2.PutLegalHoldResponse]]:
+        """Keeps a user or a month: the user is not erased, the month's tables and objects are not given up, until it is lifted. A
+        user's hold keeps no month's tables, whose copies have every row.
+
+        One that is kept stays so. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or SHARD_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def LiftLegalHold(
+        self,
+        request: _archive_service_pb2.LiftLegalHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_service_pb2.LiftLegalHoldResponse, _abc.Awaitable[_archive_service_pb2.LiftLegalHoldResponse]]:
+        """Lets a user or a month go again; who put it, who lifted it, and why, stays.
+
+        For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD or SHARD_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ListLegalHolds(
+        self,
+        request: _archive_service_pb2.ListLegalHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_archive_service_pb2.ListLegalHoldsResponse, _abc.Awaitable[_archive_service_pb2.ListLegalHoldsResponse]]:
+        """Says who and what is kept, and what was.
+
+        For operators. Refuses with UNKNOWN_SHARD or SHARD_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

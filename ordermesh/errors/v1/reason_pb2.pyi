@@ -130,6 +130,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """What was read for a statement does not add up to what is known of it, so there is no statement."""
     REASON_MAIL_NOT_DEAD: _Reason.ValueType  # 53
     """The mail was not given up: it is to be sent, or was taken."""
+    REASON_LEGAL_HOLD: _Reason.ValueType  # 54
+    """A legal hold keeps this user or month; whoever set it has to lift it first."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -242,4 +244,6 @@ REASON_STATEMENT_INCOMPLETE: Reason.ValueType  # 52
 """What was read for a statement does not add up to what is known of it, so there is no statement."""
 REASON_MAIL_NOT_DEAD: Reason.ValueType  # 53
 """The mail was not given up: it is to be sent, or was taken."""
+REASON_LEGAL_HOLD: Reason.ValueType  # 54
+"""A legal hold keeps this user or month; whoever set it has to lift it first."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
