@@ -13,12 +13,15 @@ from archive_svc.errors import LeaseLost
 from archive_svc.lifecycle import Month, State
 from archive_svc.segment import Facts, Key
 from chassis import pg
+from chassis.ids import id_time
 from chassis.s3 import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date, datetime, timedelta
     from uuid import UUID
+
+    from archive_svc.amendment import Noted
 
 QUERIES = pg.queries("archive_svc", "catalog.sql")
 PLAN_S_MAX = 1800.0
@@ -332,6 +335,16 @@ class Catalog:
         return bool(
             await self._database.fetchval(
                 QUERIES.adopt, manifest, where.key, where.version_id, sha256, grace, actor, reason
+            )
+        )
+
+    async def adopt_amendment(self, noted: Noted) -> bool:
+        """Note an amendment again; False when it is noted, or its user was erased since."""
+        return bool(
+            await self._database.fetchval(
+                QUERIES.adopt_amendment,
+                *(noted.amendment_id, noted.order_id, noted.user_id, id_time(noted.order_id), noted.note),
+                *(dict(noted.changes), noted.actor, noted.reason, noted.amended_at),
             )
         )
 

@@ -202,6 +202,13 @@ INSERT INTO {table} ({columns}) SELECT {values} FROM copied AS c;
 -- Make the catalog of a month again. $1: manifest; $2: its key; $3: version; $4: sha256; $5: grace; $6: actor; $7: reason.
 SELECT ordermesh.adopt_month($1, $2, $3, $4, $5, $6, $7);
 
+-- name: adopt_amendment
+-- Note an amendment again of its object; nothing when it is noted, or its user was erased since. $1 to $8: as `amend`; $9: when it was made.
+INSERT INTO ordermesh.archive_amendments (amendment_id, order_id, user_id, created_at, note, changes, actor, reason, amended_at)
+SELECT $1, $2, $3, $4::timestamptz, $5, $6, $7, $8, $9::timestamptz
+ WHERE NOT EXISTS (SELECT FROM ordermesh.archive_erasures e WHERE e.user_id = $3 AND coalesce(e.ended_at, 'infinity') > $9)
+ON CONFLICT (amendment_id) DO NOTHING RETURNING true;
+
 -- name: want_erasure
 -- $1: id; $2: user; $3: actor; $4: reason. The row, also of an earlier call.
 WITH made AS (

@@ -8,6 +8,7 @@ are deleted. Only months that are in S3 alone: while their tables stand, the row
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from uuid import uuid4
 import structlog
 
 from archive_svc import metrics, points
+from archive_svc.amendment import prefix_of
 from archive_svc.catalog import QUERIES, CataloguedSegment
 from archive_svc.columns import COPY_BACK_OPTIONS, SHAPES
 from archive_svc.errors import LeaseLost, LegalHold
@@ -101,6 +103,8 @@ class Eraser:
             if month.archive_id in touched:
                 await self._renew_manifest(month, erasure, fence)
         waits |= await self._delete_left_behind(erasure, fence)
+        if not waits:
+            waits |= await self._delete_amendments(erasure)
         if waits:
             await self._catalog.defer_erasure(fence, erasure, AGAIN, f"waits for {', '.join(sorted(waits))}")
             return
@@ -190,6 +194,20 @@ class Eraser:
                 pass
             await self._catalog.note_deleted(fence, erasure, key)
         return kept
+
+    async def _delete_amendments(self, erasure: Erasure) -> set[str]:
+        """Delete what was noted about the user's orders, also what no row names; what keeps it for now."""
+        prefix, after = prefix_of(self._catalog.shard, erasure.user_id), ""
+        while True:
+            page = await self._store.list(prefix, after=after)
+            for each in page.objects:
+                if held := await self._catalog.legal_hold(user_id=erasure.user_id):
+                    return {held}
+                with suppress(ObjectNotFound):
+                    await self._store.delete(await self._store.head(each.key))
+            if not page.more:
+                return set()
+            after = page.objects[-1].key
 
 
 def _rows_again(shape: Shape) -> str:

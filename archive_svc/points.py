@@ -30,5 +30,8 @@ AFTER_MAKE_TABLES = declare(
 AFTER_COPY_BACK = declare("archive.after_copy_back", "A segment's rows are back; readers read the copy.")
 AFTER_RESTORE = declare("archive.after_restore", "Readers read the tables, which are what was proven.")
 BEFORE_SWAP = declare("archive.before_swap", "A segment without a user's rows is stored; the old one counts.")
+AFTER_AMENDMENT = declare(
+    "archive.after_amendment", "An amendment is stored in S3; the shard does not know, and nobody was told."
+)
 BEFORE_SWEEP = declare("archive.before_sweep", "A stray is noted and about to be deleted; it is there.")
 AFTER_SWAP = declare("archive.after_swap", "A segment without a user's rows counts; the old one is there.")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from archive_svc import amendment
+from archive_svc.amendment import AmendmentUnreadable, amendments_prefix
 from archive_svc.lifecycle import manifest_prefix
 from archive_svc.manifest import ManifestUnreadable, objects_of, parsed
 from archive_svc.segment import SegmentDamaged
@@ -22,10 +24,12 @@ from chassis.s3 import S3Error
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from archive_svc.amendment import Noted
     from archive_svc.catalog import Catalog
     from chassis.s3 import Found, ObjectStore, Stored
 
 log = structlog.get_logger("rebuild")
+UNREADABLE_MAX = 100
 LOOKS_MAX = 8
 """Objects that are looked at side by side."""
 
@@ -36,6 +40,14 @@ class Rebuilt:
 
     month: str
     because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Amendments:
+    """How many amendments were noted again, and the objects of those that could not be, the first of them."""
+
+    noted: int
+    unreadable: tuple[str, ...]
 
 
 class Rebuilder:
@@ -53,6 +65,36 @@ class Rebuilder:
         """
         newest = await self._newest()
         return [await self._month(month, found, actor, reason) for month, found in sorted(newest.items())]
+
+    async def amendments(self) -> Amendments:
+        """Note again what was found out about orders after they were archived. Idempotent.
+
+        Raises: S3Error when the amendments cannot be listed; what chassis.pg raises.
+        """
+        made, unreadable, after = 0, [], ""
+        while True:
+            page = await self._store.list(amendments_prefix(self._catalog.shard), after=after)
+            gate = asyncio.Semaphore(LOOKS_MAX)
+            for key, noted in await asyncio.gather(*(self._noted(found.key, gate) for found in page.objects)):
+                if noted is None:
+                    unreadable.append(key)
+                else:
+                    made += await self._catalog.adopt_amendment(noted)
+            if not page.more:
+                return Amendments(made, tuple(unreadable[:UNREADABLE_MAX]))
+            after = page.objects[-1].key
+
+    async def _noted(self, key: str, gate: asyncio.Semaphore) -> tuple[str, Noted | None]:
+        """What an amendment's object says; None when it says nothing that can be noted."""
+        async with gate:
+            try:
+                noted = amendment.parsed(await self._store.read(await self._store.head(key)))
+                if key != amendment.key_of(self._catalog.shard, noted):
+                    raise AmendmentUnreadable("it stands where another one should")
+            except (S3Error, AmendmentUnreadable) as wrong:
+                log.error("amendment_not_noted", shard=self._catalog.shard, key=key, because=str(wrong))
+                return key, None
+        return key, noted
 
     async def _newest(self) -> dict[str, Found]:
         """The last manifest of each month; earlier ones are of copies that were restored or given up."""

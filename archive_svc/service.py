@@ -194,10 +194,13 @@ class ArchiveService:
         rebuilder = Rebuilder(catalog.until(call.deadline), self._objects, self._pacing.grace)
         try:
             rebuilt = await rebuilder.rebuild(call.subject.name, request.reason)
+            amendments = await rebuilder.amendments()
         except S3Error as failed:
             raise StorageUnavailable from failed
         return pb.RebuildCatalogResponse(
-            months=[pb.RebuildCatalogResponse.Found(month=r.month, reason=r.because) for r in rebuilt]
+            months=[pb.RebuildCatalogResponse.Found(month=r.month, reason=r.because) for r in rebuilt],
+            amendment_count=amendments.noted,
+            unreadable_amendments=amendments.unreadable,
         )
 
     async def HaltArchive(self, request: pb.HaltArchiveRequest, call: rpc.Call) -> pb.HaltArchiveResponse:

@@ -29,12 +29,18 @@ SELECT order_id::text AS order_id, note, changes FROM ordermesh.archive_amendmen
 -- Whether no segment of this key is catalogued any more. $1: key.
 SELECT NOT EXISTS (SELECT FROM ordermesh.archive_segments WHERE key = $1);
 
+-- name: amended_now
+-- When an amendment is made.
+SELECT clock_timestamp();
+
 -- name: amend
--- Note an amendment of an order of a month that is read from its segments; nothing when it is none by now, or was noted before.
--- $1: amendment; $2: order; $3: user; $4: created_at; $5: note; $6: changes; $7: actor; $8: reason.
+-- Note an amendment of an order of a month that is read from its segments; nothing when it is none by now, was noted before, or its
+-- user was erased since it was made.
+-- $1: amendment; $2: order; $3: user; $4: created_at; $5: note; $6: changes; $7: actor; $8: reason; $9: when it was made.
 INSERT INTO ordermesh.archive_amendments (amendment_id, order_id, user_id, created_at, note, changes, actor, reason, amended_at)
-SELECT $1, $2, $3, $4::timestamptz, $5, $6, $7, $8, clock_timestamp() FROM ordermesh.archive_months m
+SELECT $1, $2, $3, $4::timestamptz, $5, $6, $7, $8, $9::timestamptz FROM ordermesh.archive_months m
  WHERE m.begins_at <= $4 AND m.ends_at > $4 AND m.committed_at IS NOT NULL
+   AND NOT EXISTS (SELECT FROM ordermesh.archive_erasures e WHERE e.user_id = $3 AND coalesce(e.ended_at, 'infinity') > $9)
 ON CONFLICT (amendment_id) DO NOTHING;
 
 -- name: amended

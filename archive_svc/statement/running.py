@@ -66,7 +66,7 @@ def amenders_of(settings: ArchiveSettings, objects: ObjectStore) -> dict[str, Am
     """Who amends the archived orders of each shard; nothing connects before there is one to amend."""
     fetcher = Fetcher(objects)
     sessions = _sessions(settings, read_only=False)
-    return {shard: Amender(shard, opened, fetcher) for shard, opened in sessions.items()}
+    return {shard: Amender(shard, opened, fetcher, objects) for shard, opened in sessions.items()}
 
 
 def _sessions(settings: ArchiveSettings, *, read_only: bool) -> dict[str, Sessions]:

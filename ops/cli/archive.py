@@ -387,7 +387,10 @@ def rebuild_catalog(
     )
     rows = [(each.month, each.reason or "made again") for each in answer.months]
     output.emit(form, answer, output.table("month", "what became of it", rows=rows))
-    if any(each.reason.startswith("_manifest/") for each in answer.months):
+    output.note(f"{answer.amendment_count:,} amendments were noted again")
+    for key in answer.unreadable_amendments:
+        output.note(f"{key} cannot be read")
+    if answer.unreadable_amendments or any(each.reason.startswith("_manifest/") for each in answer.months):
         raise typer.Exit(ExitCode.NO)
 
 

@@ -109,6 +109,8 @@ ARCHIVE_POINTS = (
 """A month's way out of a shard; tests/faults/test_archive_kills.py kills the process at each of them."""
 ERASE_POINTS = ("archive.before_swap", "archive.after_swap")
 """A user's way out of the archive; killed there by the same tests."""
+AMEND_POINTS = ("archive.after_amendment",)
+"""An amendment's way; a process of its own dies there in the same tests."""
 SWEEP_POINTS = ("archive.before_sweep",)
 """A walk over the objects in S3; killed there by the same tests."""
 RESTORE_POINTS = ("archive.after_make_tables", "archive.after_copy_back", "archive.after_restore")

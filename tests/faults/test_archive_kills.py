@@ -8,18 +8,24 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
 from archive_svc.lifecycle import State
-from chassis.s3 import ObjectNotFound
+from archive_svc.statement.amending import Amender
+from archive_svc.statement.amendments import Amend, Amended
+from archive_svc.statement.fetching import Fetcher
+from archive_svc.statement.legs import SESSION
+from chassis import pg
+from chassis.s3 import ObjectNotFound, ObjectStore
 from ops import ca
 from tests.archiving import AUGUST, Archive, Twin, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
-from tests.faults.points import ARCHIVE_POINTS, ERASE_POINTS, RESTORE_POINTS, SWEEP_POINTS
+from tests.faults.points import AMEND_POINTS, ARCHIVE_POINTS, ERASE_POINTS, RESTORE_POINTS, SWEEP_POINTS
 from tests.inprocess_s3 import InProcessS3
 
 COUNT = 400
@@ -153,3 +159,52 @@ async def test_a_kill_while_strays_are_deleted_takes_nothing_that_is_needed(
     with pytest.raises(ObjectNotFound):
         await archive.store.head(stray.key)
     assert await twin.differences(AUGUST) == {}
+
+
+AMENDER = """
+import asyncio, json, sys
+from uuid import UUID
+from chassis import faults
+from chassis.s3 import S3Settings, open_store
+from tests.faults import test_archive_kills as story
+
+async def main() -> None:
+    faults.arm(f"{sys.argv[1]}=kill")
+    async with open_store(S3Settings.model_validate(json.loads(sys.argv[2]))) as store:
+        await story.amends(sys.argv[3], store, UUID(sys.argv[4]), sys.argv[5])
+
+asyncio.run(main())
+"""
+
+
+async def amends(dsn: str, store: ObjectStore, order_id: UUID, user_id: str) -> Amended | None:
+    """Note the same about an order, each time with the same id."""
+    sessions = partial(pg.open_session, pg.PgSettings(dsn=dsn, session=SESSION), name="amender")
+    wish = Amend(SWEEP, user_id, order_id, "paid by hand", "case 7", {"description": "a lamp"})
+    return await Amender("s1", sessions, Fetcher(store), store).amend(wish, SWEEP, "ops:ann")
+
+
+@pytest.mark.parametrize("point", AMEND_POINTS)
+async def test_a_kill_between_the_object_and_the_row_of_an_amendment_notes_it_once(
+    archive: Archive, place: Place, tmp_path: Path, point: str
+) -> None:
+    order = await archive.rows("SELECT order_id, user_id FROM ordermesh.orders LIMIT 1")
+    order_id, user_id = order[0]
+    await archive.want(AUGUST)
+    await archive.work()
+    settings = environment(archive, place, tmp_path, "")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", AMENDER, point, settings["ORDERMESH_S3"], archive.database.dsn),
+        *(str(order_id), user_id),
+        env=settings | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert await asyncio.wait_for(process.wait(), KILLED_WITHIN_S) == -signal.SIGKILL
+    assert point in (tmp_path / "fired").read_text(encoding="utf-8")
+    noted = "SELECT count(*) FROM ordermesh.archive_amendments"
+    assert await archive.value(noted) == 0
+    (stored,) = (await archive.store.list("_amendment/")).objects
+
+    said = await amends(archive.database.dsn, archive.store, order_id, user_id)
+    assert said is not None
+    assert (said.amendments, await archive.value(noted)) == (1, 1)
+    assert (await archive.store.list("_amendment/")).objects == (stored,)

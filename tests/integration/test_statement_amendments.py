@@ -13,7 +13,8 @@ from zipfile import ZipFile
 
 import pytest
 
-from archive_svc.errors import ArchivedOrderNotFound, OrdersMoved, StatementIncomplete
+from archive_svc.amendment import Noted, prefix_of
+from archive_svc.errors import ArchivedOrderNotFound, OrdersMoved, StatementIncomplete, StorageUnavailable
 from archive_svc.lifecycle import State
 from archive_svc.service import ArchiveService
 from archive_svc.statement.amending import Amender
@@ -31,15 +32,19 @@ from tests.inprocess_s3 import InProcessS3
 from tests.papers import known_rows, reader, rows_of, wanted
 
 USERS = ("user.a", "user.b")
+ALL = "SELECT * FROM ordermesh.archive_amendments ORDER BY amended_at"
 CALL = cast("Any", SimpleNamespace(deadline=time.monotonic() + 3600, subject=SimpleNamespace(name="ops:ann")))
 
 
 @pytest.fixture
-async def archive(shard_database: DatabaseFactory) -> AsyncIterator[Archive]:
-    async with (
-        InProcessS3.serving() as server,
-        opened(await shard_database(), Place.of(server)) as ready,
-    ):
+async def server() -> AsyncIterator[InProcessS3]:
+    async with InProcessS3.serving() as running:
+        yield running
+
+
+@pytest.fixture
+async def archive(shard_database: DatabaseFactory, server: InProcessS3) -> AsyncIterator[Archive]:
+    async with opened(await shard_database(), Place.of(server)) as ready:
         await fill(ready.database, 80, AUGUST, seed=1, users=USERS)
         yield ready
 
@@ -47,7 +52,7 @@ async def archive(shard_database: DatabaseFactory) -> AsyncIterator[Archive]:
 def service(archive: Archive) -> ArchiveService:
     settings = pg.PgSettings(dsn=archive.database.dsn, session=SESSION)
     sessions = partial(pg.open_session, settings, name="amender")
-    amenders = {"s1": Amender("s1", sessions, Fetcher(archive.store))}
+    amenders = {"s1": Amender("s1", sessions, Fetcher(archive.store), archive.store)}
     return ArchiveService(
         {"s1": archive.catalog},
         {"s1": archive.sweeps},
@@ -156,6 +161,68 @@ async def test_the_table_itself_lets_no_success_become_a_failure(archive: Archiv
             )
 
 
+async def test_an_amendment_comes_back_with_a_lost_catalog(archive: Archive) -> None:
+    known = (await known_rows(archive))["user.a"]
+    failed = next(row for row in known if row.status == "FAILED")
+    await archive.want(AUGUST)
+    await archive.work()
+    answers = service(archive)
+    await answers.AmendOrder(wish(failed, succeeded=True, upstream_ref="by-hand-1"), CALL)
+    await answers.AmendOrder(wish(failed, note="it was a lamp", description="a lamp"), CALL)
+    told, noted = await statement(archive), await archive.rows(ALL)
+    await archive.shard.execute("DELETE FROM ordermesh.archive_months")
+    await archive.shard.execute("DELETE FROM ordermesh.archive_amendments")
+
+    rebuild = pb.RebuildCatalogRequest(shard="s1", reason="it was lost")
+    rebuilt = await answers.RebuildCatalog(rebuild, CALL)
+    assert (rebuilt.amendment_count, list(rebuilt.unreadable_amendments)) == (2, [])
+    assert await statement(archive) == told
+    assert told[failed.order_id].note == "paid by hand; it was a lamp"
+    assert await archive.rows(ALL) == noted
+    assert (await answers.RebuildCatalog(rebuild, CALL)).amendment_count == 0, "what is noted stays as it is"
+
+    key = next(found.key for found in (await archive.store.list("_amendment/")).objects)
+    await archive.store.replace(await archive.store.head(key), b"{}")
+    await archive.shard.execute("DELETE FROM ordermesh.archive_amendments")
+    rebuilt = await answers.RebuildCatalog(rebuild, CALL)
+    assert (rebuilt.amendment_count, list(rebuilt.unreadable_amendments)) == (1, [key])
+
+
+async def test_what_the_shard_does_not_take_any_more_leaves_no_object(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The month comes back while an order of it is amended."""
+    row = (await known_rows(archive))["user.a"][0]
+    await archive.want(AUGUST)
+    await archive.work()
+    answers = service(archive)
+    amender = answers._amenders["s1"]
+    stored = amender._stored
+
+    async def while_it_comes_back(noted: Noted) -> Any:
+        made = await stored(noted)
+        await archive.want(AUGUST, State.RESTORED)
+        await archive.work()
+        return made
+
+    monkeypatch.setattr(amender, "_stored", while_it_comes_back)
+    with pytest.raises(ArchivedOrderNotFound):
+        await answers.AmendOrder(wish(row), CALL)
+    assert (await archive.store.list("_amendment/")).objects == ()
+
+
+async def test_without_storage_nothing_is_noted(archive: Archive, server: InProcessS3) -> None:
+    row = (await known_rows(archive))["user.a"][0]
+    await archive.want(AUGUST)
+    await archive.work()
+    asked = wish(row)
+    server.fail("PutObject", 403, "AccessDenied")
+    with pytest.raises(StorageUnavailable):
+        await service(archive).AmendOrder(asked, CALL)
+    assert await archive.rows(ALL) == []
+    assert (await service(archive).AmendOrder(asked, CALL)).amendment_count == 1
+
+
 async def test_who_is_erased_takes_his_amendments_along(archive: Archive) -> None:
     known = await known_rows(archive)
     await archive.want(AUGUST)
@@ -163,6 +230,7 @@ async def test_who_is_erased_takes_his_amendments_along(archive: Archive) -> Non
     answers = service(archive)
     for user_id in USERS:
         await answers.AmendOrder(wish(known[user_id][0], user_id=user_id), CALL)
+    await archive.store.create(f"{prefix_of('s1', 'user.a')}{uuid4()}.json", b"of a try that was killed")
     erase = pb.EraseUserRequest(request_id=str(uuid4()), user_id="user.a", reason="asked for it")
     await answers.EraseUser(erase, CALL)
     await archive.work()
@@ -170,6 +238,8 @@ async def test_who_is_erased_takes_his_amendments_along(archive: Archive) -> Non
     assert await statement(archive) == {}
     left = await archive.rows("SELECT user_id FROM ordermesh.archive_amendments")
     assert [row["user_id"] for row in left] == ["user.b"]
+    (kept,) = (await archive.store.list("_amendment/")).objects
+    assert kept.key.startswith(prefix_of("s1", "user.b")), "the objects went, also one that no row named"
 
 
 async def test_a_segment_that_another_took_the_place_of_is_read_again_and_a_lost_one_is_not_told(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.faults.points import (
+    AMEND_POINTS,
     ARCHIVE_POINTS,
     ERASE_POINTS,
     KEEPER_POINTS,
@@ -71,6 +72,7 @@ def test_a_test_kills_at_every_declared_fault_point() -> None:
         *RESTORE_POINTS,
         *STATEMENT_POINTS,
         *ERASE_POINTS,
+        *AMEND_POINTS,
         *SWEEP_POINTS,
         *MAIL_POINTS,
     }

@@ -1039,18 +1039,28 @@ class RebuildCatalogResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     MONTHS_FIELD_NUMBER: _builtins.int
+    AMENDMENT_COUNT_FIELD_NUMBER: _builtins.int
+    UNREADABLE_AMENDMENTS_FIELD_NUMBER: _builtins.int
+    amendment_count: _builtins.int
+    """Amendments that were noted again."""
     @_builtins.property
     def months(self) -> _containers.RepeatedCompositeFieldContainer[Global___RebuildCatalogResponse.Found]:
         """The oldest first."""
+
+    @_builtins.property
+    def unreadable_amendments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Objects of amendments that could not be, at most 100."""
 
     def __init__(
         self,
         *,
         months: _abc.Iterable[Global___RebuildCatalogResponse.Found] | None = ...,
+        amendment_count: _builtins.int = ...,
+        unreadable_amendments: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["months", b"months"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amendment_count", b"amendment_count", "months", b"months", "unreadable_amendments", b"unreadable_amendments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -191,7 +191,8 @@ class ArchiveServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RebuildCatalog(self, request, context):
-        """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
+        """Makes a lost catalog again of the manifests in S3, and the amendments of their objects; what a shard has or knows of stays as
+        it is.
 
         For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE or STORAGE_UNAVAILABLE.
         """

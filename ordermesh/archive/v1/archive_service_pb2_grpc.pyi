@@ -90,7 +90,8 @@ class ArchiveServiceStub:
     For operators. Refuses with UNKNOWN_SHARD or SHARD_UNAVAILABLE.
     """
     RebuildCatalog: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]
-    """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
+    """Makes a lost catalog again of the manifests in S3, and the amendments of their objects; what a shard has or knows of stays as
+    it is.
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE or STORAGE_UNAVAILABLE.
     """
@@ -162,7 +163,8 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     For operators. Refuses with UNKNOWN_SHARD or SHARD_UNAVAILABLE.
     """
     RebuildCatalog: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.RebuildCatalogRequest, _archive_service_pb2.RebuildCatalogResponse]  # type: ignore[assignment]
-    """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
+    """Makes a lost catalog again of the manifests in S3, and the amendments of their objects; what a shard has or knows of stays as
+    it is.
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE or STORAGE_UNAVAILABLE.
     """
@@ -291,7 +293,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _archive_service_pb2.RebuildCatalogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_archive_service_pb2.RebuildCatalogResponse, _abc.Awaitable[_archive_service_pb2.RebuildCatalogResponse]]:
-        """Makes a lost catalog again of the manifests in S3; months that a shard has or knows of stay as they are.
+        """Makes a lost catalog again of the manifests in S3, and the amendments of their objects; what a shard has or knows of stays as
+        it is.
 
         For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, SHARD_UNAVAILABLE or STORAGE_UNAVAILABLE.
         """
