@@ -98,3 +98,6 @@ PG_FAILURES = meters.counter(
 PG_CONNECTIONS = meters.gauge(
     "ordermesh_pg_connections", "Connections that are open.", {"pool": None, "state": None}
 )
+REFUSALS = meters.counter(
+    "ordermesh_refusals_total", "Calls refused here, by the reason that callers are told.", {"reason": None}
+)

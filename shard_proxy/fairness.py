@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from chassis.errors import Overloaded
+from shard_proxy import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,7 @@ class InFlight:
             yield
             return
         if self._count[user_id] >= (self._vip_max if vip else self._max):
+            metrics.USER_REFUSED.inc()
             raise Overloaded(limiter="user")
         self._count[user_id] += 1
         try:

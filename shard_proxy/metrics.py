@@ -67,3 +67,6 @@ MAP_CHECKED = meters.gauge(
     "When the control database last confirmed or brought the map.",
 )
 CONTROL_UP = meters.gauge("ordermesh_proxy_control_up", "1 while the control database answers.")
+USER_REFUSED = meters.counter(
+    "ordermesh_proxy_user_refused_total", "Calls refused because their user had too many under way."
+)

@@ -133,6 +133,7 @@ async def serve_call(
             await _abort(context, call, relayed.code, relayed.message, relayed.trailers)
         except OrdermeshError as refused:
             code = refused.code
+            metrics.REFUSALS.labels(refused.reason.value).inc()
             if code is StatusCode.INTERNAL:
                 log.error("call_failed", method=method.path, facts=refused.facts, exc_info=refused)
             await _abort(context, call, *to_status(refused, telemetry.trace_id()))

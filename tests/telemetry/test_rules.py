@@ -1,0 +1,158 @@
+"""Every alert fires when it should, stays quiet when it should, and clears: promtool runs the timelines."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ops import gobuild
+from telemetry import registry, rules
+from telemetry.rules import Alert, timed
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TIMELINES: dict[str, dict[str, Any]] = tomllib.loads(
+    (Path(__file__).parent / "alerts.toml").read_text(encoding="utf-8")
+)
+PHASE_MIN = 60
+NOT_OURS = {"up", "process_start_time_seconds"}
+"""What Prometheus and its client library show by themselves."""
+
+
+def promtool(*words: str | Path) -> str:
+    """What promtool says; it must agree."""
+    ended = subprocess.run(
+        [gobuild.programs() / "promtool", *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def samples(values: list[float], minutes: int, *, counter: bool) -> str:
+    """One sample a minute: each value for a phase, of a counter as its increase."""
+    flat = [value for value in values for _ in range(minutes)]
+    return " ".join(f"{value:g}" for value in (accumulate(flat) if counter else flat))
+
+
+def told(alert: Alert, minutes: int, *phases: int) -> dict[str, Any]:
+    """A test of promtool in which phases follow each other: 0 well, 1 bad, 2 nearly bad, 3 recovering."""
+    series = []
+    for kind in ("gauge", "counter"):
+        for name, values in TIMELINES[alert.name].get(kind, {}).items():
+            of_phases = [values[phase] if phase < len(values) else values[0] for phase in phases]
+            series.append({"series": name, "values": samples(of_phases, minutes, counter=kind == "counter")})
+    ends = [minutes * (number + 1) - 1 for number in range(len(phases))]
+    firing = [phase == 1 for phase in phases]
+    expressions = [
+        {
+            "expr": f'count(ALERTS{{alertname="{alert.name}", alertstate="firing"}}) or vector(0)',
+            "eval_time": f"{end}m",
+            "exp_samples": [{"value": 1 if fires else 0}],
+        }
+        for end, fires in zip(ends, firing, strict=True)
+    ]
+    return {"interval": "1m", "input_series": series, "promql_expr_test": expressions}
+
+
+def recordings(alert: Alert) -> list[dict[str, Any]]:
+    """What an alert on an objective is computed from."""
+    return [each for slo in rules.slos() if alert in slo.alerts() for each in slo.recordings(1)]
+
+
+def test_promtool_takes_the_rules_of_both_scales(tmp_path: Path) -> None:
+    said = promtool("check", "rules", ROOT / "deploy/prometheus/rules.yml")
+    assert "SUCCESS" in said
+    fast = tmp_path / "fast.yml"
+    fast.write_text(yaml.safe_dump(rules.rules(1 / 60)))
+    assert "SUCCESS" in promtool("check", "rules", fast)
+
+
+def test_every_alert_has_a_timeline_and_every_timeline_an_alert() -> None:
+    assert {alert.name for alert in rules.alerts()} == TIMELINES.keys()
+    for name, timeline in TIMELINES.items():
+        values = [*timeline.get("gauge", {}).values(), *timeline.get("counter", {}).values()]
+        assert values, name
+        assert all(len(each) in (3, 4) for each in values), name
+
+
+def test_alerts_fire_stay_quiet_when_it_was_near_and_clear(tmp_path: Path) -> None:
+    files = []
+    for alert in rules.alerts():
+        minutes = TIMELINES[alert.name].get("phase", PHASE_MIN)
+        # With the others beside it, each of thousands of moments would compute all of them.
+        alone = tmp_path / f"{alert.name}.rules.yml"
+        groups = [{"name": "alone", "rules": [*recordings(alert), alert.rule(1)]}]
+        alone.write_text(yaml.safe_dump({"groups": groups}))
+        document = {
+            "rule_files": [str(alone)],
+            "evaluation_interval": "1m",
+            "tests": [told(alert, minutes, 0, 1, 3), told(alert, minutes, 0, 2)],
+        }
+        files.append(tmp_path / f"{alert.name}.yml")
+        files[-1].write_text(yaml.safe_dump(document, width=1_000_000))
+    promtool("test", "rules", *files)
+
+
+def test_recovery_that_is_gone_altogether_is_told_too(tmp_path: Path) -> None:
+    rule_file = tmp_path / "rules.yml"
+    rule_file.write_text(yaml.safe_dump(rules.rules()))
+    document = {
+        "rule_files": [str(rule_file)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": "ordermesh_recovery_shards", "values": "3x10 _x20 3x20"}],
+                "promql_expr_test": [
+                    {
+                        "expr": 'count(ALERTS{alertname="RecoveryStands", alertstate="firing"}) or vector(0)',
+                        "eval_time": at,
+                        "exp_samples": [{"value": value}],
+                    }
+                    for at, value in (("8m", 0), ("25m", 1), ("45m", 0))
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "gone.yml"
+    path.write_text(yaml.safe_dump(document))
+    promtool("test", "rules", path)
+
+
+@pytest.mark.parametrize("alert", rules.alerts(), ids=lambda alert: alert.name)
+def test_an_alert_asks_for_metrics_that_there_are_and_is_told_with_what_helps(alert: Alert) -> None:
+    known = {metric.name for metric in registry.metrics()}
+    known |= {f"{name}_{end}" for name in known for end in ("bucket", "count", "sum")}
+    known |= {each["record"] for slo in rules.slos() for each in slo.recordings(1)}
+    used = set(re.findall(r"\b(?:ordermesh|grpc|http|slo|process)[_:][a-z0-9_:]+|\bup\b", alert.expr))
+    assert used
+    assert used <= known | NOT_OURS
+    assert alert.summary.endswith(".")
+    assert alert.severity in rules.SEVERITIES
+    assert alert.dashboard in rules.DASHBOARDS
+
+
+def test_each_promise_that_can_be_seen_failing_has_an_alert() -> None:
+    """P4 shows as P3: an upstream that executed an order twice contradicts itself."""
+    assert {alert.promise for alert in rules.alerts()} >= {"P1", "P2", "P3", "P5", "P6", "P7"}
+
+
+@pytest.mark.parametrize(
+    ("text", "scale", "filled"),
+    [
+        ("rate(x[%{5m}])", 1, "rate(x[5m])"),
+        ("rate(x[%{5m}])", 1 / 60, "rate(x[5000ms])"),
+        ("x > %{4h in seconds}", 1, "x > 14400"),
+        ("x > %{1m in seconds}", 0.1, "x > 6"),
+        ("%{1d} %{10s}", 0.5, "43200000ms 5000ms"),
+        ("nothing", 0.5, "nothing"),
+    ],
+)
+def test_times_are_filled_in_and_shrink_together(text: str, scale: float, filled: str) -> None:
+    assert timed(text, scale) == filled
