@@ -182,6 +182,7 @@ class Eraser:
             if held := await self._catalog.legal_hold(months.get(archive_id), erasure.user_id):
                 kept.add(held)
                 continue
+            await faults.point(points.BEFORE_DELETE)
             until = None
             try:
                 there = await self._store.head(key, version_id=version_id)

@@ -33,5 +33,8 @@ BEFORE_SWAP = declare("archive.before_swap", "A segment without a user's rows is
 AFTER_AMENDMENT = declare(
     "archive.after_amendment", "An amendment is stored in S3; the shard does not know, and nobody was told."
 )
+BEFORE_DELETE = declare(
+    "archive.before_delete", "Segments and manifest without a user's rows count; the old ones are there."
+)
 BEFORE_SWEEP = declare("archive.before_sweep", "A stray is noted and about to be deleted; it is there.")
 AFTER_SWAP = declare("archive.after_swap", "A segment without a user's rows counts; the old one is there.")

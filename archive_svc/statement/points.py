@@ -8,4 +8,5 @@ AFTER_LEG = declare("statement.after_leg", "Some months are read; the others are
 AFTER_RENDER = declare("statement.after_render", "The file lies on this machine; nothing is stored.")
 AFTER_PUT = declare("statement.after_put", "The file is stored; its row does not know.")
 AFTER_READY = declare("statement.after_ready", "The statement is ready, and its mail is to be sent.")
+AFTER_SENT = declare("statement.after_sent", "A mail was taken, and its row says so.")
 AFTER_SEND = declare("statement.after_send", "A mail server took the mail; its row does not know.")

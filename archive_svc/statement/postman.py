@@ -120,4 +120,5 @@ class Postman:
             return "put_off"
         await faults.point(points.AFTER_SEND)
         await self._outbox.sent(due)
+        await faults.point(points.AFTER_SENT)
         return "sent"

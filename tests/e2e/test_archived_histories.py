@@ -1,12 +1,16 @@
 """A whole history over REST while its oldest month goes to the archive and comes back: the whole mesh."""
 
 import asyncio
+import csv
+import io
 import json
 import sys
+import zipfile
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -61,7 +65,50 @@ async def whole(world: World) -> tuple[list[Any], Any]:
             assert "archivedBeforeTime" not in page["readInfo"]
 
 
-async def test_a_list_holds_all_that_is_not_archived_and_after_a_restore_everything(world: World) -> None:
+async def amended(world: World, order: Any, tmp_path: Path) -> None:
+    """An archived order is amended by a person, and the user's next statement tells it."""
+    amend = ("archive", "amend", order["orderId"], "--user", USER, "--note", "paid by hand")
+    words = (*amend, "--description", "a lamp", "--reason", "case 7", "--request-id", str(uuid4()))
+    said = await done(world, *words)
+    assert (said["status"], said["amendmentCount"]) == (order["status"], 1)
+    assert await done(world, *words) == said, "the same again notes nothing more"
+    code, _, err = await typed(world, *amend[:4], "nobody", *amend[5:], "--reason", "case 7")
+    assert (code, "ORDER_NOT_FOUND" in err) == (4, True)
+
+    day = order["createTime"][:10]
+    period = ("--user", USER, "--from", day, "--to", day, "--zone", "UTC")
+    made = await done(world, "statement", "request", *period, "--wait", "2m")
+    await done(world, "statement", "download", made["name"], "--to", str(tmp_path))
+    (path,) = tmp_path.glob("*.zip")
+    text = zipfile.ZipFile(path).read("orders.csv").decode("utf-8-sig")
+    rows = {row["order_id"]: row for row in csv.DictReader(io.StringIO(text))}
+    told = rows[order["orderId"]]
+    assert (told["correction"], told["description"]) == ("paid by hand", "a lamp")
+    assert [
+        each["correction"] for key, each in rows.items() if key != order["orderId"] and each["correction"]
+    ] == []
+
+
+async def kept_and_swept(world: World, month: str) -> None:
+    """What a legal hold keeps is not erased, and nothing that is needed is a stray."""
+    await done(world, "archive", "hold", "--user", USER, "--reason", "case 8")
+    code, _, err = await typed(world, "archive", "erase", "--user", USER, "--reason", "asked for it", "--yes")
+    assert (code, "LEGAL_HOLD" in err) == (4, True)
+    kept = await done(world, "archive", "holds")
+    assert {(each["userId"], each["reason"]) for each in kept["holds"]} == {(USER, "case 8")}
+    await done(world, "archive", "lift", "--user", USER, "--reason", "it is over")
+    code, _, _ = await typed(world, "archive", "lift", "--month", month, "--reason", "nothing kept it")
+    assert code == 1
+
+    swept = await done(world, "archive", "sweep", "--reason", "what is there?", "--execute")
+    assert all(part["endTime"] and not part.get("refusal") for part in swept["shards"])
+    assert sum(int(part.get("objectCount", 0)) for part in swept["shards"]) > 0
+    assert [part.get("strays", []) for part in swept["shards"] if part.get("strays")] == []
+
+
+async def test_a_list_holds_all_that_is_not_archived_and_after_a_restore_everything(
+    world: World, tmp_path: Path
+) -> None:
     seeding = ("--seed", "91", "--users", "3", "--orders", "960", "--months", "32", "--heavy-user", "0.5")
     await done(world, "seed", *seeding)
     before, last = await whole(world)
@@ -90,6 +137,8 @@ async def test_a_list_holds_all_that_is_not_archived_and_after_a_restore_everyth
 
     assert await eventually(left, within_s=60.0, every_s=1.0), "no list needs the month's index"
     await done(world, "audit")
+    await amended(world, gone[0], tmp_path)
+    await kept_and_swept(world, month)
     await done(world, "archive", "restore", "--month", month, "--reason", "a court wants it")
     again, last = await whole(world)
     assert (again, last["readInfo"].get("archivedBeforeTime")) == (before, None)

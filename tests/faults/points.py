@@ -107,7 +107,7 @@ ARCHIVE_POINTS = (
     "archive.after_drop",
 )
 """A month's way out of a shard; tests/faults/test_archive_kills.py kills the process at each of them."""
-ERASE_POINTS = ("archive.before_swap", "archive.after_swap")
+ERASE_POINTS = ("archive.before_swap", "archive.after_swap", "archive.before_delete")
 """A user's way out of the archive; killed there by the same tests."""
 AMEND_POINTS = ("archive.after_amendment",)
 """An amendment's way; a process of its own dies there in the same tests."""
@@ -123,7 +123,7 @@ STATEMENT_POINTS = (
     "statement.after_put",
     "statement.after_ready",
 )
-MAIL_POINTS = ("statement.after_send",)
+MAIL_POINTS = ("statement.after_send", "statement.after_sent")
 """A statement's way; tests/faults/test_statement_kills.py kills its worker at each of them."""
 KEEPER_POINTS = ("keeper.after_make",)
 """tests/integration/test_partition_keeper.py dies there; what is missing is made by the next look."""
@@ -138,4 +138,42 @@ READ_SIDE_POINTS = (*RELAY_POINTS, *INDEX_POINTS, *CARE_POINTS)
 """Points that no order waits for. tests/integration/test_relay.py, test_indexer.py and test_care.py die at
 each of them, test_projector_process.py and tests/e2e/test_index_care.py kill the process there; no change is
 missed.
+"""
+
+MOMENTS = {
+    "after_freeze": "archive.after_freeze",
+    "after_plan": "archive.after_plan",
+    "after_copy_first_chunk": "archive.after_first_chunk",
+    "after_copy_last_chunk": "archive.after_last_chunk",
+    "after_encode": "archive.after_encode",
+    "before_put": "s3.before_put",
+    "after_put": "s3.after_put",
+    "after_part_row": "archive.after_segment",
+    "after_all_parts": "archive.after_export",
+    "after_readback_part": "archive.after_read_back",
+    "after_verified": "archive.after_proof",
+    "after_manifest_put": "archive.after_manifest",
+    "before_commit": "archive.before_commit",
+    "after_commit": "archive.after_commit",
+    "detach_phase1": "test_a_kill_between_the_halves_of_a_detach_is_ended_by_the_next_one",
+    "detach_phase2": "archive.between_detaches",
+    "after_detach": "archive.after_detach",
+    "after_detach_row": "archive.after_grace",
+    "drift_mid": "test_a_kill_while_the_tables_are_compared_a_last_time_drops_nothing",
+    "after_grace_set": "archive.after_grace",
+    "before_drop": "archive.before_drop",
+    "after_drop": "archive.after_drop",
+    "after_drop_row": "archive.after_drop",
+    "statement: after_claim": "statement.after_claim",
+    "statement: after_plan": "statement.after_plan",
+    "statement: after_leg_n": "statement.after_leg",
+    "statement: after_render": "statement.after_render",
+    "statement: after_result_put": "statement.after_put",
+    "statement: after_outbox": "statement.after_ready",
+    "statement: smtp_after_data": "statement.after_send",
+    "statement: after_sent_row": "statement.after_sent",
+}
+"""The moments at which an archiver or a maker of statements must be able to die, by the point that is passed
+then, or the test that dies inside of a statement of Postgres. One row says that a month's tables stand alone
+and from when they may go; the drop and its row are one transaction: these moments are one.
 """

@@ -12,6 +12,7 @@ from tests.faults.points import (
     ERASE_POINTS,
     KEEPER_POINTS,
     MAIL_POINTS,
+    MOMENTS,
     MOVES,
     OBJECT_POINTS,
     POINTS,
@@ -77,3 +78,15 @@ def test_a_test_kills_at_every_declared_fault_point() -> None:
         *MAIL_POINTS,
     }
     assert killed_at == set(asked.stdout.split())
+
+
+def test_a_process_dies_at_every_moment_of_the_archives_way() -> None:
+    points = {*ARCHIVE_POINTS, *STATEMENT_POINTS, *MAIL_POINTS}
+    tests = (ROOT / "tests/faults/test_archive_frozen.py").read_text(encoding="utf-8")
+    lacking = {
+        moment: named
+        for moment, named in MOMENTS.items()
+        if named not in points and f"async def {named}(" not in tests
+    }
+    assert lacking == {}
+    assert len(MOMENTS) >= 25
