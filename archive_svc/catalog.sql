@@ -35,11 +35,10 @@ SELECT * FROM ordermesh.archive_months ORDER BY month;
 -- Every month that the shard has tables of or that was ever asked for, with how far it is. $1: those that end later are
 -- too young.
 WITH here AS (
-    SELECT (date_trunc('month', (regexp_match(pg_get_expr(c.relpartbound, c.oid),
-                                              'FROM \(''([^'']+)''\)'))[1]::timestamptz AT TIME ZONE 'UTC'))::date AS month,
+    SELECT (date_trunc('month', b.begins_at AT TIME ZONE 'UTC'))::date AS month,
            sum(CASE WHEN i.inhparent = 'ordermesh.orders'::regclass THEN greatest(c.reltuples, 0) ELSE 0 END)::bigint AS rows,
            sum(pg_total_relation_size(c.oid))::bigint AS bytes
-      FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+      FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid CROSS JOIN ordermesh.bounds_of(c.oid) b
      WHERE i.inhparent IN ('ordermesh.orders'::regclass, 'ordermesh.order_journal'::regclass)
      GROUP BY 1),
 stored AS (

@@ -9,11 +9,11 @@ SELECT ordermesh.clock();
 -- that has none, and for a default partition. What is being detached counts as gone.
 SELECT parent.relname AS name,
        pg_get_expr(child.relpartbound, child.oid) = 'DEFAULT' AS is_default,
-       (regexp_match(pg_get_expr(child.relpartbound, child.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz AS begins,
-       (regexp_match(pg_get_expr(child.relpartbound, child.oid), 'TO \(''([^'']+)''\)'))[1]::timestamptz AS ends
+       bounds.begins_at AS begins, bounds.ends_at AS ends
   FROM pg_class AS parent
   LEFT JOIN pg_inherits AS link ON link.inhparent = parent.oid AND NOT link.inhdetachpending
   LEFT JOIN pg_class AS child ON child.oid = link.inhrelid
+  LEFT JOIN LATERAL ordermesh.bounds_of(child.oid) AS bounds ON true
  WHERE parent.relkind = 'p' AND parent.relnamespace = 'ordermesh'::regnamespace
  ORDER BY 1, 3;
 

@@ -126,19 +126,26 @@ BEGIN
     RAISE 'this month is archived' USING ERRCODE = 'SH002', DETAIL = json_build_object('month', TG_ARGV[0])::text;
 END $$;
 
+-- From when until when a partition by time has rows; nothing for a table that is none, or a default one. The one place that reads bounds.
+CREATE FUNCTION ordermesh.bounds_of(p_table oid) RETURNS TABLE (begins_at timestamptz, ends_at timestamptz)
+    LANGUAGE sql STABLE
+AS $$
+    SELECT b[1]::timestamptz, b[2]::timestamptz
+      FROM pg_class c, regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\) TO \(''([^'']+)''\)') AS b
+     WHERE c.oid = p_table AND b IS NOT NULL
+$$;
+
 -- The partition of a table that begins at an instant, by its bounds; NULL when there is none.
 CREATE FUNCTION ordermesh.leaf_of(p_parent text, p_begins timestamptz) RETURNS oid
     LANGUAGE sql STABLE SET timezone = 'UTC'
-    RETURN (SELECT c.oid FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-             WHERE i.inhparent = to_regclass('ordermesh.' || p_parent) AND NOT i.inhdetachpending
-               AND (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz = p_begins);
+    RETURN (SELECT i.inhrelid FROM pg_inherits i, ordermesh.bounds_of(i.inhrelid) b
+             WHERE i.inhparent = to_regclass('ordermesh.' || p_parent) AND NOT i.inhdetachpending AND b.begins_at = p_begins);
 
 -- The months that hang on the tables.
 CREATE FUNCTION ordermesh.months_here() RETURNS TABLE (begins_at timestamptz)
     LANGUAGE sql STABLE SET timezone = 'UTC'
 AS $$
-    SELECT (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz
-      FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'ordermesh.orders'::regclass
+    SELECT b.begins_at FROM pg_inherits i, ordermesh.bounds_of(i.inhrelid) b WHERE i.inhparent = 'ordermesh.orders'::regclass
 $$;
 
 -- Why a month cannot be frozen now; empty when it can. p_until: a month that ends later is too young.
@@ -437,4 +444,4 @@ BEGIN
     RETURN ARRAY[]::text[];
 END $$;
 
-INSERT INTO schema_migrations (name) VALUES ('0009_archive');
+INSERT INTO schema_migrations (name) VALUES ('0009_archive'), ('0016_partition_bounds');
