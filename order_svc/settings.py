@@ -10,14 +10,11 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from chassis.settings import Address, ProcessSettings
+from chassis.settings import Address, PagingSettings
 from order_svc.contract import LOCAL_POLICY, PRODUCTION_POLICY, RecoveryPolicy, Rules, UpstreamContract
 
 UpstreamName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 KindName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
-PageTokenKey = Annotated[SecretStr, Field(min_length=16)]
-_LOCAL_PAGE_TOKEN_KEY = SecretStr("page tokens carry no authority")
-"""A token only says where a list went on; on a laptop it may be anybody's."""
 
 
 class ContractSettings(BaseModel):
@@ -105,7 +102,7 @@ class PolicySettings(BaseModel):
         return RecoveryPolicy(**{**values, **self.model_dump(exclude_none=True)})
 
 
-class OrderSettings(ProcessSettings):
+class OrderSettings(PagingSettings):
     """What one order_svc serves and how much at once."""
 
     shard: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", description="The shard this process serves.")
@@ -150,11 +147,6 @@ class OrderSettings(ProcessSettings):
         " processes; then it is parked.",
     )
     watchers_max: int = Field(1024, ge=1, le=65_536, description="Calls at once that wait for a change.")
-    page_token_keys: tuple[PageTokenKey, ...] = Field(
-        (),
-        max_length=2,
-        description="Keys that sign page tokens, newest first, same in every process. Needed in production.",
-    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -164,8 +156,6 @@ class OrderSettings(ProcessSettings):
             missing = sorted(set(legs) - self.upstream_targets.keys())
             if missing:
                 raise ValueError(f"kinds: {kind} needs {', '.join(missing)}, missing in upstream_targets")
-        if self.profile == "production" and not self.page_token_keys:
-            raise ValueError("page_token_keys: give one or two keys of at least 16 characters")
         return self
 
     @property
@@ -181,9 +171,3 @@ class OrderSettings(ProcessSettings):
         given = {**(LOCAL_CONTRACTS if local else {}), **self.contracts}
         contracts = {name: given.get(name, ContractSettings()).contract() for name in self.upstream_targets}
         return Rules(contracts, self.policy.over(LOCAL_POLICY if local else PRODUCTION_POLICY))
-
-    def token_keys(self) -> tuple[bytes, ...]:
-        """The keys to sign page tokens with, newest first."""
-        return tuple(
-            key.get_secret_value().encode() for key in self.page_token_keys or (_LOCAL_PAGE_TOKEN_KEY,)
-        )
