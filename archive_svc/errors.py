@@ -19,6 +19,12 @@ class MonthNotFound(OrdermeshError):
     code, reason = StatusCode.NOT_FOUND, Reason.MONTH_NOT_FOUND
 
 
+class YoungerMonthFirst(OrdermeshError):
+    """A younger month of this shard is archived and has to come back first: a list has no holes."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.YOUNGER_MONTH_FIRST
+
+
 class StorageUnavailable(OrdermeshError):
     """The archive's storage gives no answer now, or there is none; orders themselves are not affected."""
 

@@ -16,15 +16,16 @@ from archive_svc.errors import (
     MonthNotFound,
     StorageUnavailable,
     UnknownShard,
+    YoungerMonthFirst,
 )
-from archive_svc.lifecycle import ripe_until
+from archive_svc.lifecycle import State, ripe_until
 from archive_svc.rebuild import Rebuilder
 from chassis.errors import DeadlineExceeded, InvalidField, Overloaded, ShardUnavailable
 from chassis.s3 import S3Error
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import date
     from uuid import UUID
 
@@ -76,15 +77,18 @@ class ArchiveService:
         """Note where a month is to be, in one shard or in all that have it."""
         asked = wire.move(request)
         found: list[pb.Month] = []
-        for catalog in self._of(asked.shard):
-            there = catalog.until(call.deadline)
+        homes = [catalog.until(call.deadline) for catalog in self._of(asked.shard)]
+        if asked.reach is State.RESTORED:
+            for there in homes:
+                await self._see_youngest(there, asked.month)
+        for there in homes:
             if await self._view(there, asked.month) is None:
                 continue
-            archive_id = id_in(asked.request_id, catalog.shard)
+            archive_id = id_in(asked.request_id, there.shard)
             await there.want(asked.month, archive_id, asked.reach, call.subject.name, asked.reason)
             view = await self._view(there, asked.month)
             assert view is not None, "it was just written"
-            found.append(wire.month(catalog.shard, view))
+            found.append(wire.month(there.shard, view))
         if not found:
             raise MonthNotFound(month=request.month)
         return pb.MoveMonthResponse(months=found)
@@ -232,10 +236,26 @@ class ArchiveService:
         except (DeadlineExceeded, Overloaded, ShardUnavailable):
             return None
 
+    async def _see_youngest(self, catalog: Catalog, month: date) -> None:
+        """See that no younger month stays in the archive when this one comes back.
+
+        Raises: YoungerMonthFirst.
+        """
+        views = await self._overview(catalog)
+        if any(view.month == month and view.committed_at is not None for view in views):
+            younger = [view.month for view in views if view.month > month and view.committed_at is not None]
+            if younger:
+                raise YoungerMonthFirst(
+                    shard=catalog.shard, month=f"{month:%Y-%m}", first=f"{max(younger):%Y-%m}"
+                )
+
     async def _view(self, catalog: Catalog, month: date) -> MonthView | None:
+        return next((view for view in await self._overview(catalog) if view.month == month), None)
+
+    async def _overview(self, catalog: Catalog) -> Sequence[MonthView]:
         control = await catalog.control()
         ripe = ripe_until(control.at, self._pacing.months_min, self._pacing.days_min)
-        return next((view for view in await catalog.overview(ripe) if view.month == month), None)
+        return await catalog.overview(ripe)
 
     def _of(self, shard: str) -> list[Catalog]:
         """The catalog of one shard, or all. Raises: UnknownShard."""

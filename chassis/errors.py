@@ -76,6 +76,7 @@ class Reason(StrEnum):
     STATEMENT_INCOMPLETE = "STATEMENT_INCOMPLETE"
     MAIL_NOT_DEAD = "MAIL_NOT_DEAD"
     LEGAL_HOLD = "LEGAL_HOLD"
+    YOUNGER_MONTH_FIRST = "YOUNGER_MONTH_FIRST"
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,8 @@ CREATE FUNCTION ordermesh.month_blockers(p_month date, p_until timestamptz) RETU
                 CASE WHEN EXISTS (SELECT FROM ordermesh.quarantine q WHERE q.created_at >= m.begins AND q.created_at < m.ends)
                      THEN 'NOT_SEARCHABLE' END,
                 CASE WHEN EXISTS (SELECT FROM ordermesh.months_here() h LEFT JOIN ordermesh.archive_months a USING (begins_at)
-                                   WHERE h.begins_at < m.begins AND a.frozen_at IS NULL AND a.state IS DISTINCT FROM 'RESTORED')
+                                   WHERE h.begins_at < m.begins AND a.frozen_at IS NULL)
+                       OR EXISTS (SELECT FROM ordermesh.archive_months a WHERE a.month < p_month AND a.reach = 'RESTORED')
                      THEN 'OLDER_MONTH_FIRST' END], NULL)
               FROM m);
 
@@ -381,8 +382,8 @@ BEGIN
     PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
     IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
     IF EXISTS (SELECT FROM ordermesh.months_here() h LEFT JOIN ordermesh.archive_months a USING (begins_at)
-                WHERE h.begins_at < p_month::timestamp AT TIME ZONE 'UTC'
-                  AND a.committed_at IS NULL AND a.state IS DISTINCT FROM 'RESTORED') THEN
+                WHERE h.begins_at < p_month::timestamp AT TIME ZONE 'UTC' AND a.committed_at IS NULL)
+       OR EXISTS (SELECT FROM ordermesh.archive_months a WHERE a.month < p_month AND a.reach = 'RESTORED') THEN
         RETURN ARRAY['OLDER_MONTH_FIRST'];
     END IF;
     UPDATE ordermesh.archive_months
@@ -444,4 +445,4 @@ BEGIN
     RETURN ARRAY[]::text[];
 END $$;
 
-INSERT INTO schema_migrations (name) VALUES ('0009_archive'), ('0016_partition_bounds');
+INSERT INTO schema_migrations (name) VALUES ('0009_archive'), ('0016_partition_bounds'), ('0017_archive_order');

@@ -222,6 +222,8 @@ def restore(
 ) -> None:
     """Bring a month back into its tables, from wherever it stands; readers read these then.
 
+    The youngest first, as lists end where the archive begins; while it is back, no younger one leaves.
+
     \b
     Example:
       ordermesh archive restore --month 2023-08 --reason "a court wants it"

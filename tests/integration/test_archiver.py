@@ -98,7 +98,9 @@ async def test_the_younger_month_is_proven_beside_the_older_and_committed_after_
     assert (await archive.month(SEPTEMBER)).state is State.DROPPED
 
 
-async def test_a_restored_month_is_read_below_the_floor_and_holds_up_nobody(archive: Archive) -> None:
+async def test_a_restored_month_is_read_below_the_floor_and_holds_up_younger_ones_until_it_leaves(
+    archive: Archive,
+) -> None:
     orders = OrderStore(archive.shard)
     order_id = await archive.value("SELECT order_id FROM ordermesh.orders LIMIT 1")
     for month in (AUGUST, SEPTEMBER):
@@ -111,6 +113,14 @@ async def test_a_restored_month_is_read_below_the_floor_and_holds_up_nobody(arch
     await archive.shard.execute("SELECT ordermesh.ensure_month('2023-10-15Z')")
     october = date(2023, 10, 1)
     await archive.want(october)
+    assert (await archive.work(month=october)).state is State.WANTED
+    assert (
+        await archive.value("SELECT note FROM ordermesh.archive_months WHERE month = $1", october)
+        == "OLDER_MONTH_FIRST"
+    )
+    await archive.want(AUGUST)
+    assert (await archive.work()).state is State.DROPPED
+    await archive.shard.execute("UPDATE ordermesh.archive_months SET not_before = 'epoch'")
     assert (await archive.work(month=october)).state is State.DROPPED
 
 

@@ -115,7 +115,8 @@ class ArchiveServiceServicer:
         """Notes where a month is to be; returns before it is there. Asking again changes how far it goes, and lets a month in
         quarantine go on.
 
-        For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+        A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
+        is younger. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST or SHARD_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,8 @@ class ArchiveServiceStub:
     """Notes where a month is to be; returns before it is there. Asking again changes how far it goes, and lets a month in
     quarantine go on.
 
-    For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+    A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
+    is younger. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST or SHARD_UNAVAILABLE.
     """
     VerifyMonth: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]
     """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
@@ -119,7 +120,8 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     """Notes where a month is to be; returns before it is there. Asking again changes how far it goes, and lets a month in
     quarantine go on.
 
-    For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+    A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
+    is younger. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST or SHARD_UNAVAILABLE.
     """
     VerifyMonth: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]  # type: ignore[assignment]
     """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
@@ -201,7 +203,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         """Notes where a month is to be; returns before it is there. Asking again changes how far it goes, and lets a month in
         quarantine go on.
 
-        For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
+        A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
+        is younger. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST or SHARD_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

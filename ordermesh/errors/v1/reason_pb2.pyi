@@ -132,6 +132,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The mail was not given up: it is to be sent, or was taken."""
     REASON_LEGAL_HOLD: _Reason.ValueType  # 54
     """A legal hold keeps this user or month; whoever set it has to lift it first."""
+    REASON_YOUNGER_MONTH_FIRST: _Reason.ValueType  # 55
+    """A younger month of the shard is archived and has to come back first: a list has no holes."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -246,4 +248,6 @@ REASON_MAIL_NOT_DEAD: Reason.ValueType  # 53
 """The mail was not given up: it is to be sent, or was taken."""
 REASON_LEGAL_HOLD: Reason.ValueType  # 54
 """A legal hold keeps this user or month; whoever set it has to lift it first."""
+REASON_YOUNGER_MONTH_FIRST: Reason.ValueType  # 55
+"""A younger month of the shard is archived and has to come back first: a list has no holes."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

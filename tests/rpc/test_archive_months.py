@@ -1,0 +1,115 @@
+"""Months of the archive on the wire: what is in it is older than what is not, whichever way a month goes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import pytest
+
+from archive_svc.app import SERVICE
+from archive_svc.lifecycle import State
+from archive_svc.service import ArchiveService
+from chassis import rpc
+from chassis.errors import Reason
+from chassis.s3 import Stored
+from ordermesh.archive.v1 import archive_service_pb2 as pb
+from ordermesh.archive.v1 import archive_service_pb2_grpc as pb_grpc
+from tests.archiving import AUGUST, PACING, SEPTEMBER, Archive, fill, opened
+from tests.buckets import Place
+from tests.conftest import DatabaseFactory
+from tests.inprocess_s3 import InProcessS3
+from tests.listeners import CALL_S, OPERATOR, Trust, refused
+
+
+@dataclass
+class Asked:
+    """An archive, and an operator who asks for its months."""
+
+    archive: Archive
+    stub: Any
+    trust: Trust
+
+    async def move(self, month: date, reach: State, shard: str = "") -> list[pb.Month]:
+        request = pb.MoveMonthRequest(
+            request_id=str(uuid4()),
+            shard=shard,
+            month=f"{month:%Y-%m}",
+            reach=pb.Month.State.Value(reach),
+            reason="a test asks for it",
+        )
+        metadata = self.trust.metadata(OPERATOR)
+        answer = await self.stub.MoveMonth(request, timeout=CALL_S, metadata=metadata)
+        return list(answer.months)
+
+    async def gone(self, *months: date) -> None:
+        for month in months:
+            await self.archive.want(month)
+            assert (await self.archive.work(month=month)).state is State.DROPPED
+
+    async def floor(self) -> Any:
+        return await self.archive.value("SELECT nullif(ordermesh.archive_floor(), '-infinity')")
+
+
+@pytest.fixture
+async def asked(tmp_path, shard_database: DatabaseFactory) -> AsyncIterator[Asked]:
+    trust = Trust.make(tmp_path)
+    async with InProcessS3.serving() as s3, opened(await shard_database(), Place.of(s3)) as archive:
+        for seed, month in enumerate((AUGUST, SEPTEMBER)):
+            await fill(archive.database, 60, month, seed=seed)
+        service = ArchiveService({"s1": archive.catalog}, {}, {}, PACING, archive.store, {})
+        gate, tls = trust.lane(), trust.server("archive_svc")
+        async with rpc.serve("127.0.0.1:0", [rpc.Mount(SERVICE, service)], gate=gate, tls=tls) as server:
+            target = f"127.0.0.1:{server.port}"
+            channel = rpc.Channel(target, service="archive_svc", tls=trust.files("shard_proxy"))
+            async with channel:
+                yield Asked(archive, pb_grpc.ArchiveServiceStub(channel), trust)
+
+
+async def test_a_month_comes_back_only_after_every_younger_one(asked: Asked) -> None:
+    await asked.gone(AUGUST, SEPTEMBER)
+    before = await asked.archive.month(AUGUST)
+    for shard in ("", "s1"):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, Reason.YOUNGER_MONTH_FIRST) as facts:
+            await asked.move(AUGUST, State.RESTORED, shard)
+        told = {"shard": "s1", "month": "2023-08", "first": "2023-09"}
+        assert told.items() <= facts[0].metadata.items()
+    assert await asked.archive.month(AUGUST) == before
+
+    await asked.move(SEPTEMBER, State.RESTORED)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, Reason.YOUNGER_MONTH_FIRST):
+        await asked.move(AUGUST, State.RESTORED)
+    assert (await asked.archive.work(month=SEPTEMBER)).state is State.RESTORED
+    (month,) = await asked.move(AUGUST, State.RESTORED)
+    assert month.reach == pb.Month.RESTORED
+    assert (await asked.archive.work()).state is State.RESTORED
+    assert await asked.floor() is None
+
+
+async def test_while_a_month_comes_back_or_is_back_no_younger_one_leaves(asked: Asked) -> None:
+    archive = asked.archive
+    await asked.gone(AUGUST)
+    await archive.want(SEPTEMBER)
+    assert (await archive.work(until=State.VERIFIED, month=SEPTEMBER)).state is State.VERIFIED
+    # On its way back, its tables stand alone; then they are back where they were.
+    await asked.move(AUGUST, State.RESTORED)
+    nowhere = Stored("manifest", 0, "", "", "")
+    tried = await archive.catalog.commit(
+        await archive.month(SEPTEMBER), await archive.fence(), nowhere, "", timedelta(0)
+    )
+    assert tried == ("OLDER_MONTH_FIRST",)
+    assert (await archive.work()).state is State.RESTORED
+    await archive.work(month=SEPTEMBER)
+    september = await archive.month(SEPTEMBER)
+    assert september.state is State.VERIFIED
+    assert await asked.floor() is None
+
+    await asked.move(AUGUST, State.DROPPED)
+    await archive.shard.execute("UPDATE ordermesh.archive_months SET not_before = 'epoch'")
+    assert (await archive.work()).state is State.DROPPED
+    await archive.shard.execute("UPDATE ordermesh.archive_months SET not_before = 'epoch'")
+    assert (await archive.work(month=SEPTEMBER)).state is State.DROPPED
