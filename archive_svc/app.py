@@ -25,7 +25,7 @@ from archive_svc.store import PartitionStore
 from archive_svc.sweep import Sweeper, Sweeps
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
-from chassis import admin, auth, faults, meters, pg, rpc, supervise, telemetry
+from chassis import admin, auth, meters, pg, process, rpc, supervise
 from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
 from chassis.s3 import open_store
@@ -51,15 +51,8 @@ PATIENT = {"statement_timeout": "1800000", "lock_timeout": "60000"}
 
 async def serve(settings: ArchiveSettings) -> None:
     """Run archive_svc until SIGTERM or until one of its loops dies. Statements need an S3, as months do."""
-    telemetry.configure(
-        "archive_svc",
-        log_level=settings.log_level,
-        otlp_endpoint=settings.otlp_endpoint,
-        trace_ratio=settings.trace_ratio,
-    )
-    faults.arm(settings.faults)
     async with AsyncExitStack() as stack:
-        stack.callback(telemetry.flush)
+        stack.enter_context(process.started("archive_svc", settings))
         objects = await stack.enter_async_context(open_store(settings.s3)) if settings.s3 else None
         meters.know(shard=settings.shards)
         shards = [

@@ -15,6 +15,7 @@ from archive_svc.segment import Facts, Key
 from chassis import pg
 from chassis.ids import id_time
 from chassis.s3 import Stored
+from chassis.store_spans import traced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,6 +136,7 @@ class Hanging:
     is_pending: bool
 
 
+@traced
 class Catalog:
     """The catalog of one shard. Every method raises what chassis.pg raises."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from chassis import pg
+from chassis.store_spans import traced
 
 if TYPE_CHECKING:
     from datetime import date, datetime
@@ -33,6 +34,7 @@ class Hold:
     lifted_at: datetime | None
 
 
+@traced
 class Holds:
     """The legal holds of one shard. Every method raises what chassis.pg raises."""
 

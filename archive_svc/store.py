@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from archive_svc.domain import Partitions, Span
 from chassis import pg
+from chassis.store_spans import traced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 QUERIES = pg.queries("archive_svc")
 
 
+@traced
 class PartitionStore:
     """The partitions of one shard. Every method raises what chassis.pg raises."""
 

@@ -19,6 +19,7 @@ from archive_svc.manifest import ManifestUnreadable, objects_of, parsed
 from archive_svc.strays import Kind, Known, Standing, named, places_of, refusal, standings
 from chassis import faults, pg
 from chassis.s3 import ObjectChanged, ObjectCold, ObjectLocked, ObjectNotFound
+from chassis.store_spans import traced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,6 +87,7 @@ class Sweeping:
     deletes: bool
 
 
+@traced
 class Sweeps:
     """The walks of one shard, as rows. Every method raises what chassis.pg raises."""
 

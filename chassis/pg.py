@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from importlib import resources
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
@@ -33,6 +34,8 @@ from chassis.errors import (
     StaleRoute,
 )
 from chassis.limits import Limiter
+from chassis.store_spans import tell
+from chassis.tracebacks import said
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -108,7 +111,8 @@ class Database:
     """A bounded pool of connections to one database. Each method is one round trip and one implicit
     transaction.
 
-    begin_by, end_by: on the monotonic clock; no statement begins, or goes on, after it.
+    namespace: what the database is called, for traces. begin_by, end_by: on the monotonic clock; no statement
+    begins, or goes on, after it.
     """
 
     def __init__(
@@ -116,29 +120,34 @@ class Database:
         pool: asyncpg.Pool[Any],
         limiter: Limiter,
         *,
+        namespace: str = "",
         begin_by: float = math.inf,
         end_by: float = math.inf,
     ) -> None:
         self._pool = pool
         self.limiter = limiter
+        self.namespace = namespace
         self._begin_by = begin_by
         self._end_by = end_by
 
     def until(self, deadline: float) -> Database:
         """The same database for the reads of one call: none is waited for after its deadline."""
-        return Database(self._pool, self.limiter, begin_by=deadline, end_by=deadline)
+        return Database(
+            self._pool, self.limiter, namespace=self.namespace, begin_by=deadline, end_by=deadline
+        )
 
     def begun_by(self, deadline: float) -> Database:
         """The same database for the writes of one call: none begins after its deadline.
 
         One that has begun keeps its whole time: cut off, nobody would know whether it happened.
         """
-        return Database(self._pool, self.limiter, begin_by=deadline)
+        return Database(self._pool, self.limiter, namespace=self.namespace, begin_by=deadline)
 
     async def fetch(
         self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S
     ) -> list[asyncpg.Record]:
         """All rows."""
+        tell(sql, self.namespace)
         async with self.connection(timeout_s) as connection, _given(connection, timeout_s):
             return cast(
                 "list[asyncpg.Record]",
@@ -149,6 +158,7 @@ class Database:
         self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S
     ) -> asyncpg.Record | None:
         """The first row, or none."""
+        tell(sql, self.namespace)
         async with self.connection(timeout_s) as connection, _given(connection, timeout_s):
             return cast(
                 "asyncpg.Record | None",
@@ -157,11 +167,13 @@ class Database:
 
     async def fetchval(self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S) -> Any:
         """The first column of the first row."""
+        tell(sql, self.namespace)
         async with self.connection(timeout_s) as connection, _given(connection, timeout_s):
             return await connection.fetchval(sql, *args, timeout=self._statement_s(timeout_s))
 
     async def execute(self, sql: str, *args: object, timeout_s: float = STATEMENT_TIMEOUT_S) -> str:
         """Run a statement for its effect; returns the command tag."""
+        tell(sql, self.namespace)
         async with self.connection(timeout_s) as connection, _given(connection, timeout_s):
             return cast("str", await connection.execute(sql, *args, timeout=self._statement_s(timeout_s)))
 
@@ -349,7 +361,8 @@ async def open_database(
     metrics.PG_CONNECTIONS.labels(name, "idle").set_function(pool.get_idle_size)
     metrics.PG_CONNECTIONS.labels(name, "busy").set_function(lambda: pool.get_size() - pool.get_idle_size())
     try:
-        yield Database(pool, Limiter(settings.pool_size, settings.queue, name=name))
+        limiter = Limiter(settings.pool_size, settings.queue, name=name)
+        yield Database(pool, limiter, namespace=urlsplit(settings.dsn).path.strip("/"))
     finally:
         await _close(pool)
 
@@ -446,7 +459,7 @@ def typed_error(refused: asyncpg.PostgresError) -> OrdermeshError:
     if state[:2] in ("08", "53", "57", "28", "3D"):
         log.warning("database_unavailable", sqlstate=state)
         return ShardUnavailable(sqlstate=state)
-    log.error("statement_refused", sqlstate=state, error=type(refused).__name__, message_text=str(refused))
+    log.error("statement_refused", sqlstate=state, error=type(refused).__name__, because=said(refused))
     return InternalError(sqlstate=state)
 
 

@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from chassis import faults, metrics, telemetry
+from chassis import faults, logs, metrics, traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from chassis.settings import ProcessSettings
+
+
+LOCAL_EXPORT_EVERY_S = 0.5
+"""On a laptop somebody looks at the order that was just made."""
 
 
 @contextmanager
@@ -22,16 +26,23 @@ def started(service: str, settings: ProcessSettings, **facts: str) -> Iterator[N
 
     facts: what every line says, such as the shard.
     """
-    telemetry.configure(
+    is_local = settings.profile == "local"
+    logs.configure(
         service,
-        log_level=settings.log_level,
-        otlp_endpoint=settings.otlp_endpoint,
-        trace_ratio=settings.trace_ratio,
+        level=settings.log_level,
         facts=facts,
+        hash_key=logs.hash_key_of(settings.user_hash_key.get_secret_value(), is_local=is_local),
+    )
+    traces.configure(
+        service,
+        otlp_endpoint=settings.otlp_endpoint,
+        ratio=settings.trace_ratio,
+        facts=facts,
+        export_every_s=LOCAL_EXPORT_EVERY_S if is_local else traces.EXPORT_EVERY_S,
     )
     metrics.BUILD.labels(service, version("ordermesh")).set(1)
     faults.arm(settings.faults)
     try:
         yield
     finally:
-        telemetry.flush()
+        traces.flush()

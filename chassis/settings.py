@@ -56,6 +56,11 @@ class ProcessSettings(Settings):
     trace_ratio: float = Field(
         0.05, ge=0, le=1, description="Share of traces that is sampled where no caller decided."
     )
+    user_hash_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key of the hashes that logs have instead of user ids, the same in every process; "
+        "empty leaves users out of them.",
+    )
     faults: str = Field("", description="Fault points to arm, `point=action[:nth[:seconds]];...`; for tests.")
 
 

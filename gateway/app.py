@@ -26,11 +26,20 @@ from gateway.streams import Seats
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from fastapi.telemetry import TelemetryConfig
     from starlette.types import ASGIApp
 
     from gateway.settings import GatewaySettings
 
 VERSION = "1.0"
+_NOT_THEIRS: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+"""FastAPI would begin a trace of its own below ours, with the path, and believe any caller's traceparent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ def furnish(settings: GatewaySettings, mesh: Mesh, keys: JwksKeeper) -> House:
 
 def application(house: House) -> ASGIApp:
     """The ASGI application: routes, problems, document, and the edge around all of it."""
-    app = FastAPI(title=openapi.TITLE, version=VERSION, docs_url=None, redoc_url=None)
+    app = FastAPI(title=openapi.TITLE, version=VERSION, docs_url=None, redoc_url=None, telemetry=_NOT_THEIRS)
     app.state.house = house
     app.include_router(orders.router)
     app.include_router(statements.router)
@@ -122,6 +131,7 @@ def application(house: House) -> ASGIApp:
         Places(in_flight),
         body_bytes_max=settings.body_bytes_max,
         trust_traceparent=settings.trust_traceparent,
+        is_always_recorded=house.is_always_recorded,
     )
 
 

@@ -39,6 +39,8 @@ class Visit:
     """When its head was complete, on the monotonic clock; deadlines count from here."""
     mesh_s: float = 0.0
     user_id: str = ""
+    refused_because: str = ""
+    """The reason of the catalogue, when the request was refused."""
     allowance: Allowance | None = None
 
 

@@ -140,8 +140,11 @@ class Mesh:
     ) -> Any:
         """One call. names: how the caller knows the request's fields, where the mesh calls them otherwise."""
         started = time.perf_counter()
+        rpc.say_about(order_id=rpc.order_in(request))
         try:
-            return await method(request, timeout=ask.time_remaining(), metadata=self._metadata(ask))
+            answer = await method(request, timeout=ask.time_remaining(), metadata=self._metadata(ask))
+            rpc.say_about(order_id=rpc.order_in(answer))
+            return answer
         except grpc.aio.AioRpcError as failed:
             raise MeshRefused(_renamed(rpc.error_of(failed), names)) from failed
         finally:

@@ -16,7 +16,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
-from chassis import telemetry
+from chassis import logs, traces
 from chassis.errors import InternalError, OrdermeshError
 from gateway import asks, problems
 from gateway.asks import Visit
@@ -24,7 +24,7 @@ from gateway.errors import BodyTooLarge, HeadTooLarge
 from gateway.metrics import HANDLED, SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from opentelemetry.trace import Span
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,7 +37,6 @@ METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"}
 UNMATCHED = "unmatched"
 ALIVE_PATH = "/healthz"
 """Answered however many others wait: busy is not dead."""
-PATH_CHARS_LOGGED = 256
 HEAD_BYTES_MAX = 16_384
 """Of path, parameters and headers together; a token alone may have 4 KiB."""
 _HEADERS: Mapping[str, str] = {
@@ -65,11 +64,20 @@ class _Answer:
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, places: Places, *, body_bytes_max: int, trust_traceparent: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        places: Places,
+        *,
+        body_bytes_max: int,
+        trust_traceparent: bool,
+        is_always_recorded: Callable[[Headers], bool],
+    ) -> None:
         self._app = app
         self._places = places
         self._body_bytes_max = body_bytes_max
         self._trust_traceparent = trust_traceparent
+        self._is_always_recorded = is_always_recorded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -79,11 +87,11 @@ class Edge:
         headers = Headers(scope=scope)
         visit = Visit(asks.request_id(headers.get("x-request-id"), uuid.uuid4().hex))
         scope.setdefault("state", {})["visit"] = visit
-        structlog.contextvars.clear_contextvars()
-        telemetry.bind(**{"http.request.id": visit.request_id})
+        logs.forget()
+        logs.bind(**{"http.request.id": visit.request_id})
         carrier = {"traceparent": headers.get("traceparent", "")} if self._trust_traceparent else {}
-        with telemetry.server_span("HTTP", carrier) as span:
-            visit.trace_id = telemetry.trace_id()
+        with traces.server_span("HTTP", carrier, always=self._is_always_recorded(headers)) as span:
+            visit.trace_id = traces.trace_id()
             await self._serve(scope, receive, send, visit, span)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, visit: Visit, span: Span) -> None:
@@ -109,12 +117,14 @@ class Edge:
         except ClientGone:
             answer.status = answer.status or 499
         except OrdermeshError as refused:
-            await problem_response(problems.of_error(refused, occasion(scope)))(scope, receive, answering)
+            await problem_response(problems.of_error(refused, occasion(scope)), scope)(
+                scope, receive, answering
+            )
         except Exception as unexpected:
             log.error("request_failed", exc_info=unexpected)
             if answer.status == 0:
                 broken = problems.of_error(InternalError(), occasion(scope))
-                await problem_response(broken)(scope, receive, answering)
+                await problem_response(broken, scope)(scope, receive, answering)
         finally:
             if place is not None:
                 place.leave()
@@ -191,15 +201,18 @@ def _account(scope: Scope, answer: _Answer, visit: Visit, span: Span) -> None:
     span.set_attribute("http.route", route)
     span.set_attribute("http.response.status_code", status)
     if status >= 500:
-        telemetry.failed(span, str(status))
-    log.info(
+        traces.failed(span, str(status))
+    say = log.error if status >= 500 else log.info
+    say(
         "request",
         **{
-            "http.request.method": method,
-            "url.path": scope["path"][:PATH_CHARS_LOGGED],
-            "http.response.status_code": status,
+            "event.outcome": "success" if status < 400 else "failure",
             "event.duration": int(took_s * 1e9),
-            "user.id": visit.user_id,
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+            **({"error.code": visit.refused_because} if visit.refused_because else {}),
+            "user_id": visit.user_id,
         },
     )
 
@@ -210,8 +223,12 @@ def occasion(scope: Scope) -> problems.Occasion:
     return problems.Occasion(scope["path"], visit.request_id, visit.trace_id)
 
 
-def problem_response(problem: problems.Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer that carries a problem."""
+def problem_response(
+    problem: problems.Problem, scope: Scope, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer that carries a problem; its reason goes to the request's line as well."""
+    visit: Visit = scope["state"]["visit"]
+    visit.refused_because = problem.reason
     return Response(
         problems.body_of(problem), problem.status, {**problems.headers_of(problem), **(headers or {})}
     )

@@ -37,7 +37,7 @@ async def _typed(request: Request, error: Exception) -> Response:
 
 async def _mesh(request: Request, error: Exception) -> Response:
     refusal = cast("MeshRefused", error).refusal
-    return problem_response(problems.of_refusal(refusal, occasion(request.scope)))
+    return problem_response(problems.of_refusal(refusal, occasion(request.scope)), request.scope)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -60,4 +60,4 @@ async def _unexpected(request: Request, _: Exception) -> Response:
 
 
 def _refuse(request: Request, error: OrdermeshError, headers: Any = None) -> Response:
-    return problem_response(problems.of_error(error, occasion(request.scope)), headers)
+    return problem_response(problems.of_error(error, occasion(request.scope)), request.scope, headers)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from history_svc.position import Position
 
+STREAM = "ordermesh.order-events.v1"
+"""What the stream of changes is called in traces, whatever carries it."""
 EVENT_BYTES_MAX = 128 * 1024
 """A record with its headers; the outbox holds payloads to 64 KiB. One that is too large ruins a producer for
 good.
@@ -36,6 +38,15 @@ class Event:
     origin: str = "order_svc"
     traceparent: str = ""
     tracestate: str = ""
+
+
+def stream_facts(shard: str, changes: int) -> dict[str, str | int]:
+    """What spans say that send or process a batch of the stream."""
+    return {
+        "messaging.destination.name": STREAM,
+        "messaging.batch.message_count": changes,
+        "shard": shard,
+    }
 
 
 @dataclass(frozen=True, slots=True)

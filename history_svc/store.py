@@ -17,6 +17,7 @@ from uuid import UUID
 from chassis import pg
 from chassis.errors import DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute
 from chassis.limits import Limiter
+from chassis.store_spans import traced
 from history_svc.catalog import ShardCatalog, shard_catalog_of
 from history_svc.document import from_us
 from history_svc.metrics import READ_SECONDS, REPLICA_ANSWERS, STALE
@@ -75,6 +76,7 @@ class Marks:
     archived_to: datetime
 
 
+@traced
 class Shards:
     """The databases of all shards, by name; primaries and, where there are some, replicas."""
 

@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from chassis import settings, supervise, telemetry
+from chassis import logs, settings, supervise
 from chassis.settings import Address, Settings, is_loopback, split_address
 from ops.errors import OpsError
 
@@ -126,7 +126,7 @@ class _Served:
 
 async def serve(wanted: IssuerSettings) -> None:
     """Run the issuer until SIGTERM."""
-    telemetry.configure("issuer")
+    logs.configure("issuer")
     served = _Served(wanted)
     await supervise.until_stopped(served, drain=(served.stop,))
 

@@ -145,6 +145,15 @@ def seaweedfs() -> Path:
     return copied
 
 
+def deploy_dir() -> Path:
+    """Return the directory with the configuration for production, of the checkout or of the wheel."""
+    here = Path(__file__).resolve().parent
+    for found in (here.parent / "deploy", here / "deploy"):
+        if (found / "elasticsearch").is_dir():
+            return found
+    raise OpsError("The directory `deploy` is missing from this installation; install it again.")
+
+
 def _copy_program(installed: Path, copied: Path) -> None:
     """Copy one file under another name first, so that nobody runs half of it."""
     partial = copied.with_name(f"{copied.name}.{os.getpid()}")

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from chassis import faults, pg
 from chassis.errors import FROZEN_W, StaleRoute
+from chassis.store_spans import traced
 from order_svc import points
 from order_svc.errors import MoveSuperseded
 
@@ -51,6 +52,7 @@ class Exported:
     at: datetime
 
 
+@traced
 class BucketStore:
     """The fences and keys of one shard. writes: the same database with other bounds."""
 

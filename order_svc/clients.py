@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from chassis import rpc, telemetry
+from chassis import rpc, traces
 from order_svc import metrics, wire
 from ordermesh.upstream.v1 import upstream_service_pb2 as pb
 
@@ -60,7 +60,8 @@ class Upstreams:
         """
         name = order.upstream
         started = time.monotonic()
-        with metrics.IN_FLIGHT.labels(name).track_inprogress(), telemetry.client_span(EXECUTE):
+        about = {"upstream": name}
+        with metrics.IN_FLIGHT.labels(name).track_inprogress(), traces.client_span(EXECUTE, about):
             heard = await self._call(name, wire.execute_request(order), timeout_s)
         metrics.SUBMIT_SECONDS.labels(name).observe(time.monotonic() - started)
         said = heard.detail.partition(":")[0] if isinstance(heard, Ambiguity) else heard.verdict.value

@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from chassis import faults, telemetry
+from chassis import faults, logs, traces
 from chassis.errors import Contended, DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute, Stopping
 from chassis.limits import Limiter
 from order_svc import metrics, points
@@ -29,6 +29,9 @@ from order_svc.order import Change, Decision, Order, Seen, Stage, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from opentelemetry.trace import Span
 
     from chassis.clock import Clock
     from chassis.supervise import OwnedTasks
@@ -44,6 +47,8 @@ SUBMIT_S_MIN = 0.05
 """A shorter call would only be cut off."""
 PASSING = (Contended, DeadlineExceeded, Overloaded, ShardUnavailable)
 """What may be better in a moment."""
+SAME_TRACE = timedelta(minutes=10)
+"""A submission that comes later than this after its order was made is a trace of its own."""
 BEGINS_WAITING = 4096
 """Claimed orders that wait to be begun or given back; the slots of the upstreams bound them first."""
 
@@ -150,8 +155,8 @@ class LegDriver:
     async def _submit(self, written: _Written) -> None:
         order = written.order
         try:
-            with telemetry.work_span("submit", order.traceparent):
-                telemetry.bind(order_id=str(order.order_id))
+            with self._span(order):
+                logs.bind(order_id=str(order.order_id))
                 event = await self._call(order, written.begun_at)
                 settling_at = self._clock.monotonic()
                 decided = await self._settle(order.order_id, event, written.seen(settling_at))
@@ -159,6 +164,13 @@ class LegDriver:
             self._slots[order.upstream].release()
         if decided is not None and _goes_on(decided.decision):
             await self._go_on(decided.order, _written(decided, settling_at))
+
+    def _span(self, order: Order) -> AbstractContextManager[Span]:
+        """What follows the order's creation belongs to its trace; what comes later is linked to it."""
+        about = {"order_id": str(order.order_id), "upstream": order.upstream}
+        if self._clock.now() - order.created_at < SAME_TRACE:
+            return traces.work_span("submit", order.traceparent, about)
+        return traces.linked_span("submit", [order.traceparent], always=True, attributes=about)
 
     async def _call(self, order: Order, begun_at: float) -> AnyEvent:
         """Call the upstream within the time that was journaled; an event that says how it went."""
@@ -172,7 +184,7 @@ class LegDriver:
         return self._heard(order, heard)
 
     def _heard(self, order: Order, heard: Answer | Ambiguity) -> AnyEvent:
-        event_id, leg, attempt, trace = uuid4(), order.leg, order.attempt, telemetry.traceparent()
+        event_id, leg, attempt, trace = uuid4(), order.leg, order.attempt, traces.traceparent()
         if isinstance(heard, Ambiguity):
             return Unsure(
                 event_id=event_id,

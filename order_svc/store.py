@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from chassis import faults, pg
 from chassis.errors import FROZEN_W, Contended, OrderArchived, StaleRoute
 from chassis.ids import id_bucket, id_time
+from chassis.store_spans import traced
 from order_svc import points, rows
 from order_svc.errors import DeadLetterNotFound, OrderElsewhere, OrderNotFound, RequestIdReused
 from order_svc.order import Change, Decision, Kind, Order, Outcome, Rewait, Seen, Tally
@@ -79,6 +80,7 @@ class Created:
         return self.tally is None
 
 
+@traced
 class OrderStore:
     """The orders of one shard. changed: told every change that this process wrote.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from chassis import faults, telemetry
+from chassis import faults, logs, traces
 from chassis.clock import Clock
 from chassis.errors import DeadlineExceeded, Overloaded
 from chassis.limits import Limiter
@@ -37,6 +37,10 @@ BEFORE_PROBE = faults.declare("probe.before_call", "the order is claimed; nobody
 AFTER_PROBE = faults.declare("probe.after_call", "the upstream answered; nobody knows but this process")
 BEFORE_REPORT = faults.declare("report.before_call", "the finding is not reported; the lease runs out")
 AFTER_REPORT = faults.declare("report.after_call", "the finding is journaled; the claim is done")
+
+
+def _about(claim: Claim) -> dict[str, str]:
+    return {"order_id": claim.order_id, "shard": claim.shard, "upstream": claim.upstream}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +97,8 @@ class Prober:
         If cancelled here: the lease runs out and the order is claimed again.
         Raises: ReportNotTaken.
         """
-        with telemetry.work_span("recover", claim.traceparent):
-            telemetry.bind(order_id=claim.order_id, shard=claim.shard, upstream=claim.upstream)
+        with traces.linked_span("recover", [claim.traceparent], always=True, attributes=_about(claim)):
+            logs.bind(order_id=claim.order_id, shard=claim.shard, upstream=claim.upstream)
             found = await self._find_out(claim, lease_ends)
             metrics.PROBES.labels(claim.upstream, found.probe_class, found.verdict).inc()
             await faults.point(BEFORE_REPORT)
@@ -135,7 +139,7 @@ class Prober:
             return not_made("the lease is nearly over")
         await faults.point(BEFORE_PROBE)
         started = time.perf_counter()
-        with telemetry.client_span("probe"):
+        with traces.client_span("probe", {"upstream": claim.upstream}):
             found = await self._upstreams.probe(claim.upstream, claim.key, timeout_s=time_s)
         metrics.PROBE_SECONDS.labels(claim.upstream).observe(time.perf_counter() - started)
         await faults.point(AFTER_PROBE)

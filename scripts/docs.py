@@ -34,7 +34,7 @@ from chassis import auth, faults  # noqa: E402
 from chassis.errors import OrdermeshError, Reason  # noqa: E402
 from chassis.rpc import RemoteError  # noqa: E402
 from chassis.settings import ProcessSettings, Settings  # noqa: E402
-from telemetry import registry  # noqa: E402
+from telemetry import registry, spans  # noqa: E402
 from telemetry.registry import Metric, Vocabulary  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -161,6 +161,7 @@ def settings_models() -> list[tuple[str, type[Settings]]]:
     from history_svc.projector.settings import ProjectorSettings
     from history_svc.settings import HistorySettings
     from ops.issuer import IssuerSettings
+    from ops.shipper.settings import ShipperSettings
     from ops.upstream.settings import UpstreamSettings
     from order_svc.settings import OrderSettings
     from recovery_svc.settings import RecoverySettings
@@ -176,6 +177,7 @@ def settings_models() -> list[tuple[str, type[Settings]]]:
         ("archive_svc", ArchiveSettings),
         ("upstream (simulated)", UpstreamSettings),
         ("issuer (local stack)", IssuerSettings),
+        ("shipper (local stack)", ShipperSettings),
     ]
 
 
@@ -375,16 +377,6 @@ def log_events() -> list[list[str]]:
     ]
 
 
-def spans() -> list[list[str]]:
-    """Spans of work that no RPC began."""
-    found = {
-        (name, service)
-        for service, path in sources()
-        for _, name in calls_in(path, ("work_span", "linked_span"))
-    }
-    return [[f"`{name}`", service] for name, service in sorted(found)]
-
-
 CONTRACT = """
 The names here are a contract: dashboards and alerts are built on them. No label ever holds a user, an order
 or any text that a caller sends. What `chassis` counts, every service counts.
@@ -394,15 +386,26 @@ A label has a vocabulary, in brackets where that has another name. Counters and 
 sets from the start, so that the first event of a kind is seen as an increase.
 """
 TRACES = """
-W3C trace context travels in the metadata `traceparent`, and an order carries the trace it was created in,
-so that later work on it continues that trace. A served call's span is named like its method,
-`package.Service/Method`; a failed one carries `rpc.response.status_code`. Work that no call began has spans
-of its own:
+W3C trace context travels in the metadata `traceparent` and in the headers of Kafka records, and an order
+carries the trace it was made in. What is called for an order is part of that trace. What comes later, or is
+for many orders at once, has a trace of its own that is linked to the order's. A share of the calls is
+recorded (`ORDERMESH_TRACE_RATIO`, and as the caller decided), and always: operators' calls, the work of
+recovery, and the calls of known callers with the metadata or header `x-ordermesh-debug: 1`, 20 at once and 5
+a second in each process. No span holds a user, a parameter or the text of an exception.
 """
 LOGS = """
-One ECS JSON object a line on standard output. Each has `@timestamp`, `log.level`, `message` (the event) and
-`service.name`; within a call also `trace.id` and `span.id`, and `shard` and `order_id` where they are
-known.
+One ECS JSON object a line on standard output, with dotted names. Each has `@timestamp`, `log.level`,
+`message` and `event.action` (both the event), `service.name`, `service.version` and `service.node.name`;
+within a call also `trace.id` and `span.id`, and `shard` and `order_id` where they are known. A failure has
+`error.type`, a refusal `error.code` (the reason of docs/ERRORS.md), a defect `error.stack_trace`. Users are
+`user.hash`: 16 hex digits of the HMAC-SHA256 of the user id with `ORDERMESH_USER_HASH_KEY`. Addresses,
+payloads and parameters are never written; `log.lost` names what a line had to leave out. What a library says
+has the action `library_said` and its name in `log.logger`.
+
+Every call ends with exactly one line: `rpc_finished` with `rpc.method`, `rpc.code`, `caller`, `event.outcome`
+and `event.duration` (nanoseconds) in each service, `request` with `http.request.method`, `http.route` and
+`http.response.status_code` at the gateway. It is an error when we failed, else information. The other
+events:
 """
 
 
@@ -423,7 +426,7 @@ def telemetry() -> str:
     words = [[f"`{name}`", each.meaning] for name, each in registry.vocabularies().items() if name in used]
     return page(
         "Telemetry",
-        "the registry in telemetry/, and the log events and spans in the code",
+        "the registry in telemetry/, and the log events in the code",
         prose(CONTRACT),
         "## Metrics\n",
         "Served on `/metrics` of each process's admin port, in Prometheus and OpenMetrics text.\n",
@@ -433,7 +436,12 @@ def telemetry() -> str:
         table(["vocabulary", "values"], words),
         "## Traces\n",
         prose(TRACES),
-        table(["span", "made by"], spans()),
+        table(
+            ["span", "kind", "made by", "where it stands", "what it is"],
+            [[f"`{each.name}`", each.kind, each.made_by, each.place, each.meaning] for each in spans.spans()],
+        ),
+        "### What spans say\n",
+        table(["attribute", "meaning"], [[f"`{name}`", said] for name, said in spans.attributes().items()]),
         "## Logs\n",
         prose(LOGS),
         table(["event", "severity", "said by"], log_events()),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from chassis import pg
+from chassis.store_spans import traced
 from shard_proxy.moves import Kind, Move, Phase, Situation
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ LEASE = timedelta(seconds=2)
 WRITE_TIMEOUT_S = 1.0
 
 
+@traced
 class MoveStore:
     """The moves as one process sees and drives them."""
 

@@ -171,6 +171,8 @@ def checked_key(passed: Passed, raw: bytes, call: rpc.Call) -> Key:
     if passed.view is None:
         return Key(())
     key = passed.view.read(raw)
+    if passed.by is By.ORDER:
+        rpc.say_about(order_id=key.one)
     if passed.by is By.USER:
         said = call.metadata.get(headers.USER_HEADER)
         if said is not None and said != key.one:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from chassis import pg
+from chassis.store_spans import traced
 from shard_proxy.domain import MapSnapshot, Owner, Shard, VipUser
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ READ_TIMEOUT_S = 1.0
 _FORMAT = "ordermesh-map-1"
 
 
+@traced
 class MapStore:
     """The map in the control database."""
 

@@ -9,6 +9,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from chassis import rpc
 from chassis.errors import DeadlineExceeded
 from shard_proxy import headers, metrics
 from shard_proxy.domain import ANYWHERE, By, Placement
@@ -60,6 +61,8 @@ class Trip:
         self._sends += 1
         self.placement = await self._journey.place()
         self._call.set_trailer(headers.SHARD_TRAILER, self.placement.shard or self._passed.service)
+        if self.placement.shard:
+            rpc.say_about(shard=self.placement.shard)
         route = headers.route_trailer(self.placement, self._journey.map.version)
         self._call.set_trailer(headers.ROUTE_TRAILER, route)
         service = self._passed.service

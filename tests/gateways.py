@@ -73,8 +73,22 @@ class Running(OrdermeshError):
     retry_after_s = 30.0
 
 
+class Whole:
+    """A service of which every method that a test does not need is there and refuses."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Every other method of the contract."""
+
+        async def other(_: Any, call: rpc.Call) -> Any:
+            raise NoOrder(method=call.method.name)
+
+        if name.startswith("_") or not name[0].isupper():
+            raise AttributeError(name)
+        return other
+
+
 @dataclass
-class Statements:
+class Statements(Whole):
     """StatementService over a dictionary; a statement moves on when a test says so."""
 
     made: dict[str, Any] = field(default_factory=dict)
@@ -136,7 +150,7 @@ class Statements:
 
 
 @dataclass
-class Mesh:
+class Mesh(Whole):
     """OrderService and HistoryService over a dictionary, keeping the promises the gateway repeats.
 
     `creates` and `pages` are the requests as they arrived, `calls` how; `refusal` is raised by every call
@@ -248,16 +262,6 @@ class Mesh:
             ),
             unreachable=self.unreachable,
         )
-
-    def __getattr__(self, name: str) -> Any:
-        """Every other method of the contract is there and refuses."""
-
-        async def other(_: Any, call: rpc.Call) -> Any:
-            raise NoOrder(method=call.method.name)
-
-        if name.startswith("_") or not name[0].isupper():
-            raise AttributeError(name)
-        return other
 
     async def settle(self, order_id: str, status: Any = Order.SUCCESS) -> None:
         """Let an order become settled, and tell those who watch it."""

@@ -199,10 +199,10 @@ def reason_of(failed: grpc.aio.AioRpcError) -> str:
 
 
 @asynccontextmanager
-async def ready(state_dir: Path) -> AsyncIterator[World]:
+async def ready(state_dir: Path, *, full: bool = False) -> AsyncIterator[World]:
     """A mesh, ready; without fsync, as the machine is not what dies in tests."""
     async with (
-        local.running(state_dir, port_base=0, durable=False) as stack,
+        local.running(state_dir, port_base=0, durable=False, full=full) as stack,
         mesh.connect(stack.endpoints) as stubs,
     ):
         yield World(stack, stubs, state_dir)

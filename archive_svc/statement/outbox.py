@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from archive_svc.statement.letter import News
 from chassis import pg
+from chassis.store_spans import traced
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -70,6 +71,7 @@ class Told:
     reason: str
 
 
+@traced
 class MailOutbox:
     """Written when statements become ready. Every method raises what chassis.pg raises.
 

@@ -14,6 +14,7 @@ from archive_svc.statement.places import packed, see_owned, unpacked
 from archive_svc.statement.wish import Progress, Total, Wanted
 from chassis import pg
 from chassis.s3 import Stored
+from chassis.store_spans import traced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,6 +90,7 @@ class Leftover:
     stays: str
 
 
+@traced
 class StatementStore:
     """The statements of one shard. Every method raises what chassis.pg raises."""
 

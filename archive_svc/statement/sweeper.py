@@ -71,7 +71,7 @@ class Sweeper:
                 await self._clean(left)
             except S3Error as failed:
                 # One that cannot go, such as a locked one, keeps no other; it is looked at again.
-                log.warning("file_not_removed", id=str(left.statement_id), error=str(failed))
+                log.warning("file_not_removed", id=str(left.statement_id), because=str(failed))
                 continue
             await self._store.cleaned(left)
         standing.tell(self._store.shard, await self._store.counts(), RUNNING)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from chassis import telemetry
+from chassis import traces
 from chassis.rpc.counts import Counts
 from chassis.rpc.options import channel_options
 from chassis.tls import TlsFiles, channel_credentials, dns_name
@@ -56,7 +56,7 @@ class _Rotating:
 
 def _with_trace(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:
     given = tuple(metadata or ())
-    here = telemetry.traceparent()
+    here = traces.traceparent()
     if not here or any(key == "traceparent" for key, _ in given):
         return given
     return (*given, ("traceparent", here))

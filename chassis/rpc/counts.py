@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from grpc import StatusCode
 
 from chassis import metrics
-from chassis.rpc.gate import SERVER_FAULTS
+from chassis.rpc.ended import SERVER_FAULTS
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

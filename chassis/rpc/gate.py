@@ -13,12 +13,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from grpc import StatusCode
 
-from chassis import auth, metrics, telemetry
+from chassis import auth, logs, metrics, traces
 from chassis.errors import DeadlineExceeded, DeadlineRequired, InternalError, OrdermeshError
+from chassis.rpc import ended
 from chassis.rpc.call import Call
+from chassis.rpc.ended import SERVER_FAULTS
 from chassis.rpc.status import RelayedStatus, to_status
 
 if TYPE_CHECKING:
@@ -31,17 +32,9 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-log = structlog.get_logger("rpc")
+_ALWAYS = frozenset({auth.Role.OPERATOR})
 DEADLINE_S_MIN = 0.005
 """Less than this is not worth beginning: the answer would come too late."""
-SERVER_FAULTS = (
-    StatusCode.UNKNOWN,
-    StatusCode.DEADLINE_EXCEEDED,
-    StatusCode.INTERNAL,
-    StatusCode.UNAVAILABLE,
-    StatusCode.DATA_LOSS,
-)
-"""Codes that say that we failed, and not the caller."""
 DEADLINE_S_MAX = 600.0
 """Longer deadlines are cut to this; no call waits for ever."""
 
@@ -70,15 +63,17 @@ class Gate:
     inject_deadline: bool = False
 
     @asynccontextmanager
-    async def admit(self, method: Method, context: Context) -> AsyncIterator[Call]:
-        """Let one call in.
+    async def admit(
+        self, method: Method, context: Context, metadata: Mapping[str, str], asking: auth.Asking | Exception
+    ) -> AsyncIterator[Call]:
+        """Let one call in. asking: who is asking, or why nobody knows.
 
         Raises: DeadlineRequired, DeadlineExceeded, Unauthenticated, CallerNotAllowed, RoleRequired,
         Overloaded.
         """
-        metadata = ascii_metadata(context)
         deadline = self._deadline(method, context)
-        asking = self.identify(context.auth_context(), metadata)
+        if isinstance(asking, Exception):
+            raise asking
         auth.permit(method.path, asking.caller, asking.subject)
         call = Call(method, asking.caller, asking.subject, asking.token, metadata, deadline)
         if self.limiter is None or method.server_streaming:
@@ -87,6 +82,15 @@ class Gate:
             return
         async with self.limiter.slot(call.time_remaining()):
             yield call
+
+    def asking(self, context: Context, metadata: Mapping[str, str]) -> auth.Asking | Exception:
+        """Who is asking, or the refusal: known before the call's span begins, as operators' are always
+        recorded.
+        """
+        try:
+            return self.identify(context.auth_context(), metadata)
+        except Exception as refused:  # noqa: BLE001 - raised again by `admit`, where all errors are mapped
+            return refused
 
     def _deadline(self, method: Method, context: Context) -> float:
         remaining: float | None = context.time_remaining()
@@ -114,39 +118,46 @@ async def serve_call(
     """
     labels = (method.service, method.name, method.arity)
     metrics.RPC_STARTED.labels(*labels).inc()
-    started = time.perf_counter()
-    code = StatusCode.OK
-    structlog.contextvars.clear_contextvars()
-    with telemetry.server_span(method.path, ascii_metadata(context)) as span:
+    end = ended.Ending(method.path[1:])
+    logs.forget()
+    metadata = ascii_metadata(context)
+    asking = gate.asking(context, metadata)
+    with traces.server_span(method.path, metadata, always=_is_always_recorded(asking, metadata)) as span:
         call: Call | None = None
         try:
-            async with gate.admit(method, context) as call:
-                call.traceparent, call.trace_id = telemetry.traceparent(), telemetry.trace_id()
+            async with gate.admit(method, context, metadata, asking) as call:
+                call.traceparent, call.trace_id = traces.traceparent(), traces.trace_id()
                 answer = await handle(call)
                 _set_trailers(context, call, ())
                 return answer
         except asyncio.CancelledError:
-            code = StatusCode.CANCELLED
+            end.code = StatusCode.CANCELLED
             raise
         except RelayedStatus as relayed:
-            code = relayed.code
+            end.code, end.relayed = relayed.code, relayed
             await _abort(context, call, relayed.code, relayed.message, relayed.trailers)
         except OrdermeshError as refused:
-            code = refused.code
-            metrics.REFUSALS.labels(refused.reason.value).inc()
-            if code is StatusCode.INTERNAL:
-                log.error("call_failed", method=method.path, facts=refused.facts, exc_info=refused)
-            await _abort(context, call, *to_status(refused, telemetry.trace_id()))
-        except Exception as unexpected:
-            code = StatusCode.INTERNAL
-            log.error("call_failed", method=method.path, exc_info=unexpected)
-            await _abort(context, call, *to_status(InternalError(), telemetry.trace_id()))
+            end.code, end.reason = refused.code, refused.reason.value
+            metrics.REFUSALS.labels(end.reason).inc()
+            end.error = refused if refused.code is StatusCode.INTERNAL else None
+            await _abort(context, call, *to_status(refused, traces.trace_id()))
+        except Exception as unexpected:  # noqa: BLE001 - told with its trace when the call has ended
+            end.code, end.reason, end.error = StatusCode.INTERNAL, InternalError.reason.value, unexpected
+            await _abort(context, call, *to_status(InternalError(), traces.trace_id()))
         finally:
-            if code is not StatusCode.OK:
-                telemetry.failed(span, code.name)
-            metrics.RPC_HANDLED.labels(*labels, code.name).inc()
-            metrics.RPC_SECONDS.labels(*labels).observe(time.perf_counter() - started)
+            ended.tell(end, span, asking)
+            metrics.RPC_HANDLED.labels(*labels, end.code.name).inc()
+            metrics.RPC_SECONDS.labels(*labels).observe(end.took_s())
     return None
+
+
+def _is_always_recorded(asking: auth.Asking | Exception, metadata: Mapping[str, str]) -> bool:
+    """Operators' calls are, recovery's, and those of known callers that ask for it, within an allowance."""
+    if isinstance(asking, Exception):
+        return False
+    if not _ALWAYS.isdisjoint(asking.subject.roles):
+        return True
+    return metadata.get(traces.DEBUG_HEADER) == "1" and traces.debugs.take()
 
 
 async def _abort(

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from chassis.errors import MalformedRequest
+from chassis.rpc import about
 from chassis.rpc.gate import Gate, prepare, serve_call
 from chassis.rpc.methods import BadContract, Method, methods_of
 from chassis.rpc.options import server_options
@@ -140,7 +141,10 @@ def _handler(method: Method, behaviour: Callable[..., Any], gate: Gate) -> Any:
 def _unary_behaviour(method: Method, behaviour: Callable[..., Any], gate: Gate) -> Callable[..., Any]:
     async def answer(raw: bytes, context: Any) -> bytes | None:
         async def handle(call: Call) -> bytes:
-            response = await behaviour(_decoded(method, raw), call)
+            request = _decoded(method, raw)
+            about.say_about(order_id=about.order_in(request))
+            response = await behaviour(request, call)
+            about.say_about(order_id=about.order_in(response))
             return response.SerializeToString()  # type: ignore[no-any-return]
 
         return await serve_call(gate, method, context, handle)
@@ -151,7 +155,9 @@ def _unary_behaviour(method: Method, behaviour: Callable[..., Any], gate: Gate) 
 def _stream_behaviour(method: Method, behaviour: Callable[..., Any], gate: Gate) -> Callable[..., Any]:
     async def answer(raw: bytes, context: Any) -> None:
         async def handle(call: Call) -> None:
-            answers = behaviour(_decoded(method, raw), call)
+            request = _decoded(method, raw)
+            about.say_about(order_id=about.order_in(request))
+            answers = behaviour(request, call)
             try:
                 async for response in answers:
                     await context.write(response.SerializeToString())

@@ -129,7 +129,7 @@ class Calls:
             except (S3Unavailable, ObjectDamaged) as passing:
                 before = passing
                 RETRIES.labels(call, passing.outcome).inc()
-                log.warning("s3_try_failed", call=call, key=key, number=number + 1, error=str(passing))
+                log.warning("s3_try_failed", call=call, key=key, number=number + 1, because=str(passing))
         assert before is not None
         raise before
 

@@ -224,7 +224,7 @@ class Parts:
             async with asyncio.timeout(ABORT_S_MAX):
                 await self.abort(key, upload_id)
         except (S3Error, TimeoutError) as failed:
-            log.warning("s3_abort_failed", key=key, upload_id=upload_id, error=str(failed))
+            log.warning("s3_abort_failed", key=key, upload_id=upload_id, because=str(failed))
 
     def _which(self, key: str, upload_id: str) -> dict[str, str]:
         return {"Bucket": self._settings.bucket, "Key": key, "UploadId": upload_id}

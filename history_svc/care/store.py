@@ -13,6 +13,7 @@ from uuid import UUID
 from chassis import pg
 from chassis.errors import ShardUnavailable
 from chassis.ids import id_time
+from chassis.store_spans import traced
 from history_svc.care.operation import Findings, Kind, Operation, Phase, State
 from history_svc.catalog import Catalog, catalog_of
 from history_svc.document import to_us
@@ -85,6 +86,7 @@ class Status:
     at: datetime
 
 
+@traced
 class CareStore:
     """The projection's rows of one shard, as its care needs them."""
 

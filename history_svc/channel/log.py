@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chassis import pg
 from chassis.errors import ShardUnavailable
+from chassis.store_spans import traced
 from history_svc.events import Event, StreamRange
 from history_svc.position import BEGINNING, Position, before_xid
 
@@ -87,6 +88,7 @@ class Starts:
     watermarks: Mapping[int, Position]
 
 
+@traced
 class ShardLog:
     """One shard's log, through a pool of connections to its primary."""
 

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 import structlog
+from opentelemetry.trace import SpanKind
 
-from chassis import faults
+from chassis import faults, traces
 from chassis.errors import OrdermeshError
 from history_svc import metrics
 from history_svc.catalog import Catalog, State
 from history_svc.document import document, index_name, month_of, next_month
 from history_svc.errors import EventsUnavailable, ReadModelUnavailable
+from history_svc.events import stream_facts
 from history_svc.position import BEGINNING
 from history_svc.projector.bulk import ITEMS_MAX, BulkWriter
 from history_svc.projector.domain import Draft, Progress, added, moved, newest, written_to
@@ -347,11 +349,16 @@ class Indexing:
         outcomes = None
         if writes:
             name = f"indexer.{self._parts.store.shard}.bulk"
-            outcomes = asyncio.create_task(self._sent(writes), name=name)
+            parents = [record.event.traceparent for record in records if record.event is not None]
+            outcomes = asyncio.create_task(self._sent(writes, parents), name=name)
         self._flights.append(Flight(writes, owners, outcomes, ends, as_of, catalog))
 
-    async def _sent(self, writes: Sequence[Write]) -> list[Outcome]:
-        outcomes = await self._bulk.write(writes)
+    async def _sent(self, writes: Sequence[Write], parents: Sequence[str]) -> list[Outcome]:
+        about = stream_facts(self._parts.store.shard, len(parents))
+        with traces.linked_span(
+            "process ordermesh.order-events.v1", parents, kind=SpanKind.CONSUMER, attributes=about
+        ):
+            outcomes = await self._bulk.write(writes)
         await faults.point(AFTER_WRITE)
         return outcomes
 

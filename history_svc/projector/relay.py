@@ -16,13 +16,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
+from opentelemetry.trace import SpanKind
 
-from chassis import faults, telemetry
+from chassis import faults, traces
 from chassis.errors import OrdermeshError
 from history_svc import metrics
 from history_svc.channel.log import LogReplaced, TermLost
 from history_svc.channel.tail import BEAT_EVERY_S, LONG_AGO, Pace, Tail
 from history_svc.errors import EventsUnavailable, EventTooLarge
+from history_svc.events import stream_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -215,7 +217,12 @@ class Publishing:
             by_partition.setdefault(record.stream_partition, []).append(record)
         waiting = []
         links = [record.event.traceparent for record in records if record.event is not None]
-        with telemetry.linked_span("relay batch", links):
+        with traces.linked_span(
+            "send ordermesh.order-events.v1",
+            links,
+            kind=SpanKind.PRODUCER,
+            attributes=stream_facts(self._log.shard, len(links)),
+        ):
             try:
                 for partition, mine in by_partition.items():
                     waiting.append(await self._send(partition, mine))

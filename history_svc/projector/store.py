@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from chassis import faults, pg
 from chassis.errors import ShardUnavailable
+from chassis.store_spans import traced
 from history_svc.catalog import Catalog, catalog_of
 from history_svc.events import StreamRange
 from history_svc.position import Position
@@ -71,6 +72,7 @@ class Marked:
     quarantined: int
 
 
+@traced
 class ProjectionStore:
     """The projection's rows in one shard."""
 

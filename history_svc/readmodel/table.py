@@ -15,6 +15,7 @@ import orjson
 
 from chassis import pg
 from chassis.errors import Contended, DeadlineExceeded, InternalError, Overloaded, ShardUnavailable
+from chassis.store_spans import traced
 from history_svc.document import columns, from_us, to_us
 from history_svc.errors import IndexNotOurs, ReadModelUnavailable, TooMuchAtOnce
 from history_svc.page import Key, Row
@@ -43,6 +44,7 @@ _STALE = Outcome(Verdict.STALE)
 _MISSING = Outcome(Verdict.MISSING)
 
 
+@traced
 class TableReadModel:
     """Documents in Postgres."""
 

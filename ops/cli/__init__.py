@@ -34,6 +34,8 @@ COMMANDS = (
     ),
     Entry("Local stack", "doctor", "ops.cli.doctor:doctor", "Say what is wrong here, and what to do."),
     Entry("Orders", "order", "ops.cli.order:app", "create, get, list, watch, label, journal."),
+    Entry("Orders", "trace", "ops.cli.story:trace", "Show what happened to an order, all on one timeline."),
+    Entry("Orders", "logs", "ops.cli.story:logs", "Show the log lines about an order, or of a trace."),
     Entry("Orders", "search", "ops.cli.history:search", "Search everybody's orders in the read model."),
     Entry("Orders", "where", "ops.cli.where:where", "Say where a user or an order lives, and why."),
     Entry("Orders", "statement", "ops.cli.statement:app", "request, wait, download, list, cancel."),

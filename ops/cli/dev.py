@@ -190,7 +190,7 @@ def banner(endpoints: Endpoints, state_dir: Path) -> str:
         f"  users    {users}; a token for curl: ordermesh token --user alice",
         "  try      ordermesh order create --user alice --kind payment --amount 12.50EUR --wait 5s",
         "  look     ordermesh order journal ID | dlq list | recovery status | audit",
-        f"  logs     {state_dir}/logs/*.log, by trace.id and order_id",
+        f"  logs     {state_dir}/logs/*.log; by order: ordermesh trace ID, ordermesh logs ID",
         "  stop     Ctrl-C, or ordermesh down",
     )
     return "\n".join(lines) + "\n"

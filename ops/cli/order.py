@@ -185,20 +185,21 @@ def journal(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE)
     Example:
       ordermesh order journal 01939c5e-7a3b-7000-8af5-...
     """
-    request = order_service_pb2.ListOrderEventsRequest(order_id=order_id, page_size=PAGE_MAX)
-
-    async def work(mesh: Mesh) -> list[order_pb2.OrderEvent]:
-        events: list[order_pb2.OrderEvent] = []
-        while len(events) < EVENTS_MAX:
-            page = await mesh.orders.ListOrderEvents(request, timeout=TIMEOUT_S)
-            events += page.events
-            request.page_token = page.next_page_token
-            if not page.next_page_token:
-                break
-        return events
-
-    events = ask(state_dir, work)
+    events = ask(state_dir, lambda mesh: events_of(mesh, order_id))
     output.emit(form, events, journal_table(events, title=f"journal of {order_id}"))
+
+
+async def events_of(mesh: Mesh, order_id: str) -> list[order_pb2.OrderEvent]:
+    """The journal of an order, oldest first, `EVENTS_MAX` at most."""
+    request = order_service_pb2.ListOrderEventsRequest(order_id=order_id, page_size=PAGE_MAX)
+    events: list[order_pb2.OrderEvent] = []
+    while len(events) < EVENTS_MAX:
+        page = await mesh.orders.ListOrderEvents(request, timeout=TIMEOUT_S)
+        events += page.events
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            break
+    return events
 
 
 def journal_table(events: list[order_pb2.OrderEvent], *, title: str = "") -> Table:

@@ -29,6 +29,7 @@ STOP_ORDER = (
     ("shard_proxy",),
     (*(f"order_svc.{shard}" for shard in ALL_SHARDS), "history_svc", "projector", "archive_svc"),
     ("issuer", *(f"upstream.{name}" for name in UPSTREAMS)),
+    ("shipper",),
     ("kafka", "elasticsearch", "s3", "prometheus", *(f"postgres.{shard}.replica" for shard in ALL_SHARDS)),
     ("postgres.control", "postgres.shards", *(f"postgres.{shard}" for shard in ALL_SHARDS)),
 )
@@ -80,6 +81,11 @@ class Places:
     def faults_fired(self) -> Path:
         """Where fault points write that they fired."""
         return self.state / "faults_fired"
+
+    @property
+    def shipper(self) -> Path:
+        """How far lines are shipped, and spans that wait."""
+        return self.state / "shipper"
 
     def log(self, name: str) -> Path:
         """The log of one process."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ops.stack.units import Server
 
 PORT_NAMES = (
-    *("issuer", "shard_proxy.admin", "gateway.admin"),
+    *("issuer", "shard_proxy.admin", "gateway.admin", "shipper", "shipper.admin"),
     *(
         f"{name}{suffix}"
         for name in ("history_svc", "projector", "recovery_svc", "archive_svc")
@@ -59,6 +59,7 @@ class Plan:
     def processes(self) -> list[Process]:
         """Every service that needs nothing but the primaries, in no particular order."""
         return [
+            *self._shipper(),
             self._issuer(),
             *(self._upstream(name) for name in layout.UPSTREAMS),
             *(self._order_svc(shard) for shard in layout.ALL_SHARDS),
@@ -156,7 +157,7 @@ class Plan:
             "SUBJECT_DIR": str(self.places.subject),
             "PROFILE": "local",
             "DRAIN_S": "2",
-            "TRACE_RATIO": "0",
+            **self._tracing(),
             "FAULTS_FIRED": str(self.places.faults_fired),
             **environment,
             **self.extra.get(name, {}),
@@ -170,6 +171,23 @@ class Plan:
             admin_url=f"http://{admin}",
             shard=shard,
         )
+
+    def _tracing(self) -> dict[str, str]:
+        """Every call is traced where there is something to find it with: any order may be asked about."""
+        if self.servers.elasticsearch is None:
+            return {"TRACE_RATIO": "0"}
+        return {"TRACE_RATIO": "1", "OTLP_ENDPOINT": f"http://{self.address('shipper')}/v1/traces"}
+
+    def _shipper(self) -> list[Process]:
+        """Who carries lines and spans to Elasticsearch, if there is one; it waits for that itself."""
+        if self.servers.elasticsearch is None:
+            return []
+        environment = {
+            "ELASTICSEARCH": self.servers.elasticsearch.url,
+            "LOGS_DIR": str(self.places.logs),
+            "SHIPPER_DIR": str(self.places.shipper),
+        }
+        return [self._process("shipper", "ops.shipper", environment)]
 
     def _issuer(self) -> Process:
         environment = {

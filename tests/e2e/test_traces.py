@@ -40,9 +40,10 @@ async def test_an_order_id_leads_to_its_journal_its_trace_and_the_logs_of_every_
 
     async def in_the_logs() -> bool:
         about = [line for line in logged(world, "order_svc.s1") if line.get("order_id") == order.order_id]
-        asked = [line for line in logged(world, "gateway") if line.get("trace", {}).get("id") == trace_id]
-        kinds = [line["kind"] for line in about if line["message"] == "order_changed"]
-        same = {line["trace"]["id"] for line in about} == {trace_id}
+        asked = [line for line in logged(world, "gateway") if line.get("trace.id") == trace_id]
+        changes = [line for line in about if line["event.action"] == "order_changed"]
+        kinds = [line["kind"] for line in changes]
+        same = {line["trace.id"] for line in changes} == {trace_id}
         return kinds == ["OPENED", "SETTLED"] and same and len(asked) > 0
 
     await eventually(in_the_logs)

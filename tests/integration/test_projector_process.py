@@ -161,7 +161,7 @@ async def test_it_carries_the_changes_of_a_shard_while_another_is_away_and_stops
         await eventually(counted, within_s=WITHIN_S)
         assert await process.stopped() == 0
     lines = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
-    assert {line["service"]["name"] for line in lines if "service" in line} == {"projector"}
+    assert {line["service.name"] for line in lines} == {"projector"}
     assert "leadership_failed" in {line["message"] for line in lines}
 
 

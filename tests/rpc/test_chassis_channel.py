@@ -12,7 +12,7 @@ from grpc import StatusCode
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from chassis import rpc, telemetry
+from chassis import rpc, traces
 from chassis.rpc.options import channel_options, server_options
 from chassis.testing import eventually
 from ops import ports
@@ -118,7 +118,7 @@ async def test_a_channel_passes_the_trace_on_unless_the_caller_did(trust: Trust)
     async with orders_served(trust, orders) as server, trust.channel(server) as channel:
         stub, metadata = orders_of(channel), trust.metadata()
         with tracer.start_as_current_span("caller"):
-            here = telemetry.traceparent()
+            here = traces.traceparent()
             await stub.GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=metadata)
             await stub.GetOrder(
                 pb.GetOrderRequest(), timeout=CALL_S, metadata=(*metadata, ("traceparent", given))

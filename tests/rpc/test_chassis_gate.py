@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import prometheus_client
 import pytest
+import structlog
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from structlog.testing import capture_logs
 
-from chassis import rpc, telemetry
+from chassis import rpc, traces
+from chassis.auth import Subject
 from chassis.errors import (
     DOMAIN,
     InternalError,
@@ -24,15 +28,28 @@ from chassis.errors import (
     OrdermeshError,
     Overloaded,
     Reason,
+    ShardUnavailable,
     StaleRoute,
     Violation,
 )
 from chassis.limits import Limiter
 from chassis.rpc import gate as gate_module
+from chassis.sampling import Wanted
 from chassis.testing import eventually
 from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as pb
-from tests.listeners import CALL_S, ORDERS, Scripted, Trust, orders_of, orders_served, raw_channel, refused
+from tests.listeners import (
+    ALICE,
+    CALL_S,
+    OPERATOR,
+    ORDERS,
+    Scripted,
+    Trust,
+    orders_of,
+    orders_served,
+    raw_channel,
+    refused,
+)
 
 CANARY = "canary-postgres://u:hunter2@db/orders"
 
@@ -369,7 +386,7 @@ async def test_the_span_of_a_refused_call_says_its_code_and_continues_the_caller
 ) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(traces, "_tracer", provider.get_tracer("test"))
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
     async def refuses(_: Any, __: rpc.Call) -> None:
@@ -385,3 +402,110 @@ async def test_the_span_of_a_refused_call_says_its_code_and_continues_the_caller
     assert (failed.attributes or {})["rpc.response.status_code"] == "RESOURCE_EXHAUSTED"
     assert (failed.status.is_ok, fine.status.is_ok) == (False, True)
     assert facts[0].metadata["trace_id"] == orders.calls[0].trace_id == parent.split("-")[1]
+
+
+def of_calls(lines: list[Any]) -> list[dict[str, Any]]:
+    return [dict(line) for line in lines if line["event"] == "rpc_finished"]
+
+
+async def test_every_call_ends_with_one_line_whose_level_says_whose_fault_it_was(trust: Trust) -> None:
+    def raising(error: Exception) -> Any:
+        async def raises(_: Any, __: rpc.Call) -> None:
+            raise error
+
+        return raises
+
+    ends = {
+        "GetOrder": (InvalidField.of("order_id", "must be one"), "info", "INVALID_ARGUMENT", "INVALID_FIELD"),
+        "CreateOrder": (Overloaded(limiter="s1"), "info", "RESOURCE_EXHAUSTED", "OVERLOADED"),
+        "UpdateOrder": (ShardUnavailable(), "error", "UNAVAILABLE", "SHARD_UNAVAILABLE"),
+        "ListOrderEvents": (ValueError(CANARY), "error", "INTERNAL", "INTERNAL_ERROR"),
+    }
+    orders = Scripted(**{name: raising(error) for name, (error, *_) in ends.items()})
+    async with orders_served(trust, orders) as server, trust.channel(server) as channel:
+        for name, (_, level, code, reason) in ends.items():
+            method, kind = getattr(orders_of(channel), name), getattr(pb, f"{name}Request")
+            with capture_logs() as lines, pytest.raises(grpc.aio.AioRpcError):
+                await method(kind(), timeout=CALL_S, metadata=trust.metadata(ALICE))
+            (line,) = of_calls(lines)
+            assert (line["log_level"], line["rpc.code"], line["error.code"]) == (level, code, reason)
+            assert line["event.outcome"] == "failure"
+            assert line["rpc.method"] == f"{ORDERS}/{name}"
+            assert line["event.duration"] > 0
+            assert line["user_id"] == ALICE.name, "which the renderer hashes"
+            assert ("exc_info" in line) is (reason == "INTERNAL_ERROR")
+
+
+async def test_the_line_of_a_call_names_its_order_from_the_request_or_the_answer(trust: Trust) -> None:
+    async def made(_: Any, __: rpc.Call) -> Any:
+        return pb.CreateOrderResponse(order=order_pb2.Order(order_id="o-2"))
+
+    orders = Scripted(CreateOrder=made)
+    async with orders_served(trust, orders) as server, trust.channel(server) as channel:
+        stub, bound = orders_of(channel), []
+        structlog.contextvars.clear_contextvars()
+
+        def note(_: Any, __: str, event: Any) -> Any:
+            bound.append({**structlog.contextvars.get_contextvars(), **event})
+            raise structlog.DropEvent
+
+        with configured(note):
+            await stub.GetOrder(pb.GetOrderRequest(order_id="o-1"), timeout=CALL_S, metadata=trust.metadata())
+            await stub.CreateOrder(pb.CreateOrderRequest(), timeout=CALL_S, metadata=trust.metadata())
+            await stub.ListOrderEvents(pb.ListOrderEventsRequest(), timeout=CALL_S, metadata=trust.metadata())
+    assert [line.get("order_id", "") for line in of_calls(bound)] == ["o-1", "o-2", ""]
+    assert all("user_id" not in line for line in of_calls(bound)), "an operator is no user"
+    assert all(line["event.outcome"] == "success" for line in of_calls(bound))
+
+
+@contextmanager
+def configured(processor: Any) -> Iterator[None]:
+    before = structlog.get_config()
+    structlog.configure(processors=[processor], cache_logger_on_first_use=False)
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+@pytest.mark.parametrize(
+    ("subject", "more", "is_recorded"),
+    [
+        (OPERATOR, (), True),
+        (ALICE, (), False),
+        (ALICE, (("x-ordermesh-debug", "1"),), True),
+        (ALICE, (("x-ordermesh-debug", "yes"),), False),
+    ],
+)
+async def test_operators_calls_are_always_recorded_and_others_when_they_ask(
+    trust: Trust,
+    monkeypatch: pytest.MonkeyPatch,
+    subject: Subject,
+    more: tuple[tuple[str, str], ...],
+    is_recorded: bool,
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(sampler=Wanted(0.0, exported=True))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(traces, "_tracer", provider.get_tracer("test"))
+    async with orders_served(trust, Scripted()) as server, trust.channel(server) as channel:
+        metadata = (*trust.metadata(subject), *more)
+        await orders_of(channel).GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=metadata)
+    assert len(exporter.get_finished_spans()) == is_recorded
+
+
+async def test_who_is_unknown_cannot_ask_to_be_recorded(
+    trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(sampler=Wanted(0.0, exported=True))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(traces, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(traces, "debugs", traces.DebugAllowance(per_s=0.001, burst=1))
+    async with orders_served(trust, Scripted()) as server, trust.channel(server) as channel:
+        stub, asks = orders_of(channel), (("x-ordermesh-debug", "1"),)
+        with refused(StatusCode.UNAUTHENTICATED, Reason.UNAUTHENTICATED):
+            await stub.GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=asks)
+        assert exporter.get_finished_spans() == ()
+        for _ in range(2):
+            metadata = (*trust.metadata(ALICE), *asks)
+            await stub.GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=metadata)
+    assert len(exporter.get_finished_spans()) == 1, "the allowance was left for who is known, and has an end"
