@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from archive_svc import export
+from archive_svc import export, stretch
 from archive_svc.archiver import Archiver
 from archive_svc.catalog import Catalog
 from archive_svc.detach import Detacher
@@ -138,7 +138,7 @@ def _archiver(
     throttle = Throttle(settings.archive_bytes_per_s, SYSTEM_CLOCK)
     name = f"archive-{catalog.shard}"
     sessions = partial(pg.open_session, wanted.model_copy(update={"session": PATIENT}), name=name)
-    exporting = partial(pg.open_session, wanted.model_copy(update={"session": export.SESSION}), name=name)
+    exporting = partial(pg.open_session, wanted.model_copy(update={"session": stretch.SESSION}), name=name)
     pacing, retention = settings.pacing(), settings.retention()
     verifier = Verifier(catalog, objects, throttle, enough_for=pacing.enough_for)
     return Archiver(

@@ -174,20 +174,36 @@ SELECT ordermesh.part_with_month($1, $2, $3);
 -- Give the tables of a month up. $1: month; $2: fence.
 SELECT ordermesh.drop_month($1, $2);
 
--- name: orders_of_part
--- What is copied of a part's orders, in the order of their key. {orders}: the table; {columns}: as Shape says;
--- $1 to $3: after; $4 to $6: until.
-SELECT {columns} FROM {orders} AS o
- WHERE (o.user_id, o.created_at, o.order_id) > ($1::text COLLATE "C", $2::timestamptz, $3::uuid)
-   AND (o.user_id, o.created_at, o.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)
- ORDER BY o.user_id, o.created_at, o.order_id;
+-- name: orders_of_parts
+-- What is copied of the orders of parts that follow each other, sorted as they lie, before any column is made text: less to sort,
+-- and by the numbers a third less of a processor. {orders}: the table; {columns}, {order}: as Shape says; $1 to $3: after; $4 to $6: until.
+SELECT {columns}
+  FROM (SELECT * FROM {orders} AS o
+         WHERE (o.user_id, o.created_at, o.order_id) > ($1::text COLLATE "C", $2::timestamptz, $3::uuid)
+           AND (o.user_id, o.created_at, o.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)
+         ORDER BY {order} OFFSET 0) AS o
+ ORDER BY {order};
 
--- name: journal_of_part
--- The same of their journal, through the orders, whose index has the order of the key; the journal has none by user.
-SELECT {columns} FROM {orders} AS o JOIN {journal} AS j USING (order_id, created_at)
- WHERE (o.user_id, o.created_at, o.order_id) > ($1::text COLLATE "C", $2::timestamptz, $3::uuid)
-   AND (o.user_id, o.created_at, o.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)
- ORDER BY o.user_id, o.created_at, o.order_id, j.version;
+-- name: journal_of_parts
+-- The same of their journal, which is read from one end to the other: it has no index by user.
+SELECT {columns}
+  FROM (SELECT * FROM {journal} AS j
+         WHERE (j.user_id, j.created_at, j.order_id) > ($1::text COLLATE "C", $2::timestamptz, $3::uuid)
+           AND (j.user_id, j.created_at, j.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)
+         ORDER BY {order} OFFSET 0) AS j
+ ORDER BY {order};
+
+-- name: journal_of_orders
+-- The same, looked up by the orders, whose index has the users: these in the order of their ids, in which the rows lie.
+SELECT {columns}
+  FROM (SELECT j.*
+          FROM (SELECT o.order_id, o.created_at FROM {orders} AS o
+                 WHERE (o.user_id, o.created_at, o.order_id) > ($1::text COLLATE "C", $2::timestamptz, $3::uuid)
+                   AND (o.user_id, o.created_at, o.order_id) <= ($4::text COLLATE "C", $5::timestamptz, $6::uuid)
+                 ORDER BY o.order_id, o.created_at OFFSET 0) AS o
+          JOIN {journal} AS j USING (order_id, created_at)
+         ORDER BY {order} OFFSET 0) AS j
+ ORDER BY {order};
 
 -- name: make_copied
 -- Where COPY writes a segment's rows as text, until the transaction ends. {columns}: as Shape says.

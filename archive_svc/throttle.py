@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 class Throttle:
-    """Lets so many bytes pass in a second, on average. Not for two tasks at once."""
+    """Lets so many bytes pass in a second, on average, whatever task they are of."""
 
     def __init__(self, bytes_per_s: float, clock: Clock) -> None:
-        self._bytes_per_s = bytes_per_s
+        self.bytes_per_s = bytes_per_s
         self._clock = clock
         self._free_at = 0.0
 
@@ -20,6 +20,6 @@ class Throttle:
         """Return when these bytes may pass; what was not used before is not saved up."""
         now = self._clock.monotonic()
         wait_s = self._free_at - now
-        self._free_at = max(now, self._free_at) + size_bytes / self._bytes_per_s
+        self._free_at = max(now, self._free_at) + size_bytes / self.bytes_per_s
         if wait_s > 0:
             await self._clock.sleep(wait_s)

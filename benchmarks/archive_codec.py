@@ -24,7 +24,7 @@ import asyncpg
 from archive_svc.codec.proof import prove
 from archive_svc.codec.writer import SegmentWriter
 from archive_svc.columns import COPY_OPTIONS, SHAPES
-from archive_svc.export import BLOCK_BYTES
+from archive_svc.stretch import BLOCK_BYTES
 from benchmarks import report
 from ops import places, ports, seed
 from ops.cli.calls import quietly

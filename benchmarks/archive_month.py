@@ -22,8 +22,9 @@ import asyncpg
 
 from archive_svc.catalog import Catalog
 from archive_svc.columns import COPY_OPTIONS, SHAPES
-from archive_svc.export import SESSION, Exporter
+from archive_svc.export import Exporter
 from archive_svc.lifecycle import State
+from archive_svc.stretch import SESSION
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier
 from benchmarks import report

@@ -20,11 +20,12 @@ from archive_svc.codec.reading import csv_rows
 from archive_svc.columns import COPY_BACK_OPTIONS, JOURNAL, ORDERS, Shape
 from archive_svc.detach import Detacher
 from archive_svc.erase import Eraser
-from archive_svc.export import SESSION, Exporter
+from archive_svc.export import Exporter
 from archive_svc.holds import Holds
 from archive_svc.lifecycle import Month, State
 from archive_svc.restore import Restorer
 from archive_svc.retention import NOT_LOCKED, Retention
+from archive_svc.stretch import SESSION
 from archive_svc.sweep import Sweeper, Sweeping, Sweeps
 from archive_svc.throttle import Throttle
 from archive_svc.verify import Verifier

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
 from archive_svc.codec.groups import Sizing
-from archive_svc.codec.rows import Tally, key_at, parsed, rises, schema_of
+from archive_svc.codec.rows import Tally, key_at, parsed, rendered, rises, schema_of
 from archive_svc.segment import Facts, Group, Range, RowsRefused, Segment
 
 if TYPE_CHECKING:
@@ -49,18 +50,40 @@ class SegmentWriter:
         self._groups: list[tuple[str, str, Range, int]] = []
         self._pending = schema.empty_table()
 
-    def add(self, block: bytes) -> None:
+    def add(self, block: bytes, until: Key | None = None) -> bytes:
         """Take whole rows, some MiB of them, as COPY of `Shape.select_list` with `COPY_OPTIONS` writes them.
 
+        until: the key of the last order of which rows are taken. Returns what lies beyond, as it came.
         Raises: RowsRefused when they are not whole, not in order, or lack a value; then begin a new segment.
         """
         if not block:
-            return
+            return b""
         if not block.endswith(b"\n"):
             raise RowsRefused("a block ends within a row")
+        table, size = parsed(self._shape, block), len(block)
+        if until is not None:
+            table, size = self._up_to(until, table, block)
+        if size:
+            self._add(table, memoryview(block)[:size])
+        return block[size:]
+
+    def _up_to(self, until: Key, table: Any, block: bytes) -> tuple[Any, int]:
+        """The first rows, up to and with those of an order, and how many bytes of the block they are."""
+        rows = bisect_right(
+            range(table.num_rows), until[:3], key=lambda row: key_at(self._shape, table, row)[:3]
+        )
+        if rows == table.num_rows:
+            return table, len(block)
+        ours = table.slice(0, rows)
+        # A row has no length of its own; what is written as COPY wrote it ends where the next one begins.
+        text = rendered(self._shape, ours).to_pybytes() if rows else b""
+        if not block.startswith(text):
+            raise RowsRefused(f"rows of {self._shape.table} are not written as they are read")
+        return ours, len(text)
+
+    def _add(self, table: Any, block: memoryview) -> None:
         self._stream.update(block)
         self._stream_bytes += len(block)
-        table = parsed(self._shape, block)
         first, last = key_at(self._shape, table, 0), key_at(self._shape, table, -1)
         if (self._last is not None and first <= self._last) or not rises(self._shape, table):
             raise RowsRefused(f"rows of {self._shape.table} do not rise by their key")
