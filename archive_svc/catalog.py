@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from archive_svc.columns import ORDERS
 from archive_svc.errors import LeaseLost
 from archive_svc.lifecycle import Month, State
-from archive_svc.segment import Facts, Key
+from archive_svc.segment import Facts, Key, Sum
 from chassis import pg
 from chassis.ids import id_time
 from chassis.s3 import Stored
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from archive_svc.amendment import Noted
+    from archive_svc.columns import Shape
 
 QUERIES = pg.queries("archive_svc", "catalog.sql")
 PLAN_S_MAX = 1800.0
 """Cutting or proving a month reads all of it."""
-FACTS_S_MAX = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,10 @@ class Part:
     orders_table: str
     journal_table: str
 
+    def table(self, shape: Shape) -> str:
+        """Where its rows of a shape are, as SQL writes it."""
+        return self.orders_table if shape is ORDERS else self.journal_table
+
 
 @dataclass(frozen=True, slots=True)
 class CataloguedSegment:
@@ -116,15 +121,6 @@ class Erasure:
     orders: int
     note: str
     ended_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class PartFacts:
-    """What Postgres says of a part. sums: (currency, status, orders, amount in minor units)."""
-
-    order_count: int
-    journal_count: int
-    sums: tuple[tuple[str, str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,12 +282,26 @@ class Catalog:
             )
         )
 
-    async def part_facts(self, archive_id: UUID, part: int) -> PartFacts:
-        """What Postgres itself says of a part's rows."""
-        row = await self._database.fetchrow(QUERIES.part_facts, archive_id, part, timeout_s=FACTS_S_MAX)
-        assert row is not None
-        sums = tuple((currency, status, n, int(amount)) for currency, status, n, amount in row["sums"])
-        return PartFacts(row["order_count"], row["journal_count"], sums)
+    async def sums(self, parts: Sequence[Part], shape: Shape) -> dict[int, tuple[Sum, ...]]:
+        """What Postgres itself says of the rows of each part in a table, as a segment says it of its own."""
+        if not parts:
+            return {}
+        by = ", ".join(f"t.{name}" for name in shape.sum_by)
+        template: str = QUERIES.sums_by_part
+        rows = await self._database.fetch(
+            template.format(table=parts[0].table(shape), by=by, sums=shape.sums_list("t")),
+            [part.until.user_id for part in parts],
+            [part.until.created_at for part in parts],
+            [part.until.order_id for part in parts],
+            timeout_s=PLAN_S_MAX,
+        )
+        found: dict[int, list[Sum]] = {part.number: [] for part in parts}
+        for place, *values, count, total in rows:
+            number = parts[place].number if place < len(parts) else len(parts)
+            found.setdefault(number, []).append(
+                Sum(tuple(values), count, None if total is None else int(total))
+            )
+        return {number: tuple(sorted(sums)) for number, sums in found.items()}
 
     async def prove(self, month: Month, fence: int) -> tuple[str, ...]:
         """Note that every row is in a segment that was read back; why not, or nothing. Raises: LeaseLost."""

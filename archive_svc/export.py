@@ -73,9 +73,7 @@ class Exporter:
         wanted = stretches(parts, there, rows_max=rows_max)
         storing: asyncio.Task[None] | None = None
         try:
-            async with Rows(
-                self._sessions, self._throttle, wanted, scan=is_scan(wanted, len(parts))
-            ) as rows:
+            async with Rows(self._sessions, self._throttle, wanted, scan=is_scan(wanted, len(parts))) as rows:
                 for part in parts:
                     for shape in (ORDERS, JOURNAL):
                         if (part.number, shape.table) in there:

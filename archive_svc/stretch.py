@@ -32,8 +32,8 @@ COPY_S_MAX = 1800.0
 SESSION = {
     "statement_timeout": "1800000",
     "lock_timeout": "60000",
-    # Whatever the statistics say: orders are found by their index, and the journal's rows by their key, unless
-    # a statement leaves no other way than to read all of it. No plan takes a second core from those who order.
+    # Whatever the statistics say: orders are found by their index, and a journal's rows by their key, unless
+    # a statement leaves no way but to read all of it. No plan takes a second core from those who order.
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -62,9 +62,7 @@ class Stretch(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def stretches(
-    parts: Sequence[Part], there: Collection[tuple[int, str]], *, rows_max: float
-) -> list[Stretch]:
+def stretches(parts: Sequence[Part], there: Collection[tuple[int, str]], *, rows_max: float) -> list[Stretch]:
     """What to copy at once, in the order in which it is needed when part goes after part, orders first.
 
     there: (number, table) of what is not to be copied. rows_max: of a stretch, unless it is one part.

@@ -5,26 +5,34 @@ what Postgres says of the same rows. Only then may a month be given to readers.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from archive_svc import metrics, points
-from archive_svc.columns import ORDERS, SHAPES
+from archive_svc.ahead import Ahead, ended
+from archive_svc.columns import SHAPES
 from archive_svc.lifecycle import mismatches
 from archive_svc.segment import SegmentDamaged, Step
 from chassis import faults
 from chassis.s3 import ObjectChanged, ObjectDamaged, ObjectNotFound, stream
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from datetime import date, timedelta
 
     from archive_svc.catalog import Catalog, CataloguedSegment
     from archive_svc.lifecycle import Month
+    from archive_svc.segment import Sum
     from archive_svc.throttle import Throttle
     from chassis.s3 import ObjectStore, Stored
 
+    Counted = Mapping[tuple[int, str], tuple[Sum, ...]]
+
 log = structlog.get_logger("verify")
+READ_AT_ONCE = 2
+"""Segments that are in memory, whole: one is compared while the next is fetched."""
 
 
 class Mismatch(Exception):
@@ -48,24 +56,56 @@ class Verifier:
         Idempotent; begins where an earlier one ended.
         Raises: Mismatch; LeaseLost; S3Error; what chassis.pg raises.
         """
+        unread = [each for each in await self._catalog.segments(month.archive_id) if each.verified_at is None]
         is_whole = True
-        segments = await self._catalog.segments(month.archive_id)
-        journals = {each.part: each for each in segments if each.table != ORDERS.table}
+        read: list[CataloguedSegment] = []
+        counting = asyncio.create_task(self._counted(month, unread), name="count")
+        try:
+            async with Ahead(
+                (partial(self.read_back, each) for each in unread), at_once=READ_AT_ONCE
+            ) as ahead:
+                for segment in unread:
+                    try:
+                        await ahead.next()
+                        read.append(segment)
+                    except SegmentDamaged as damaged:
+                        self._tell(month.name, segment, damaged)
+                        await self._catalog.forget_segment(fence, month.archive_id, segment)
+                        is_whole = False
+                    # Postgres reads all of the month, so it is not waited for at the first segment.
+                    if counting.done():
+                        await self._compare(month, fence, read, await counting)
+                        read = []
+            await self._compare(month, fence, read, await counting)
+        finally:
+            await ended(counting)
+        return is_whole
+
+    async def _counted(self, month: Month, segments: Sequence[CataloguedSegment]) -> Counted:
+        """What Postgres says of the rows of these segments, by part and table. One table after the other."""
+        parts = await self._catalog.parts(month.archive_id)
+        found: dict[tuple[int, str], tuple[Sum, ...]] = {}
+        for table in sorted({segment.table for segment in segments}):
+            sums = await self._catalog.sums(parts, SHAPES[table])
+            found |= {(part, table): each for part, each in sums.items()}
+        return found
+
+    async def _compare(
+        self, month: Month, fence: int, segments: Sequence[CataloguedSegment], there: Counted
+    ) -> None:
+        """Hold segments that were read back against what Postgres says, and note it. Raises: Mismatch."""
         for segment in segments:
-            if segment.verified_at is not None:
-                continue
-            try:
-                await self.read_back(segment)
-            except SegmentDamaged as damaged:
-                self._tell(month.name, segment, damaged)
-                await self._catalog.forget_segment(fence, month.archive_id, segment)
-                is_whole = False
-                continue
-            if segment.table == ORDERS.table:
-                await self._compare(month, segment, journals[segment.part])
+            sums = there[segment.part, segment.table]
+            differs = mismatches(
+                [
+                    ("rows", segment.facts.rows, sum(each.rows for each in sums)),
+                    ("sums", segment.facts.sums, sums),
+                ]
+            )
+            if differs:
+                raise Mismatch(f"part {segment.part} of {segment.table}: {differs}")
             await self._catalog.note_verified(fence, month.archive_id, segment, self._enough_for)
             await faults.point(points.AFTER_READ_BACK)
-        return is_whole
 
     async def read_back(self, segment: CataloguedSegment) -> bytes:
         """A whole segment, read and proven. Raises: SegmentDamaged; S3Error."""
@@ -106,19 +146,6 @@ class Verifier:
     async def look(self, segment: CataloguedSegment) -> None:
         """See that an object is as it was stored, by size and checksums. Raises: SegmentDamaged; S3Error."""
         await must_be(self._store, segment.stored)
-
-    async def _compare(self, month: Month, orders: CataloguedSegment, journal: CataloguedSegment) -> None:
-        there = await self._catalog.part_facts(month.archive_id, orders.part)
-        copied = tuple((*each.by, each.rows, each.total) for each in orders.facts.sums)
-        differs = mismatches(
-            [
-                ("orders", orders.facts.rows, there.order_count),
-                ("journal entries", journal.facts.rows, there.journal_count),
-                ("sums", copied, there.sums),
-            ]
-        )
-        if differs:
-            raise Mismatch(f"part {orders.part}: {differs}")
 
     def _tell(self, month: str, segment: CataloguedSegment, damaged: SegmentDamaged) -> None:
         metrics.DAMAGES.labels(self._catalog.shard, damaged.step.value).inc()

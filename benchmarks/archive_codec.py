@@ -149,13 +149,13 @@ async def cost(work: Callable[[], Awaitable[Any]]) -> Cost:
     """What some work takes."""
     if PEAK_RESET.exists():
         PEAK_RESET.write_text("5", encoding="ascii")
-    before, started, used = _status("VmRSS"), time.perf_counter(), time.process_time()
+    before, started, used = own_bytes("VmRSS"), time.perf_counter(), time.process_time()
     await work()
-    return Cost(time.perf_counter() - started, time.process_time() - used, _status("VmHWM") - before)
+    return Cost(time.perf_counter() - started, time.process_time() - used, own_bytes("VmHWM") - before)
 
 
-def _status(name: str) -> int:
-    """Bytes, of this process; 0 where the system does not say."""
+def own_bytes(name: str) -> int:
+    """What /proc says of this process's memory under a name, in bytes; 0 where there is none."""
     if not STATUS.exists():
         return 0
     lines = STATUS.read_text(encoding="ascii").splitlines()

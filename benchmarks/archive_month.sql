@@ -26,3 +26,12 @@ SELECT o.order_id, o.created_at, o.user_id, o.bucket, 1, v, md5(o.order_id::text
        CASE WHEN v = 2 THEN CASE o.status WHEN 'SUCCESS' THEN 'UPSTREAM_SUCCEEDED' ELSE 'UPSTREAM_FAILED' END END,
        jsonb_build_object('request', md5(o.order_id::text), 'took_ms', 12 + v), o.created_at + v * interval '1 second'
   FROM ordermesh.orders_2023_08 AS o, generate_series(1, 2) AS v;
+
+-- name: forget
+-- Let every part be exported once more.
+WITH gone AS (DELETE FROM ordermesh.archive_segments)
+UPDATE ordermesh.archive_months SET state = 'PLANNED', quarantined = '';
+
+-- name: stored_rows
+-- How many rows are in segments.
+SELECT coalesce(sum(row_count), 0)::bigint FROM ordermesh.archive_segments;

@@ -50,6 +50,12 @@ def below_s(root: int) -> float:
     return sum(ticks for pid, ticks in used.items() if _is_below(pid, root, parents)) / _TICKS_PER_S
 
 
+def tree_s(root: int) -> float:
+    """Seconds of CPU used so far by a process, by the children it waited for, and by all below it."""
+    fields = _stat(_PROC / str(root))
+    return below_s(root) + sum(int(ticks) for ticks in fields[11:15]) / _TICKS_PER_S
+
+
 def _stat(process: Path) -> list[str]:
     """State, parent and what follows; empty when the process is gone."""
     try:

@@ -110,9 +110,19 @@ def _filled(statement: str, values: Mapping[int, str]) -> str:
 
 
 async def run(
-    server: PostgresServer, database: str, name: str, clients: int, seconds: float, directory: Path
+    server: PostgresServer,
+    database: str,
+    name: str,
+    clients: int,
+    seconds: float,
+    directory: Path,
+    *,
+    per_s: float | None = None,
 ) -> Sample:
-    """Run one script with so many clients; latencies are pgbench's own, of whole scripts."""
+    """Run one script with so many clients; latencies are pgbench's own, of whole scripts.
+
+    per_s: begin so many in a second, come what may, and count a latency from then; else as many as can be.
+    """
     script = directory / f"{name.replace(' ', '-').replace('+', '-')}.sql"
     script.write_text(scripts()[name], encoding="utf-8")
     for old in directory.glob("pgbench_log.*"):
@@ -121,6 +131,7 @@ async def run(
     process = await asyncio.create_subprocess_exec(
         *(str(server.pgbench), "--no-vacuum", "--protocol=prepared", f"--file={script}", "--log"),
         *(f"--client={clients}", f"--jobs={min(clients, 2)}", f"--time={max(1, round(seconds))}"),
+        *(() if per_s is None else (f"--rate={per_s:g}",)),
         cwd=directory,
         env={
             **os.environ,
