@@ -160,7 +160,8 @@ def options_of(shape: Shape) -> dict[str, Any]:
         # Engines that cannot read the second version of pages are not rare.
         "data_page_version": "1.0",
         "compression": "zstd",
-        "compression_level": 3,
+        # A higher one takes a third longer, and these columns grow by it.
+        "compression_level": 1,
         "use_dictionary": [column.name for column in shape.columns if column.repeats],
         # Of times of one user and of amounts: a twentieth less of an object.
         "column_encoding": {
