@@ -295,9 +295,9 @@ class Catalog:
             [part.until.order_id for part in parts],
             timeout_s=PLAN_S_MAX,
         )
+        # Parts are numbered from 0. Rows beyond the last would have the next number.
         found: dict[int, list[Sum]] = {part.number: [] for part in parts}
-        for place, *values, count, total in rows:
-            number = parts[place].number if place < len(parts) else len(parts)
+        for number, *values, count, total in rows:
             found.setdefault(number, []).append(
                 Sum(tuple(values), count, None if total is None else int(total))
             )

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from archive_svc.throttle import Throttle
     from chassis.pg import Session
 
-BLOCK_BYTES = 2 * 1024 * 1024
-"""Of CSV; so much is encoded at once. A COPY that is not read holds two of them."""
+BLOCK_BYTES = 1024 * 1024
+"""Of CSV; so much is encoded at once, while it lies in the caches of the processor."""
+BLOCKS_AHEAD = 2
+"""Of each COPY, beside the one that is being filled."""
 COPY_S_MAX = 1800.0
 SESSION = {
     "statement_timeout": "1800000",
@@ -181,7 +183,7 @@ class _Copy:
         self._sessions = sessions
         self._before = before
         self._has_sorted = asyncio.Event()
-        self._blocks: asyncio.Queue[bytes] = asyncio.Queue(1)
+        self._blocks: asyncio.Queue[bytes] = asyncio.Queue(BLOCKS_AHEAD)
         self._block = bytearray()
         self._rest = b""
 

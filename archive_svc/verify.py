@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from archive_svc import metrics, points
-from archive_svc.ahead import Ahead, ended
+from archive_svc.ahead import Ahead, ended, in_thread
 from archive_svc.columns import SHAPES
 from archive_svc.lifecycle import mismatches
 from archive_svc.segment import SegmentDamaged, Step
@@ -121,7 +121,7 @@ class Verifier:
         except (ObjectNotFound, ObjectChanged) as gone:
             raise SegmentDamaged(Step.BYTES, "it is not there as it was stored") from gone
         whole = bytes(body)
-        await asyncio.to_thread(prove, SHAPES[segment.table], whole, segment.facts)
+        await in_thread(prove, SHAPES[segment.table], whole, segment.facts)
         metrics.READ_BACK_BYTES.labels(self._catalog.shard).inc(len(whole))
         return whole
 

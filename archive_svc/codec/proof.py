@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from archive_svc.codec.rows import Tally, key_at, rendered, rises, schema_of
-from archive_svc.codec.writer import footer_bytes, own_metadata, sha256_of
+from archive_svc.codec.writer import footer_bytes, let_go, own_metadata, sha256_of
 from archive_svc.segment import Group, Range, RowsRefused, SegmentDamaged, Step
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def prove(shape: Shape, body: bytes, expected: Facts) -> Proof:
         _check(Step.GROUPS, there == group.sha256, f"the SHA-256 of group {number}")
         reading.take(_decoded(file, number, group), number, group)
     reading.compare(expected)
+    let_go()
     return Proof(reading.rows, len(body), reading.stream_bytes)
 
 

@@ -100,6 +100,8 @@ class SegmentWriter:
         self._parquet.add_key_value_metadata(own)
         self._parquet.close()
         body = self._sink.getvalue().to_pybytes()
+        del self._parquet, self._sink, self._pending
+        let_go()
         footer = footer_bytes(body)
         facts = Facts(
             table=self._shape.table,
@@ -134,6 +136,11 @@ class SegmentWriter:
         users = table.column("user_id")
         self._groups.append((users[0].as_py(), users[-1].as_py(), Range(offset, size), table.num_rows))
         self._sizing.took(table, size)
+
+
+def let_go() -> None:
+    """Give the system back what Arrow kept for the thread that calls."""
+    pa.default_memory_pool().release_unused()
 
 
 def own_metadata(shape: Shape, about: Mapping[str, str], rows: int) -> dict[str, str]:
