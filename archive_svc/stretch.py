@@ -186,6 +186,7 @@ class _Copy:
         self._blocks: asyncio.Queue[bytes] = asyncio.Queue(BLOCKS_AHEAD)
         self._block = bytearray()
         self._rest = b""
+        self._is_over = False
 
     def begin(self) -> None:
         """Let it run, once."""
@@ -204,8 +205,10 @@ class _Copy:
             raise RowsRefused(f"rows of {self.stretch.shape.table} lie beyond the last part")
 
     async def _next(self, throttle: Throttle) -> bytes:
-        """The next block of whole rows; nothing at their end. Raises: what COPY raised."""
+        """The next block of whole rows; nothing from their end on. Raises: what COPY raised."""
         assert self.task is not None
+        if self._is_over:
+            return b""
         taking = asyncio.create_task(self._blocks.get(), name="take")
         try:
             await asyncio.wait((taking, self.task), return_when=asyncio.FIRST_COMPLETED)
@@ -214,6 +217,7 @@ class _Copy:
             block = await taking
         finally:
             await ended(taking)
+        self._is_over = not block
         await throttle.take(len(block))
         return block
 

@@ -223,6 +223,18 @@ async def test_a_copy_that_fails_takes_only_the_parts_with_it_that_it_did_not_gi
     assert copies.running == 0
 
 
+async def test_parts_may_have_no_rows_of_a_table() -> None:
+    parts = parts_until(4, 9, 14, 19, 24)
+    copies = Copies([*range(5), *range(10, 15)])
+    async with rows_from(copies, stretches(parts, set(), rows_max=1e9)) as rows:
+        found = [
+            (await asyncio.wait_for(segment_of(rows, each, table), 10)).facts.rows
+            for each in parts
+            for table in ("orders", "order_journal")
+        ]
+    assert found == [5, 10, 0, 0, 5, 10, 0, 0, 0, 0]
+
+
 async def test_rows_beyond_the_last_part_are_refused() -> None:
     (part,) = parts_until(9)
     copies = Copies(range(11), until=BEGINS + timedelta(seconds=10))
