@@ -257,7 +257,7 @@ async def prepared(directory: Path, orders: int, bytes_per_s: float) -> AsyncIte
 async def measure(directory: Path, orders: int) -> str:
     """The month's way, as a table."""
     async with prepared(directory, orders, UNBOUNDED) as bench:
-        way = bench.way
+        way, facts = bench.way, report.machine("")
         copies: dict[str, Callable[[], Awaitable[None]]] = {
             "a: COPY of both tables TO '/dev/null' CSV, in Postgres": partial(to_nowhere, bench.session),
             "b: COPY of what is archived to a client, thrown away": partial(drained, bench.session),
@@ -273,7 +273,6 @@ async def measure(directory: Path, orders: int) -> str:
         spent = {name: (before[name] + await bench.spent(work)).half() for name, work in copies.items()}
         spent |= steps
         parts = len(await way.catalog.parts((await way.month()).archive_id))
-        facts = report.machine(f"{await bench.session.fetchval('SHOW server_version')}, fsync on")
     heading = (
         f"{orders:,} orders, {bench.rows:,} rows in {parts} parts; {facts['date']}, {facts['cores']}, load: "
         f"{facts['load before the run']}"
