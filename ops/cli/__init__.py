@@ -59,6 +59,7 @@ COMMANDS = (
     ),
     Entry("Operations", "recovery", "ops.cli.recovery:app", "status, hanging, probe, pause, resume."),
     Entry("Operations", "upstream", "ops.cli.upstream:app", "Simulated upstreams: break, heal, ledger."),
+    Entry("Operations", "top", "ops.cli.top:top", "Show rates, lags, orders that hang, and why things wait."),
     Entry("Operations", "vip", "ops.cli.vip:app", "Dedicated buckets: promote, demote, list, show."),
     Entry("Operations", "load", "ops.cli.load:load", "Create orders under load and faults, then check them."),
     Entry("Operations", "audit", "ops.cli.audit:audit", "Check the invariants of every shard."),

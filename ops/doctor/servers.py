@@ -32,6 +32,8 @@ async def check(endpoints: Endpoints) -> list[Finding]:
         parts.append(broker(endpoints.kafka))
     if endpoints.elasticsearch is not None:
         parts.append(node(endpoints.elasticsearch))
+    if endpoints.prometheus is not None:
+        parts.append(scraper(endpoints.prometheus))
     return [each for part in await asyncio.gather(*parts) for each in part]
 
 
@@ -82,6 +84,26 @@ async def bucket(where: S3) -> list[Finding]:
     if wrong:
         return [bad("s3", f"{where.url}: {wrong}", "ordermesh start s3, if it was stopped; see its log")]
     return [ok("s3", f"{where.url} has the bucket {where.bucket}")]
+
+
+async def scraper(url: str) -> list[Finding]:
+    """Whether Prometheus answers, reaches its targets, and tells of anything."""
+    fix = "ordermesh start prometheus, if it was stopped; see its log"
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=ANSWER_TIMEOUT_S) as client:
+            asked = await client.get("/api/v1/targets", params={"state": "active"})
+            told = await client.get("/api/v1/alerts")
+        targets = asked.raise_for_status().json()["data"]["activeTargets"]
+        alerts = told.raise_for_status().json()["data"]["alerts"]
+    except httpx.HTTPError as failed:
+        return [bad("prometheus", f"{url} does not answer: {type(failed).__name__}", fix)]
+    away = sorted(each["labels"]["instance"] for each in targets if each["health"] == "down")
+    firing = sorted({each["labels"]["alertname"] for each in alerts if each["state"] == "firing"})
+    if away:
+        return [warn("prometheus", f"{url} does not reach {', '.join(away)}", "ordermesh top")]
+    if firing:
+        return [warn("prometheus", f"{url}: {', '.join(firing)}", "docs/runbooks has a section for each")]
+    return [ok("prometheus", f"{url} reaches its {len(targets)} targets; nothing fires")]
 
 
 async def node(url: str) -> list[Finding]:

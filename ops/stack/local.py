@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
+    from ops.prometheus import PrometheusServer
     from ops.stack.endpoints import State
 
 READY_TIMEOUT_S = 60.0
@@ -53,6 +54,11 @@ class LocalStack:
     def endpoints(self) -> Endpoints:
         """What runs now."""
         return self._plan.endpoints(self._state, os.getpid(), self._units, self._took_s)
+
+    @property
+    def prometheus(self) -> PrometheusServer | None:
+        """The Prometheus of a full stack."""
+        return self._plan.servers.prometheus
 
     def publish(self) -> None:
         """Write endpoints.json."""

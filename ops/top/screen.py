@@ -1,0 +1,105 @@
+"""What the screen shows, from two readings: pure tables of words and numbers."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ops.top.readings import Change
+    from ops.top.waits import Wait
+
+SHARD_COLUMNS = (
+    *("shard", "created/s", "settled/s", "pending", "hanging", "overdue", "cases", "outbox", "index"),
+    *("replica", "busy", "wait p99"),
+)
+SERVICE_COLUMNS = ("process", "calls/s", "faults/s", "p99", "loop p99", "memory")
+FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
+
+
+def shards(change: Change, names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each shard; None where nobody knows."""
+    now = change.now
+    rows = []
+    for shard in names:
+        process = f"order_svc.{shard}"
+        indexed = now.most("ordermesh_indexed_until_seconds", shard=shard)
+        rows.append(
+            {
+                "shard": shard,
+                "created/s": _of(change, "ordermesh_order_changes_total", process, kind="OPENED"),
+                "settled/s": _of(change, "ordermesh_orders_settled_total", process),
+                "pending": now.total("ordermesh_orders_pending", shard=shard),
+                "hanging": now.most("ordermesh_orders_hanging", shard=shard),
+                "overdue": now.most("ordermesh_orders_hanging_oldest_seconds", shard=shard),
+                "cases": now.total("ordermesh_dead_letters_open", shard=shard) or 0,
+                "outbox": now.most("ordermesh_outbox_unpublished_age_seconds", shard=shard),
+                "index": None if indexed is None else max(0.0, time.time() - indexed),
+                "replica": now.most("ordermesh_replica_lag_seconds", shard=shard),
+                "busy": now.total("ordermesh_pg_connections", pool=shard, state="busy"),
+                "wait p99": change.quantile("ordermesh_pg_wait_seconds", 0.99, pool=shard),
+            }
+        )
+    return rows
+
+
+def services(change: Change) -> list[dict[str, Any]]:
+    """One row for each process."""
+    rows = []
+    for process in change.now.processes:
+        name = process.name
+        rows.append(
+            {
+                "process": name,
+                "calls/s": _of(change, "grpc_server_handled_total", name)
+                + _of(change, "http_server_handled_total", name),
+                "faults/s": sum(
+                    _of(change, "grpc_server_handled_total", name, grpc_code=code) for code in FAULTS
+                ),
+                "p99": change.quantile("grpc_server_handling_seconds", 0.99, process=name)
+                or change.quantile("http_server_handling_seconds", 0.99, process=name),
+                "loop p99": change.quantile("ordermesh_event_loop_lag_seconds", 0.99, process=name),
+                "memory": change.now.most("process_resident_memory_bytes", process=name),
+            }
+        )
+    return rows
+
+
+def snapshot(change: Change, names: Sequence[str], waits: Sequence[Wait]) -> dict[str, Any]:
+    """Everything, for programs."""
+    return {
+        "shards": shards(change, names),
+        "processes": services(change),
+        "waits": [{"where": wait.where, "what": wait.what, "why": wait.why} for wait in waits],
+    }
+
+
+def cell(column: str, value: Any) -> str:
+    """One value for people; a dash where nobody knows."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if column == "memory":
+        return f"{value / 2**20:.0f} MiB"
+    if column in ("overdue", "outbox", "index", "replica") or column.endswith("p99"):
+        return span(value)
+    return f"{value:.1f}" if column.endswith("/s") else f"{value:.0f}"
+
+
+def span(seconds: float) -> str:
+    """A time for people."""
+    if seconds == float("inf"):
+        return "over"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _of(change: Change, name: str, process: str, **labels: str) -> float:
+    return change.rate(name, process=process, **labels)

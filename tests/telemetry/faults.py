@@ -1,0 +1,115 @@
+"""The faults that the eyes must see: each does harm for as long as its context lives, and repairs it then."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import grpc
+
+from ordermesh.money.v1.money_pb2 import Money
+from ordermesh.order.v1 import order_service_pb2 as pb
+from ordermesh.upstream.v1 import simulator_service_pb2 as sim
+from tests.telemetry.rig import Rig
+
+Fault = Callable[[Rig], AbstractAsyncContextManager[None]]
+KILL_EVERY_S = 4.0
+FLOOD_AT_ONCE = 40
+
+
+@asynccontextmanager
+async def stopped(rig: Rig, *units: str) -> AsyncIterator[None]:
+    """Keep processes or servers of the stack down."""
+    holds = [rig.world.places.hold / unit for unit in units]
+    for hold in holds:
+        hold.touch()
+    try:
+        yield
+    finally:
+        for hold in holds:
+            hold.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def beside(work: Any) -> AsyncIterator[None]:
+    """Do something all the while."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def upstream_down(rig: Rig) -> AsyncIterator[None]:
+    """The upstream of payments refuses every call."""
+    async with rig.world.fault("payments", kind=sim.Fault.DOWN):
+        yield
+
+
+@asynccontextmanager
+async def upstream_lies(rig: Rig) -> AsyncIterator[None]:
+    """It executes other amounts than it was asked to."""
+    async with rig.world.fault("payments", kind=sim.Fault.WRONG_AMOUNT):
+        yield
+
+
+@asynccontextmanager
+async def killed_again_and_again(rig: Rig) -> AsyncIterator[None]:
+    """order_svc of shard s1 dies every few seconds."""
+
+    async def kill() -> None:
+        while True:
+            pid = rig.world.service("order_svc", "s1").pid
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(KILL_EVERY_S)
+
+    async with beside(kill()):
+        yield
+
+
+@asynccontextmanager
+async def replica_lags(rig: Rig) -> AsyncIterator[None]:
+    """The replica of shard s1 replays nothing."""
+    session = await asyncpg.connect(rig.world.endpoints.replica_dsns()["s1"])
+    try:
+        await session.execute("SELECT pg_wal_replay_pause()")
+        yield
+        await session.execute("SELECT pg_wal_replay_resume()")
+    finally:
+        await session.close(timeout=5)
+
+
+@asynccontextmanager
+async def one_noisy_user(rig: Rig) -> AsyncIterator[None]:
+    """A user has more calls under way than it may."""
+
+    async def flood() -> None:
+        while True:
+            with suppress(grpc.aio.AioRpcError):
+                await rig.world.mesh.orders.CreateOrder(
+                    pb.CreateOrderRequest(
+                        user_id="noisy",
+                        request_id=str(uuid4()),
+                        kind="payment",
+                        amount=Money(currency_code="EUR", amount_minor=700),
+                    ),
+                    timeout=3.0,
+                )
+            await asyncio.sleep(0.05)
+
+    async with beside(asyncio.gather(*(flood() for _ in range(FLOOD_AT_ONCE)))):
+        yield
+
+
+def held(*units: str) -> Fault:
+    """Units of the stack are down."""
+    return lambda rig: stopped(rig, *units)

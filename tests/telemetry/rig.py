@@ -1,0 +1,141 @@
+"""A full stack under light load with a Prometheus whose time goes faster, and what its alerts say.
+
+Durations of the rules are multiplied by `SCALE`, the scrapes come each second; nothing else is different from
+deploy/prometheus/rules.yml.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import grpc
+import yaml
+
+from ops import mesh
+from ops.prometheus import PrometheusServer
+from ops.stack import local
+from ordermesh.history.v1 import history_service_pb2 as history
+from ordermesh.money.v1.money_pb2 import Money
+from ordermesh.order.v1 import order_service_pb2 as pb
+from telemetry import rules
+from tests.stack import World
+
+SCALE: Final = 1 / 20
+SCRAPE_S: Final = 1.0
+USERS: Final = (*(f"eyes-{number}" for number in range(8)), "vip.1")
+EACH_S: Final = 0.25
+"""One order and one page of some user so often."""
+FIRES_WITHIN_S: Final = 120.0
+CLEARS_WITHIN_S: Final = 150.0
+QUIET_S: Final = 4.0
+
+
+@dataclass
+class Rig:
+    """The stack, its Prometheus, and the load."""
+
+    world: World
+    prometheus: PrometheusServer
+    made: list[str] = field(default_factory=list)
+
+    async def told(self) -> set[str]:
+        """The alerts that are pending or firing now, as `Name` or `Name/label`."""
+        return {_name(alert["labels"]) for alert in await self.prometheus.alerts()}
+
+    async def firing(self) -> set[str]:
+        """Those that are firing."""
+        return {
+            _name(alert["labels"]) for alert in await self.prometheus.alerts() if alert["state"] == "firing"
+        }
+
+    async def until_firing(self, wanted: Collection[str]) -> None:
+        """Wait until all of these are firing."""
+        end, now = time.monotonic() + FIRES_WITHIN_S, set[str]()
+        while time.monotonic() < end:
+            now = await self.firing()
+            if set(wanted) <= now:
+                return
+            await asyncio.sleep(SCRAPE_S / 2)
+        raise AssertionError(f"{sorted(set(wanted) - now)} did not fire; told: {sorted(await self.told())}")
+
+    async def until_quiet(self) -> None:
+        """Wait until nothing is pending or firing, and stays so for a while."""
+        end, quiet_since, now = time.monotonic() + CLEARS_WITHIN_S, 0.0, set[str]()
+        while time.monotonic() < end:
+            now = await self.told()
+            if now:
+                quiet_since = 0.0
+            else:
+                quiet_since = quiet_since or time.monotonic()
+                if time.monotonic() - quiet_since >= QUIET_S:
+                    return
+            await asyncio.sleep(SCRAPE_S / 2)
+        raise AssertionError(f"not cleared: {sorted(now)}")
+
+    async def watch(self, lasts: asyncio.Event) -> set[str]:
+        """Everything that is told from now until the event is set."""
+        seen: set[str] = set()
+        while not lasts.is_set():
+            seen |= await self.told()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(lasts.wait(), SCRAPE_S / 2)
+        return seen
+
+
+def _name(labels: dict[str, str]) -> str:
+    of = [labels[key] for key in ("shard", "lane", "upstream", "instance", "pool") if key in labels]
+    return "/".join([labels["alertname"], *of[:1]])
+
+
+async def _load(rig: Rig) -> None:
+    """Orders and pages for ever; who is refused goes on."""
+    number = 0
+    while True:
+        user = USERS[number % len(USERS)]
+        number += 1
+        with suppress(grpc.aio.AioRpcError):
+            made = await rig.world.mesh.orders.CreateOrder(
+                pb.CreateOrderRequest(
+                    user_id=user,
+                    request_id=str(uuid4()),
+                    kind="payment",
+                    amount=Money(currency_code="EUR", amount_minor=700),
+                ),
+                timeout=3.0,
+            )
+            rig.made.append(made.order.order_id)
+            await rig.world.mesh.history.ListOrders(
+                history.ListOrdersRequest(user_id=user, page_size=5), timeout=3.0
+            )
+        await asyncio.sleep(EACH_S)
+
+
+@asynccontextmanager
+async def ready(state_dir: Path) -> AsyncIterator[Rig]:
+    """The rig, under load, with nothing told."""
+    fast = {"LOOKBACK_S": "1"}
+    async with (
+        local.running(state_dir, port_base=0, full=True, durable=False, extra={"history_svc": fast}) as stack,
+        mesh.connect(stack.endpoints) as stubs,
+    ):
+        prometheus = stack.prometheus
+        assert prometheus is not None
+        rule_file = state_dir / "fast-rules.yml"
+        rule_file.write_text(yaml.safe_dump(rules.rules(SCALE)), encoding="utf-8")
+        prometheus.rules, prometheus.scrape_s = (rule_file,), SCRAPE_S
+        prometheus.reload()
+        rig = Rig(World(stack, stubs, state_dir), prometheus)
+        load = asyncio.create_task(_load(rig), name="load")
+        try:
+            await rig.until_quiet()
+            yield rig
+        finally:
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)

@@ -1,0 +1,105 @@
+"""What `ordermesh top` makes of the metrics: rates, quantiles, and why things wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from ops.top import screen, waits
+from ops.top.readings import Change, Process, Reading, parsed
+
+BEFORE = """
+# TYPE grpc_server_handled_total counter
+grpc_server_handled_total{grpc_method="GetOrder",grpc_code="OK"} 100
+grpc_server_handled_total{grpc_method="GetOrder",grpc_code="INTERNAL"} 5
+# TYPE ordermesh_event_loop_lag_seconds histogram
+ordermesh_event_loop_lag_seconds_bucket{le="0.01"} 10
+ordermesh_event_loop_lag_seconds_bucket{le="0.1"} 10
+ordermesh_event_loop_lag_seconds_bucket{le="+Inf"} 10
+"""
+NOW = """
+# TYPE grpc_server_handled_total counter
+grpc_server_handled_total{grpc_method="GetOrder",grpc_code="OK"} 140
+grpc_server_handled_total{grpc_method="GetOrder",grpc_code="INTERNAL"} 7
+# TYPE ordermesh_event_loop_lag_seconds histogram
+ordermesh_event_loop_lag_seconds_bucket{le="0.01"} 12
+ordermesh_event_loop_lag_seconds_bucket{le="0.1"} 20
+ordermesh_event_loop_lag_seconds_bucket{le="+Inf"} 20
+"""
+
+
+def reading(at: float, *processes: Process) -> Reading:
+    return Reading(at, processes)
+
+
+def change(before: str = BEFORE, now: str = NOW, *, name: str = "order_svc.s1") -> Change:
+    return Change(reading(0.0, parsed(name, before)), reading(2.0, parsed(name, now)))
+
+
+def test_rates_are_of_the_time_between_two_looks() -> None:
+    assert change().rate("grpc_server_handled_total") == 21.0
+    assert change().rate("grpc_server_handled_total", grpc_code="INTERNAL") == 1.0
+    assert change().rates("grpc_server_handled_total", "grpc_code") == {"OK": 20.0, "INTERNAL": 1.0}
+    assert change().rate("grpc_server_handled_total", process="gateway") == 0.0
+
+
+def test_a_process_that_was_started_again_counts_from_zero() -> None:
+    assert change(NOW, BEFORE).rate("grpc_server_handled_total") == 52.5
+
+
+def test_a_quantile_is_of_what_happened_between_two_looks() -> None:
+    assert change().quantile("ordermesh_event_loop_lag_seconds", 0.99) == 0.1
+    assert change().quantile("ordermesh_event_loop_lag_seconds", 0.1) == 0.01
+    assert change(NOW, NOW).quantile("ordermesh_event_loop_lag_seconds", 0.99) is None
+
+
+def test_what_nobody_shows_is_a_dash_and_not_a_zero() -> None:
+    (row,) = screen.shards(change(), ["s1"])
+    assert row["pending"] is None
+    assert row["replica"] is None
+    assert screen.cell("pending", row["pending"]) == "-"
+
+
+@pytest.mark.parametrize("text", ["", "rubbish {", 'x{y="z} 1\n'])
+def test_a_text_that_is_none_is_a_process_that_is_away(text: str) -> None:
+    process = parsed("gateway", text)
+    assert process.away or not process.series
+
+
+def test_a_process_that_is_away_is_a_reason_to_wait() -> None:
+    found = list(waits.of_metrics(reading(0.0, Process("projector", away=True))))
+    assert [wait.where for wait in found] == ["projector"]
+
+
+@pytest.mark.parametrize(
+    ("line", "where"),
+    [
+        ('ordermesh_proxy_lane_up{lane="s1"} 0', "s1"),
+        ("ordermesh_proxy_control_up 0", "mesh"),
+        ('ordermesh_index_held{shard="s2"} 1', "s2"),
+        ('ordermesh_lookback_up{shard="s1"} 0', "s1"),
+        ('ordermesh_archive_halted{shard="v1"} 1', "v1"),
+        ('ordermesh_archive_months_quarantined{shard="v1"} 2', "v1"),
+    ],
+)
+def test_what_stands_still_says_so(line: str, where: str) -> None:
+    (wait,) = waits.of_metrics(reading(0.0, parsed("a process", f"{line}\n")))
+    assert wait.where == where
+    well = line.rpartition(" ")[0] + (" 1" if line.endswith("0") else " 0")
+    assert list(waits.of_metrics(reading(0.0, parsed("a process", f"{well}\n")))) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "shown"),
+    [
+        ("created/s", 1.25, "1.2"),
+        ("pending", 12.0, "12"),
+        ("overdue", 0.5, "500 ms"),
+        ("overdue", 45.0, "45 s"),
+        ("index", 7300.0, "2 h"),
+        ("wait p99", float("inf"), "over"),
+        ("memory", 104_857_600.0, "100 MiB"),
+        ("process", "gateway", "gateway"),
+    ],
+)
+def test_numbers_are_shown_for_people(column: str, value: object, shown: str) -> None:
+    assert screen.cell(column, value) == shown
