@@ -36,7 +36,8 @@ def top(
 ) -> None:
     """Show rates, lags, orders that hang, and why things wait.
 
-    Ctrl-C ends it. Without a terminal, or with -o json, it looks twice and prints once. A dash is a number that nobody knows.
+    Ctrl-C ends it. Without a terminal, or with -o json, it looks twice and prints once. A dash is a number
+    that nobody knows.
 
     \b
     Example:
