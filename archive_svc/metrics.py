@@ -104,3 +104,8 @@ SWEPT = meters.counter(
     "Strays that were deleted, by what they were.",
     {"shard": _SHARD, "kind": _STRAY_KIND},
 )
+FAILING = meters.gauge(
+    "ordermesh_archive_months_failing",
+    "Months to which the same thing failed three times in a row, or more; it is tried again. Alarm above 0.",
+    {"shard": None},
+)

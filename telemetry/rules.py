@@ -1,7 +1,7 @@
 """Rules of Prometheus from telemetry/slos.toml and telemetry/alerts.toml.
 
-`rules(scale)` gives them with every duration multiplied by `scale`: 1 for deploy/, less where a test makes
-time go faster. Fails with RegistryError, which names the entry.
+`rules(time)` gives them with every duration shrunk by a `Time`: not at all for deploy/, much where a test
+makes time go faster. Fails with RegistryError, which names the entry.
 """
 
 from __future__ import annotations
@@ -26,9 +26,24 @@ BURNS: Final = {
 """Short window, long window, and how many times too fast the budget burns in both: Google's SRE workbook."""
 RUNBOOKS: Final = "docs/runbooks"
 
-_UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_TIME: Final = re.compile(r"%\{(\d+(?:ms|s|m|h|d))( in seconds)?\}")
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TIME: Final = re.compile(r"%\{(\d+)(s|m|h|d)( in seconds)?\}")
 _FIELDS: Final = {"promise", "severity", "for", "expr", "summary", "dashboard", "command"}
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """How durations of rules shrink: all by `scale`, and then none is longer than `longest_s`."""
+
+    scale: float = 1.0
+    longest_s: float = float("inf")
+
+    def shrunk_s(self, seconds: float) -> float:
+        """A duration of the rules, in seconds."""
+        return min(seconds * self.scale, self.longest_s)
+
+
+AS_IT_IS: Final = Time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +62,13 @@ class Alert:
     command: str
     promise: str = ""
 
-    def rule(self, scale: float) -> dict[str, Any]:
+    def rule(self, time: Time) -> dict[str, Any]:
         """As Prometheus reads it."""
         labels = {"severity": self.severity} | ({"promise": self.promise} if self.promise else {})
         return {
             "alert": self.name,
-            "expr": timed(self.expr, scale),
-            "for": timed(self.hold, scale),
+            "expr": timed(self.expr, time),
+            "for": timed(self.hold, time),
             "labels": labels,
             "annotations": {
                 "summary": self.summary,
@@ -89,13 +104,13 @@ class Slo:
         """What sloth's dashboards expect on its series."""
         return {"sloth_id": f"ordermesh-{self.name}", "sloth_service": "ordermesh", "sloth_slo": self.name}
 
-    def recordings(self, scale: float) -> list[dict[str, Any]]:
+    def recordings(self, time: Time) -> list[dict[str, Any]]:
         """The share of errors over each window."""
         ratio = f"({self.errors}) / ({self.total} > 0)"
         return [
             {
                 "record": f"slo:sli_error:ratio_rate{window}",
-                "expr": ratio.replace("%w", timed(f"%{{{window}}}", scale)),
+                "expr": ratio.replace("%w", timed(f"%{{{window}}}", time)),
                 "labels": {**self.labels, "sloth_window": window},
             }
             for window in WINDOWS
@@ -128,15 +143,14 @@ class Slo:
         return f"max without (sloth_window) ({series})"
 
 
-def timed(text: str, scale: float) -> str:
-    """Fill in the times of an expression."""
+def timed(text: str, time: Time) -> str:
+    """Fill in the times of an expression. Thresholds shrink by the scale alone: ages have no longest."""
 
     def fill(found: re.Match[str]) -> str:
-        number, unit = re.fullmatch(r"(\d+)([a-z]+)", found[1]).groups()  # type: ignore[union-attr]
-        milliseconds = round(int(number) * _UNITS[unit] * scale)
-        if found[2]:
-            return f"{milliseconds / 1000:g}"
-        return found[1] if scale == 1 else f"{milliseconds}ms"
+        seconds = int(found[1]) * _UNITS_S[found[2]]
+        if found[3]:
+            return f"{seconds * time.scale:g}"
+        return found[1] + found[2] if time == AS_IT_IS else f"{round(time.shrunk_s(seconds) * 1000)}ms"
 
     return _TIME.sub(fill, text)
 
@@ -170,11 +184,11 @@ def _alert(name: str, entry: dict[str, str]) -> Alert:
     )
 
 
-def rules(scale: float = 1.0) -> dict[str, Any]:
+def rules(time: Time = AS_IT_IS) -> dict[str, Any]:
     """The rule file, as Prometheus reads it."""
     return {
         "groups": [
-            *({"name": f"slo-{slo.name}", "rules": slo.recordings(scale)} for slo in slos()),
-            {"name": "alerts", "rules": [alert.rule(scale) for alert in alerts()]},
+            *({"name": f"slo-{slo.name}", "rules": slo.recordings(time)} for slo in slos()),
+            {"name": "alerts", "rules": [alert.rule(time) for alert in alerts()]},
         ]
     }

@@ -7,12 +7,16 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import grpc
 
+from ops import archive, mesh, seed
+from ops.seed import Plan
+from ordermesh.archive.v1.archive_service_pb2 import MoveMonthRequest
 from ordermesh.money.v1.money_pb2 import Money
 from ordermesh.order.v1 import order_service_pb2 as pb
 from ordermesh.upstream.v1 import simulator_service_pb2 as sim
@@ -21,6 +25,7 @@ from tests.telemetry.rig import Rig
 Fault = Callable[[Rig], AbstractAsyncContextManager[None]]
 KILL_EVERY_S = 4.0
 FLOOD_AT_ONCE = 40
+OLD_MONTHS = Plan(users=20, orders=2000, months=27)
 
 
 @asynccontextmanager
@@ -113,3 +118,22 @@ async def one_noisy_user(rig: Rig) -> AsyncIterator[None]:
 def held(*units: str) -> Fault:
     """Units of the stack are down."""
     return lambda rig: stopped(rig, *units)
+
+
+@asynccontextmanager
+async def archive_stuck(rig: Rig) -> AsyncIterator[None]:
+    """The oldest month of shard s1 is to leave it, and S3 is away."""
+    world = rig.world
+    ledgers = {each.name: Path(each.ledger) for each in world.endpoints.upstreams}
+    await seed.run(OLD_MONTHS, world.endpoints.shard_dsns(), ledgers)
+    (shard,) = (await archive.listed(world.mesh, "s1")).shards
+    request = MoveMonthRequest(
+        shard="s1",
+        month=archive.ready(shard)[0].month,
+        reach=archive.Month.COMMITTED,
+        reason="it is old enough",
+        request_id=str(uuid4()),
+    )
+    async with stopped(rig, "s3"):
+        await world.mesh.archive.MoveMonth(request, timeout=10.0, metadata=mesh.spoken_by("a-test"))
+        yield

@@ -14,7 +14,7 @@ import yaml
 
 from ops import gobuild
 from telemetry import registry, rules
-from telemetry.rules import Alert, timed
+from telemetry.rules import AS_IT_IS, Alert, Time, timed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMELINES: dict[str, dict[str, Any]] = tomllib.loads(
@@ -62,14 +62,14 @@ def told(alert: Alert, minutes: int, *phases: int) -> dict[str, Any]:
 
 def recordings(alert: Alert) -> list[dict[str, Any]]:
     """What an alert on an objective is computed from."""
-    return [each for slo in rules.slos() if alert in slo.alerts() for each in slo.recordings(1)]
+    return [each for slo in rules.slos() if alert in slo.alerts() for each in slo.recordings(AS_IT_IS)]
 
 
 def test_promtool_takes_the_rules_of_both_scales(tmp_path: Path) -> None:
     said = promtool("check", "rules", ROOT / "deploy/prometheus/rules.yml")
     assert "SUCCESS" in said
     fast = tmp_path / "fast.yml"
-    fast.write_text(yaml.safe_dump(rules.rules(1 / 60)))
+    fast.write_text(yaml.safe_dump(rules.rules(Time(1 / 60, 30))))
     assert "SUCCESS" in promtool("check", "rules", fast)
 
 
@@ -87,7 +87,7 @@ def test_alerts_fire_stay_quiet_when_it_was_near_and_clear(tmp_path: Path) -> No
         minutes = TIMELINES[alert.name].get("phase", PHASE_MIN)
         # With the others beside it, each of thousands of moments would compute all of them.
         alone = tmp_path / f"{alert.name}.rules.yml"
-        groups = [{"name": "alone", "rules": [*recordings(alert), alert.rule(1)]}]
+        groups = [{"name": "alone", "rules": [*recordings(alert), alert.rule(AS_IT_IS)]}]
         alone.write_text(yaml.safe_dump({"groups": groups}))
         document = {
             "rule_files": [str(alone)],
@@ -129,7 +129,7 @@ def test_recovery_that_is_gone_altogether_is_told_too(tmp_path: Path) -> None:
 def test_an_alert_asks_for_metrics_that_there_are_and_is_told_with_what_helps(alert: Alert) -> None:
     known = {metric.name for metric in registry.metrics()}
     known |= {f"{name}_{end}" for name in known for end in ("bucket", "count", "sum")}
-    known |= {each["record"] for slo in rules.slos() for each in slo.recordings(1)}
+    known |= {each["record"] for slo in rules.slos() for each in slo.recordings(AS_IT_IS)}
     used = set(re.findall(r"\b(?:ordermesh|grpc|http|slo|process)[_:][a-z0-9_:]+|\bup\b", alert.expr))
     assert used
     assert used <= known | NOT_OURS
@@ -144,15 +144,17 @@ def test_each_promise_that_can_be_seen_failing_has_an_alert() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "scale", "filled"),
+    ("text", "time", "filled"),
     [
-        ("rate(x[%{5m}])", 1, "rate(x[5m])"),
-        ("rate(x[%{5m}])", 1 / 60, "rate(x[5000ms])"),
-        ("x > %{4h in seconds}", 1, "x > 14400"),
-        ("x > %{1m in seconds}", 0.1, "x > 6"),
-        ("%{1d} %{10s}", 0.5, "43200000ms 5000ms"),
-        ("nothing", 0.5, "nothing"),
+        ("rate(x[%{5m}])", AS_IT_IS, "rate(x[5m])"),
+        ("rate(x[%{5m}])", Time(1 / 60), "rate(x[5000ms])"),
+        ("rate(x[%{6h}])", Time(1 / 60, 30), "rate(x[30000ms])"),
+        ("x > %{4h in seconds}", AS_IT_IS, "x > 14400"),
+        ("x > %{1m in seconds}", Time(0.1), "x > 6"),
+        ("x > %{4h in seconds}", Time(0.1, 30), "x > 1440"),
+        ("%{1d} %{10s}", Time(0.5), "43200000ms 5000ms"),
+        ("nothing", Time(0.5), "nothing"),
     ],
 )
-def test_times_are_filled_in_and_shrink_together(text: str, scale: float, filled: str) -> None:
-    assert timed(text, scale) == filled
+def test_times_are_filled_in_and_shrink_together(text: str, time: Time, filled: str) -> None:
+    assert timed(text, time) == filled
