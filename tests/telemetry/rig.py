@@ -92,7 +92,7 @@ class Rig:
 
 
 def _name(labels: dict[str, str]) -> str:
-    of = [labels[key] for key in ("shard", "lane", "upstream", "instance", "pool") if key in labels]
+    of = [labels[key] for key in ("instance", "shard", "lane", "upstream", "pool") if key in labels]
     return "/".join([labels["alertname"], *of[:1]])
 
 
