@@ -94,7 +94,11 @@ class Servers:
                 book.port_of("elasticsearch.transport"),
                 quick=not durable,
             ),
-            PrometheusServer(_data(state_dir, "prometheus"), book.port_of("prometheus")),
+            PrometheusServer(
+                _data(state_dir, "prometheus"),
+                book.port_of("prometheus"),
+                rules=[places.deploy_dir() / "prometheus" / "rules.yml"],
+            ),
         )
 
     def primaries(self) -> list[Server]:
