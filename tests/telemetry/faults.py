@@ -14,6 +14,7 @@ from uuid import uuid4
 import asyncpg
 import grpc
 
+from chassis.clock import SYSTEM_CLOCK
 from ops import archive, mesh, seed
 from ops.seed import Plan
 from ordermesh.archive.v1.archive_service_pb2 import MoveMonthRequest
@@ -75,7 +76,7 @@ async def killed_again_and_again(rig: Rig) -> AsyncIterator[None]:
             pid = rig.world.service("order_svc", "s1").pid
             if pid:
                 os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(KILL_EVERY_S)
+            await SYSTEM_CLOCK.sleep(KILL_EVERY_S)
 
     async with beside(kill()):
         yield
@@ -109,7 +110,7 @@ async def one_noisy_user(rig: Rig) -> AsyncIterator[None]:
                     ),
                     timeout=3.0,
                 )
-            await asyncio.sleep(0.05)
+            await SYSTEM_CLOCK.sleep(0.05)
 
     async with beside(asyncio.gather(*(flood() for _ in range(FLOOD_AT_ONCE)))):
         yield

@@ -7,6 +7,7 @@ deploy/prometheus/rules.yml.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
@@ -18,6 +19,8 @@ from uuid import uuid4
 import grpc
 import yaml
 
+from chassis.clock import SYSTEM_CLOCK
+from chassis.testing import eventually
 from ops import mesh
 from ops.prometheus import PrometheusServer
 from ops.stack import local
@@ -31,6 +34,7 @@ from tests.stack import World
 FAST: Final = Time(scale=1 / 20, longest_s=60)
 """The windows of budgets, of which the longest are hours, are a minute."""
 SCRAPE_S: Final = 1.0
+LOOK_EVERY_S: Final = 0.5
 USERS: Final = (*(f"eyes-{number}" for number in range(8)), "vip.1")
 EACH_S: Final = 0.25
 """One order and one page of some user so often."""
@@ -59,27 +63,35 @@ class Rig:
 
     async def until_firing(self, wanted: Collection[str]) -> None:
         """Wait until all of these are firing."""
-        end, now = time.monotonic() + FIRES_WITHIN_S, set[str]()
-        while time.monotonic() < end:
-            now = await self.firing()
-            if set(wanted) <= now:
-                return
-            await asyncio.sleep(SCRAPE_S / 2)
-        raise AssertionError(f"{sorted(set(wanted) - now)} did not fire; told: {sorted(await self.told())}")
+        now: set[str] = set()
+
+        async def all_of_them() -> bool:
+            now.clear()
+            now.update(await self.firing())
+            return set(wanted) <= now
+
+        try:
+            await eventually(all_of_them, within_s=FIRES_WITHIN_S, every_s=LOOK_EVERY_S)
+        except AssertionError:
+            missing = sorted(set(wanted) - now)
+            raise AssertionError(f"{missing} did not fire; told: {sorted(await self.told())}") from None
 
     async def until_quiet(self) -> None:
         """Wait until nothing is pending or firing, and stays so for a while."""
-        end, quiet_since, now = time.monotonic() + CLEARS_WITHIN_S, 0.0, set[str]()
-        while time.monotonic() < end:
-            now = await self.told()
-            if now:
-                quiet_since = 0.0
-            else:
-                quiet_since = quiet_since or time.monotonic()
-                if time.monotonic() - quiet_since >= QUIET_S:
-                    return
-            await asyncio.sleep(SCRAPE_S / 2)
-        raise AssertionError(f"not cleared: {sorted(now)}")
+        quiet_since = math.inf
+        now: set[str] = set()
+
+        async def quiet() -> bool:
+            nonlocal quiet_since
+            now.clear()
+            now.update(await self.told())
+            quiet_since = math.inf if now else min(quiet_since, time.monotonic())
+            return time.monotonic() - quiet_since >= QUIET_S
+
+        try:
+            await eventually(quiet, within_s=CLEARS_WITHIN_S, every_s=LOOK_EVERY_S)
+        except AssertionError:
+            raise AssertionError(f"not cleared: {sorted(now)}") from None
 
     async def watch(self, lasts: asyncio.Event) -> set[str]:
         """Everything that is told from now until the event is set."""
@@ -87,7 +99,7 @@ class Rig:
         while not lasts.is_set():
             seen |= await self.told()
             with suppress(TimeoutError):
-                await asyncio.wait_for(lasts.wait(), SCRAPE_S / 2)
+                await asyncio.wait_for(lasts.wait(), LOOK_EVERY_S)
         return seen
 
 
@@ -116,7 +128,7 @@ async def _load(rig: Rig) -> None:
             await rig.world.mesh.history.ListOrders(
                 history.ListOrdersRequest(user_id=user, page_size=5), timeout=3.0
             )
-        await asyncio.sleep(EACH_S)
+        await SYSTEM_CLOCK.sleep(EACH_S)
 
 
 @asynccontextmanager
