@@ -2,8 +2,8 @@
 
     python -m benchmarks.scrapes [--users 10000] [--orders 100000]
 
-Starts a local stack, reads every process's metrics in turns, has that many users make that many orders in all,
-and reads again: the series must be the same. Prints; writes nothing.
+Starts a local stack, reads every process's metrics in turns, has that many users make that many orders, and
+reads again: the series must be the same. Prints; writes nothing.
 """
 
 from __future__ import annotations
@@ -77,13 +77,12 @@ async def make(endpoints: Endpoints, users: int, orders: int) -> int:
 
 def show(before: dict[str, tuple[int, list[float]]], after: dict[str, tuple[int, list[float]]]) -> None:
     """One line for each process."""
-    print(
-        f"{'process':24} {'series':>8} {'then':>8} {'p50 ms':>8} {'p99 ms':>8} {'then p50':>9} {'then p99':>9}"
-    )
+    heads = ("series", "then", "p50 ms", "most ms", "then p50", "then most")
+    print(f"{'process':24} " + " ".join(f"{head:>9}" for head in heads))
     for name, (series, first) in before.items():
         then, second = after[name]
         times = [value for each in (first, second) for value in (statistics.median(each), max(each))]
-        print(f"{name:24} {series:8} {then:8} " + " ".join(f"{value:8.1f}" for value in times))
+        print(f"{name:24} {series:9} {then:9} " + " ".join(f"{value:9.1f}" for value in times))
 
 
 async def run(users: int, orders: int) -> None:
