@@ -42,10 +42,10 @@ down: setup ## Stop the local stack
 
 test: setup ## Run the tests (ARGS="-k name" to choose)
 	-@$(BIN)/python -m ops.artifacts
-	@$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest tests --ignore tests/nightly --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-nightly: setup ## Run what chance finds for longer than `make test` has time for
-	@STATEMENT_TWIN_EXAMPLES=1000 $(BIN)/python -m pytest tests/model/test_statement_twin.py $(ARGS)
+nightly: setup ## Run what takes longer than `make test` has time for
+	@STATEMENT_TWIN_EXAMPLES=1000 $(BIN)/python -m pytest tests/model/test_statement_twin.py tests/nightly $(ARGS)
 
 check: setup ## Lint, types, import directions, protos, fresh stubs
 	@$(BIN)/ruff check
