@@ -29,10 +29,12 @@ import orjson
 import structlog
 from opentelemetry import trace
 
+from chassis.output import Output
 from chassis.tracebacks import stack_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
+    from pathlib import Path
 
 ECS_VERSION = "8.11.0"
 VALUE_CHARS_MAX = 1024
@@ -177,7 +179,7 @@ class LibraryHandler(logging.Handler):
             "exc_info": record.exc_info[1] if record.exc_info else None,
         }
         try:
-            self._write(self._lines(None, record.levelname.lower(), event) + b"\n")
+            self._write(self._lines(None, record.levelname.lower(), event))
         except Exception:  # noqa: BLE001 - as above
             self.handleError(record)
 
@@ -188,11 +190,12 @@ def configure(
     level: str = "info",
     facts: Mapping[str, str] | None = None,
     hash_key: bytes | None = None,
+    file: Path | None = None,
 ) -> None:
     """Set up the lines of this process, once, at start.
 
     facts: what every line says, such as the shard. hash_key: for users' hashes, the same in every process;
-    None leaves users out of the lines.
+    None leaves users out of the lines. file: what standard output is, to be moved aside when it is long.
     """
     static = {
         "service.name": service,
@@ -200,25 +203,20 @@ def configure(
         "service.node.name": socket.gethostname(),
         **(facts or {}),
     }
-    lines = Lines(static, hash_key)
+    lines, output = Lines(static, hash_key), Output(file)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             cast("structlog.types.Processor", lines),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
+        logger_factory=lambda *_: output,
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
-    root.handlers[:] = [LibraryHandler(lines, _written)]
+    root.handlers[:] = [LibraryHandler(lines, output.line)]
     root.setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
-
-
-def _written(line: bytes) -> None:
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
 
 
 def hash_key_of(given: str, *, is_local: bool) -> bytes | None:

@@ -32,6 +32,7 @@ def started(service: str, settings: ProcessSettings, **facts: str) -> Iterator[N
         level=settings.log_level,
         facts=facts,
         hash_key=logs.hash_key_of(settings.user_hash_key.get_secret_value(), is_local=is_local),
+        file=settings.log_file,
     )
     traces.configure(
         service,

@@ -51,6 +51,10 @@ class ProcessSettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severity logged."
     )
+    log_file: Path | None = Field(
+        None,
+        description="The file that standard output goes to, if it is to be moved aside to `.1` at 32 MiB.",
+    )
     drain_s: float = Field(10.0, ge=0, le=300, description="How long calls may take to end at stop.")
     otlp_endpoint: str = Field("", description="OTLP/HTTP endpoint for traces; empty exports none.")
     trace_ratio: float = Field(

@@ -30,6 +30,7 @@ from order_svc.order import Change, Decision, Order, Seen, Stage, Tally
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
+    from datetime import datetime
 
     from opentelemetry.trace import Span
 
@@ -155,7 +156,7 @@ class LegDriver:
     async def _submit(self, written: _Written) -> None:
         order = written.order
         try:
-            with self._span(order):
+            with span_of(order, self._clock.now()):
                 logs.bind(order_id=str(order.order_id))
                 event = await self._call(order, written.begun_at)
                 settling_at = self._clock.monotonic()
@@ -164,13 +165,6 @@ class LegDriver:
             self._slots[order.upstream].release()
         if decided is not None and _goes_on(decided.decision):
             await self._go_on(decided.order, _written(decided, settling_at))
-
-    def _span(self, order: Order) -> AbstractContextManager[Span]:
-        """What follows the order's creation belongs to its trace; what comes later is linked to it."""
-        about = {"order_id": str(order.order_id), "upstream": order.upstream}
-        if self._clock.now() - order.created_at < SAME_TRACE:
-            return traces.work_span("submit", order.traceparent, about)
-        return traces.linked_span("submit", [order.traceparent], always=True, attributes=about)
 
     async def _call(self, order: Order, begun_at: float) -> AnyEvent:
         """Call the upstream within the time that was journaled; an event that says how it went."""
@@ -338,6 +332,14 @@ class LegDriver:
                     self._owned.start(self._begin_claimed(claim), name=f"begin {claim.order.order_id}")
                 except (Stopping, Overloaded):
                     await self._give_back(claim, until=self._clock.monotonic())
+
+
+def span_of(order: Order, at: datetime) -> AbstractContextManager[Span]:
+    """The span of a submission: soon after the order's creation part of its trace, later linked to it."""
+    about = {"order_id": str(order.order_id), "upstream": order.upstream}
+    if at - order.created_at < SAME_TRACE:
+        return traces.work_span("submit", order.traceparent, about)
+    return traces.linked_span("submit", [order.traceparent], always=True, attributes=about)
 
 
 def _written(decided: Decided, begun_at: float) -> _Written:

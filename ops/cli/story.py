@@ -15,7 +15,7 @@ from ops.errors import OpsError
 from ops.stack.endpoints import Endpoints
 from ops.stack.layout import Places
 from ops.story import files, timeline
-from ops.story.kept import Kept, traces_in
+from ops.story.kept import LINES_MAX, SPANS_MAX, Kept, traces_in
 from ops.story.timeline import Entry
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def logs(
     if not _TRACE.fullmatch(word) and not _UUID.fullmatch(word):
         raise typer.BadParameter("give an order id or a trace id of 32 hex digits", param_hint="ORDER|TRACE")
     lines = _lines(state_dir, word)
+    _tell_if_cut(lines, [])
     entries = timeline.merged(timeline.of_lines(lines))
     if form is Format.JSON:
         output.print_json([entry.raw for entry in entries])
@@ -82,6 +83,7 @@ def trace(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE) -
         kept = Kept(url)
         spans = _spans(kept, order_id, own, known)
         lines = kept.lines(orders=[order_id], traces=known)
+    _tell_if_cut(lines, spans)
     every = timeline.merged(
         [_journaled(event, own) for event in events],
         timeline.of_spans(spans, own),
@@ -113,6 +115,11 @@ def _lines(state_dir: Path, word: str) -> list[dict[str, Any]]:
         raise OpsError(f"there are no logs in {state_dir}; name another --state-dir")
     output.note(NO_SPANS if found is not None and found.state == "ready" else NO_STACK)
     return files.lines_of(directory, traces=[word]) if is_trace else files.lines_of(directory, order=word)
+
+
+def _tell_if_cut(lines: Sequence[object], spans: Sequence[object]) -> None:
+    if len(lines) >= LINES_MAX or len(spans) >= SPANS_MAX:
+        output.note(f"there may be more than the first {LINES_MAX} lines and {SPANS_MAX} spans")
 
 
 def _spans(kept: Kept, order_id: str, own: set[str], known: set[str]) -> list[dict[str, Any]]:

@@ -29,8 +29,8 @@ PAUSE_MAX_S = 10.0
 REQUEST_S = 30.0
 DEAD_BYTES_MAX = 4 * 1024 * 1024
 """What is refused beyond this is only counted."""
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CREATED, _CONFLICT, _TOO_LARGE, _NO_STREAM = 201, 409, 413, 404
+_CREATED, _BAD, _NO_STREAM, _CONFLICT, _TOO_LARGE = 201, 400, 404, 409, 413
+"""Only a bad document is refused for good: everything else may be another's fault, and is tried again."""
 
 Document = tuple[str, bytes]
 
@@ -117,15 +117,13 @@ class BulkWriter:
             )
         except httpx.TransportError as away:
             return self._failed(documents, type(away).__name__), 0.0
-        if answer.status_code == _TOO_LARGE and len(documents) > 1:
-            return await self._halves(stream, documents)
+        if answer.status_code in (_BAD, _TOO_LARGE):
+            return await self._one_by_one(stream, documents, answer)
         if answer.status_code == _NO_STREAM:
             await self._again()
             return self._failed(documents, "no_stream"), 0.0
-        if answer.status_code in _BUSY:
-            return self._failed(documents, str(answer.status_code)), _retry_after_s(answer)
         if answer.status_code != httpx.codes.OK:
-            return await self._one_by_one(stream, documents, answer)
+            return self._failed(documents, str(answer.status_code)), _retry_after_s(answer)
         try:
             items = answer.json().get("items", [])
         except ValueError:
@@ -144,7 +142,7 @@ class BulkWriter:
     async def _one_by_one(
         self, stream: str, documents: list[Document], answer: httpx.Response
     ) -> tuple[list[Document], float]:
-        """Find what makes a whole request bad; that one is refused for good."""
+        """Find what makes a whole request bad, or too large; that one is refused for good."""
         if len(documents) > 1:
             return await self._halves(stream, documents)
         self._set_aside(stream, [Refused(documents[0], answer.status_code, answer.text[:500])])
@@ -159,11 +157,11 @@ class BulkWriter:
                 outcomes["written"] += 1
             elif status == _CONFLICT:
                 outcomes["there"] += 1
-            elif status in _BUSY:
-                left.append(document)
-            else:
+            elif status == _BAD:
                 error = said.get("error", {})
                 refused.append(Refused(document, status, f"{error.get('type')}: {error.get('reason')}"[:500]))
+            else:
+                left.append(document)
         for outcome, count in outcomes.items():
             metrics.DOCUMENTS.labels(short(stream), outcome).inc(count)
         if refused:

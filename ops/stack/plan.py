@@ -156,6 +156,7 @@ class Plan:
             "TLS_DIR": str(self.places.tls),
             "SUBJECT_DIR": str(self.places.subject),
             "PROFILE": "local",
+            "LOG_FILE": str(self.places.log(name)),
             "DRAIN_S": "2",
             **self._tracing(),
             "FAULTS_FIRED": str(self.places.faults_fired),

@@ -9,15 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from chassis.output import FILE_BYTES_MAX
 from ops.ports import HOST
 from ops.processes import die_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-LOG_BYTES_MAX = 32 * 1024 * 1024
-"""A log that is longer when its process starts is moved aside, once."""
 
 
 class Unit(Protocol):
@@ -81,7 +79,7 @@ class Process:
     async def start(self) -> None:
         """Spawn it with its output appended to the log."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
+        if self.log_path.exists() and self.log_path.stat().st_size > FILE_BYTES_MAX:
             self.log_path.replace(self.log_path.with_suffix(".log.1"))
         with self.log_path.open("ab") as log:
             self._child = await asyncio.create_subprocess_exec(

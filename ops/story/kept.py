@@ -41,11 +41,10 @@ class Kept:
 
     def _search(self, stream: str, wanted: Mapping[str, list[str]], most: int) -> Found:
         """Raises: OpsError when Elasticsearch does not answer."""
-        asked = {
-            "size": most,
-            "sort": [{"@timestamp": "asc"}],
-            "query": {"bool": {"should": [{"terms": {name: of}} for name, of in wanted.items() if of]}},
-        }
+        any_of = [{"terms": {name: of}} for name, of in wanted.items() if of]
+        if not any_of:
+            return []
+        asked = {"size": most, "sort": [{"@timestamp": "asc"}], "query": {"bool": {"should": any_of}}}
         try:
             with httpx.Client(base_url=self._url, timeout=TIMEOUT_S) as http:
                 if http.post(f"/{stream}/_refresh").status_code == _MISSING:

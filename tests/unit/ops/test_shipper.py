@@ -249,6 +249,8 @@ DOCUMENTS: list[Document] = [("a", b'{"n":1}'), ("b", b'{"n":2}'), ("c", b'{"n":
         [lambda _: httpx.Response(200, json={"items": []})],
         [lambda _: httpx.Response(200, content=b"half an ans")],
         [status(413)],
+        [status(401), status(403), status(405)],
+        [lambda ids: httpx.Response(200, json={"items": [{"create": {"status": 403}}] * len(ids)})],
     ],
 )
 async def test_what_is_not_taken_now_is_sent_until_it_is(tmp_path: Path, answers: list[Any]) -> None:

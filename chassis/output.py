@@ -1,0 +1,59 @@
+"""Where lines go: standard output, a whole line with each write, also from several threads.
+
+Whoever starts a process may have sent its output to a file. Told which one, the process moves it aside when
+it is long, to the same name with `.1`, and goes on in a new one: with a line for each call a file would fill
+a disk. Who reads the file by its inode reads it to its end all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE_BYTES_MAX = 32 * 1024 * 1024
+_OUT, _ERR = 1, 2
+
+
+class Output:
+    """Standard output. file: what it is, when it is to be moved aside; None leaves it alone."""
+
+    def __init__(self, file: Path | None = None, *, bytes_max: int = FILE_BYTES_MAX) -> None:
+        self._file = file
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._size = os.fstat(_OUT).st_size if file is not None else 0
+
+    def line(self, line: bytes) -> None:
+        """Write a line and its end."""
+        with self._lock:
+            sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.flush()
+            if self._file is not None:
+                self._size += len(line) + 1
+                if self._size >= self._bytes_max:
+                    self._move_aside(self._file)
+
+    # What structlog calls, by the severity.
+    debug = info = warning = error = critical = line
+
+    def _move_aside(self, file: Path) -> None:
+        """Begin a new file; with no such file, or no right to, go on in the old one for good."""
+        try:
+            ours = os.fstat(_OUT)
+            if not os.path.samestat(ours, file.stat()):
+                raise FileNotFoundError(file)
+            file.replace(file.with_name(f"{file.name}.1"))
+            fresh = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError:
+            self._file = None
+            return
+        if os.path.samestat(ours, os.fstat(_ERR)):
+            os.dup2(fresh, _ERR)
+        os.dup2(fresh, _OUT)
+        os.close(fresh)
+        self._size = 0

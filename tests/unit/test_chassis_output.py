@@ -1,0 +1,59 @@
+"""The file of a process's lines: moved aside when it is long, and no line is lost or torn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys
+import threading
+from pathlib import Path
+from chassis.output import Output
+
+output = Output(Path(sys.argv[1]) if sys.argv[1] else None, bytes_max=20_000)
+
+def say(name):
+    for number in range(500):
+        output.line(f"{name} {number} ".encode() + b"x" * 40)
+
+threads = [threading.Thread(target=say, args=(name,)) for name in ("a", "b")]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.stderr.write("the end\\n")
+"""
+
+
+def run(log: Path, told: Path | str) -> None:
+    with log.open("ab") as out:
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(told)], stdout=out, stderr=out, timeout=60, check=True
+        )
+
+
+def test_a_long_file_is_moved_aside_and_every_line_is_whole_and_in_order(tmp_path: Path) -> None:
+    log = tmp_path / "gateway.log"
+    run(log, log)
+    aside = tmp_path / "gateway.log.1"
+    assert 20_000 <= aside.stat().st_size < 20_100
+    lines = (aside.read_text() + log.read_text()).splitlines()
+    assert lines.pop() == "the end", "what is said beside goes on in the new file"
+    last = {name: [int(line.split()[1]) for line in lines if line.startswith(name)] for name in ("a", "b")}
+    for numbers in last.values():
+        assert numbers == list(range(numbers[0], 500)), "the newest lines are there, older ones are bounded"
+    assert all(line.endswith("x" * 40) for line in lines)
+    assert sorted(tmp_path.iterdir()) == [log, aside]
+
+
+@pytest.mark.parametrize("told", ["", "elsewhere.log"])
+def test_a_file_that_is_not_ours_to_move_stays_where_it_is(tmp_path: Path, told: str) -> None:
+    log = tmp_path / "gateway.log"
+    (tmp_path / "elsewhere.log").write_text("another's\n")
+    run(log, tmp_path / told if told else "")
+    assert len(log.read_text().splitlines()) == 1001
+    assert (tmp_path / "elsewhere.log").read_text() == "another's\n"
