@@ -152,7 +152,7 @@ async def serve_call(
 
 
 def _is_always_recorded(asking: auth.Asking | Exception, metadata: Mapping[str, str]) -> bool:
-    """Operators' calls are, recovery's, and those of known callers that ask for it, within an allowance."""
+    """Operators' calls are, and those of known callers that ask for it, within an allowance."""
     if isinstance(asking, Exception):
         return False
     if not _ALWAYS.isdisjoint(asking.subject.roles):
