@@ -126,6 +126,7 @@ async def measure(root: Path, *, rounds: int, seconds: float, clients: int) -> s
     measured: dict[str, Measured] = {}
     async with AsyncExitStack() as stack:
         endpoint = await stack.enter_async_context(collector(root / "spans"))
+        stacks: dict[str, LocalStack] = {}
         running: dict[str, tuple[LocalStack, Callable[[], Awaitable[bool]]]] = {}
         for number, way in enumerate(ways(endpoint)):
             state_dir = root / f"stack-{number}"
@@ -134,8 +135,12 @@ async def measure(root: Path, *, rounds: int, seconds: float, clients: int) -> s
                 opened = await stack.enter_async_context(
                     local.running(state_dir, port_base=0, durable=False, extra=extra)
                 )
-            calls = await stack.enter_async_context(paths.opened(opened.endpoints, layout.Places(state_dir)))
-            running[way.name], measured[way.name] = (opened, calls["gateway"]), Measured()
+            stacks[way.name] = opened
+        # After all of them: gRPC's threads and a fork do not go together.
+        for number, (name, opened) in enumerate(stacks.items()):
+            where = layout.Places(root / f"stack-{number}")
+            calls = await stack.enter_async_context(paths.opened(opened.endpoints, where))
+            running[name], measured[name] = (opened, calls["gateway"]), Measured()
         for number in range(rounds):
             for name in random.sample(list(running), len(running)):
                 opened, call = running[name]
