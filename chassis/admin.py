@@ -30,7 +30,6 @@ CHECK_TIMEOUT_S = 2.0
 STOP_S = 1
 """How long a request may take to end at stop; one that never ends would keep the process for ever."""
 SPECIFICATION_BYTES_MAX = 4096
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Readiness:

@@ -13,11 +13,12 @@ from collections import defaultdict
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # They would double the series.
 SERIES_MAX: Final = 2000
 """A metric with more label sets than this in one process is a mistake."""
 

@@ -19,7 +19,7 @@ def sets(metric: Any) -> set[tuple[str, ...]]:
 
 
 def name(suffix: str) -> str:
-    return f"ordermesh_test_{uuid4().hex}_{suffix}"
+    return f"test_{uuid4().hex}_{suffix}"
 
 
 def test_a_counter_begins_at_zero_for_every_listed_value() -> None:
