@@ -79,4 +79,9 @@ def prefix_of(shard: str, user_id: str) -> str:
 
 def key_of(shard: str, noted: Noted) -> str:
     """Where an amendment is stored."""
-    return f"{prefix_of(shard, noted.user_id)}{noted.amendment_id}.json"
+    return key_below(prefix_of(shard, noted.user_id), noted.amendment_id)
+
+
+def key_below(prefix: str, amendment_id: UUID) -> str:
+    """Where an amendment of a user is stored. prefix: the user's."""
+    return f"{prefix}{amendment_id}.json"

@@ -424,6 +424,12 @@ class Catalog:
             await self._database.fetchval(QUERIES.defer_erasure, fence, erasure.erasure_id, wait, note)
         )
 
+    async def erase_amendments(self, fence: int, user_id: str) -> dict[UUID, str]:
+        """Delete a user's amendments; those that a legal hold keeps, with the hold. Raises: LeaseLost."""
+        await self._must(await self._database.fetchval(QUERIES.erase_amendments, fence, user_id))
+        kept = await self._database.fetch(QUERIES.kept_amendments, user_id)
+        return {row["amendment_id"]: row["hold"] for row in kept}
+
     async def end_erasure(self, fence: int, erasure: Erasure) -> None:
         """Note that a user is erased. Raises: LeaseLost."""
         await self._must(await self._database.fetchval(QUERIES.end_erasure, fence, erasure.erasure_id))

@@ -301,6 +301,20 @@ WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
 UPDATE ordermesh.archive_erasures SET not_before = clock_timestamp() + $3, note = left($4, 512)
   FROM held WHERE erasure_id = $2 RETURNING true;
 
+-- name: erase_amendments
+-- Delete the amendments of a user, but for those of a month below a legal hold. $1: fence; $2: user. Nothing without the lease.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
+gone AS (DELETE FROM ordermesh.archive_amendments a USING held
+          WHERE a.user_id = $2 AND ordermesh.legal_hold(date_trunc('month', a.created_at AT TIME ZONE 'UTC')::date, a.user_id) IS NULL)
+SELECT true FROM held;
+
+-- name: kept_amendments
+-- The amendments of a user that a legal hold keeps, each with the hold. $1: user.
+SELECT amendment_id, hold
+  FROM ordermesh.archive_amendments a
+ CROSS JOIN LATERAL ordermesh.legal_hold(date_trunc('month', a.created_at AT TIME ZONE 'UTC')::date, a.user_id) AS hold
+ WHERE a.user_id = $1 AND hold IS NOT NULL;
+
 -- name: end_erasure
 -- Note that a user is erased. $1: fence; $2: erasure.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),

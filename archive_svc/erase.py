@@ -2,7 +2,8 @@
 
 The new segment is read back and compared before it takes the old one's place, in one transaction that also
 notes who asked, why, and how many rows went; then the month's manifest is written anew, and the old objects
-are deleted. Only months that are in S3 alone: while their tables stand, the rows are there too.
+are deleted. Only months that are in S3 alone: while their tables stand, the rows are there too. Amendments go
+at once, whatever else an erasure waits for; those of a month below a legal hold go when it is lifted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from uuid import uuid4
 import structlog
 
 from archive_svc import metrics, points
-from archive_svc.amendment import prefix_of
+from archive_svc.amendment import key_below, prefix_of
 from archive_svc.catalog import QUERIES, CataloguedSegment
 from archive_svc.columns import COPY_BACK_OPTIONS, SHAPES
 from archive_svc.errors import LeaseLost, LegalHold
@@ -85,10 +86,10 @@ class Eraser:
 
     async def _carry_out(self, erasure: Erasure, fence: int) -> None:
         months = {month.archive_id: month for month in await self._catalog.months()}
-        waits = set()
         if held := await self._catalog.legal_hold(user_id=erasure.user_id):
             await self._catalog.defer_erasure(fence, erasure, AGAIN, held)
             return
+        waits = await self._delete_amendments(erasure, fence)
         for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
             if months[archive_id].state is not State.DROPPED:
                 waits.add(months[archive_id].name)
@@ -103,8 +104,8 @@ class Eraser:
             if month.archive_id in touched:
                 await self._renew_manifest(month, erasure, fence)
         waits |= await self._delete_left_behind(erasure, fence)
-        if not waits:
-            waits |= await self._delete_amendments(erasure)
+        if not waits:  # Once more: one that was under way when it was asked for may have come since.
+            waits = await self._delete_amendments(erasure, fence)
         if waits:
             await self._catalog.defer_erasure(fence, erasure, AGAIN, f"waits for {', '.join(sorted(waits))}")
             return
@@ -196,18 +197,22 @@ class Eraser:
             await self._catalog.note_deleted(fence, erasure, key)
         return kept
 
-    async def _delete_amendments(self, erasure: Erasure) -> set[str]:
+    async def _delete_amendments(self, erasure: Erasure, fence: int) -> set[str]:
         """Delete what was noted about the user's orders, also what no row names; what keeps it for now."""
+        kept = await self._catalog.erase_amendments(fence, erasure.user_id)
         prefix, after = prefix_of(self._catalog.shard, erasure.user_id), ""
+        stays = {key_below(prefix, amendment_id) for amendment_id in kept}
         while True:
             page = await self._store.list(prefix, after=after)
             for each in page.objects:
+                if each.key in stays:
+                    continue
                 if held := await self._catalog.legal_hold(user_id=erasure.user_id):
                     return {held}
                 with suppress(ObjectNotFound):
                     await self._store.delete(await self._store.head(each.key))
             if not page.more:
-                return set()
+                return set(kept.values())
             after = page.objects[-1].key
 
 

@@ -1,12 +1,15 @@
 """A user is taken out of the archive: all of his rows, nobody else's, and nothing of them is left in S3."""
 
 from collections.abc import AsyncIterator
-from uuid import uuid4
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID, uuid4
 
 import pytest
 
+from archive_svc.amendment import AMENDMENT_TYPE, Noted, key_of
 from archive_svc.lifecycle import State
 from archive_svc.rebuild import Rebuilder, Rebuilt
+from archive_svc.retention import NOT_LOCKED, Retention
 from tests.archiving import AUGUST, SEPTEMBER, Archive, Twin, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
@@ -136,3 +139,81 @@ async def test_a_damaged_segment_is_not_written_anew(archive: Archive, server: I
     assert await archive.archiver._erase(await archive.fence()), "one that fails holds up nobody"
     other = await archive.catalog.want_erasure(other.erasure_id, "nobody.here", "a test", "again")
     assert other.ended_at is not None
+
+
+async def amended(archive: Archive, month: date, user_id: str = USER) -> str:
+    """An order of this month has an amendment, in the shard and in S3; the object's key."""
+    sql = (
+        "SELECT order_id FROM ordermesh.orders WHERE user_id = $1 AND created_at >= $2 "
+        "ORDER BY order_id LIMIT 1"
+    )
+    order_id = await archive.value(sql, user_id, datetime(month.year, month.month, 1, tzinfo=UTC))
+    noted = Noted(uuid4(), order_id, user_id, "paid by hand", {}, "a test", "case 7", datetime.now(UTC))
+    key = key_of("s1", noted)
+    await archive.store.create(key, noted.body(), content_type=AMENDMENT_TYPE)
+    assert await archive.catalog.adopt_amendment(noted)
+    return key
+
+
+async def amendments(archive: Archive) -> set[str]:
+    """The keys of all that are there, which the shard and S3 agree about."""
+    rows = await archive.rows("SELECT amendment_id FROM ordermesh.archive_amendments")
+    stored = {each.key for each in (await archive.store.list("_amendment/")).objects}
+    assert {UUID(key.split("/")[-1].removesuffix(".json")) for key in stored} == {row[0] for row in rows}
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("august", "retention", "waits"),
+    [
+        (State.GRACE, NOT_LOCKED, "waits for 2023-08"),
+        (State.DROPPED, Retention(timedelta(days=30)), "waits for the lock of "),
+    ],
+)
+async def test_amendments_go_at_once_when_an_erasure_waits(
+    shard_database: DatabaseFactory, server: InProcessS3, august: State, retention: Retention, waits: str
+) -> None:
+    async with opened(await shard_database(), Place.of(server), retention=retention) as archive:
+        await fill(archive.database, 400)
+        await amended(archive, AUGUST)
+        another = await amended(archive, AUGUST, "user.8")
+        await archive.want(AUGUST, august)
+        assert (await archive.work()).state is august
+        erasure = await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+        await archive.work()
+        erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
+        assert (erasure.ended_at, erasure.note[: len(waits)]) == (None, waits)
+        assert await amendments(archive) == {another}
+
+
+async def test_amendments_of_a_month_below_a_legal_hold_stay_and_no_others(archive: Archive) -> None:
+    await amended(archive, AUGUST)
+    held = await amended(archive, SEPTEMBER)
+    await archived(archive)
+    await archive.holds.put(None, SEPTEMBER, "ops:ann", "case 7")
+    erasure = await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+    await archive.work()
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
+    assert (erasure.ended_at, erasure.note) == (None, "waits for LEGAL_HOLD of 2023-09 by ops:ann: case 7")
+    assert await amendments(archive) == {held}
+
+    await archive.holds.lift(None, SEPTEMBER, "ops:ann", "over")
+    await archive.shard.execute("UPDATE ordermesh.archive_erasures SET not_before = 'epoch'")
+    await archive.work()
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
+    assert erasure.ended_at is not None
+    assert await amendments(archive) == set()
+
+
+async def test_amendments_go_although_a_segment_is_damaged(archive: Archive, server: InProcessS3) -> None:
+    await amended(archive, AUGUST)
+    await archived(archive)
+    objects = server.buckets[archive.store.settings.bucket].objects
+    for segment in await archive.segments(AUGUST):
+        body = objects[segment.stored.key][-1].body
+        body[len(body) // 2] ^= 1
+    erasure = await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+    assert not await archive.archiver._erase(await archive.fence())
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
+    assert erasure.ended_at is None
+    assert await amendments(archive) == set()
