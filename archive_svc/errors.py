@@ -126,3 +126,10 @@ class OrdersMoved(OrdermeshError):
 
     code, reason = StatusCode.ABORTED, Reason.CONTENDED
     retry_after_s = 1.0
+
+
+class OrdersUnsettled(OrdermeshError):
+    """Orders of this period are still being written; reading again, once they are, finds them."""
+
+    code, reason = StatusCode.ABORTED, Reason.CONTENDED
+    retry_after_s = 1.0

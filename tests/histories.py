@@ -66,7 +66,7 @@ class Shard:
         async with connected(self) as connection:
             for month in {order.created_at.replace(day=1) for order in orders}:
                 await connection.execute("SELECT ordermesh.ensure_month($1)", month)
-            await connection.executemany(_INSERT, [_values(order) for order in orders])
+            await write(connection, *orders)
 
     async def fence(self, bucket: int, **changes: Any) -> None:
         """Change a bucket's fence."""
@@ -117,6 +117,11 @@ def scattered(
         )
         for _ in range(count)
     ]
+
+
+async def write(connection: Any, *orders: Stored) -> None:
+    """Write orders of months that are there, in the transaction that the connection is in."""
+    await connection.executemany(_INSERT, [_values(order) for order in orders])
 
 
 def _values(order: Stored) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from archive_svc.statement.plan import microseconds
 from archive_svc.statement.rows import Row, select_list
 from archive_svc.statement.wish import CSV, Wanted
 from chassis import pg
+from chassis.clock import SYSTEM_CLOCK, Clock, SystemClock
 from chassis.ids import user_bucket
 from chassis.placement import Held
 from chassis.s3 import ObjectStore
@@ -52,11 +53,34 @@ def wanted(
     )
 
 
-def reader(dsn: str, store: ObjectStore, *, shard: str = "s1", fetcher: Fetcher | None = None) -> ShardReader:
-    """Who reads one shard, at its primary or at a replica."""
-    settings = pg.PgSettings(dsn=dsn, session=SESSION)
+def reader(
+    dsn: str,
+    store: ObjectStore,
+    *,
+    shard: str = "s1",
+    fetcher: Fetcher | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> ShardReader:
+    """Who reads one shard, at its primary or at a replica, in sessions as the service has them."""
+    settings = pg.PgSettings(dsn=dsn, session=SESSION, read_only=True)
     sessions = partial(pg.open_session, settings, name="statement")
-    return ShardReader(shard, sessions, fetcher or Fetcher(store))
+    return ShardReader(shard, sessions, fetcher or Fetcher(store), clock)
+
+
+class Impatient(SystemClock):
+    """A clock of someone who waits no second time."""
+
+    def __init__(self) -> None:
+        self._slept_s = 0.0
+
+    def monotonic(self) -> float:
+        """Far on after each sleep."""
+        return super().monotonic() + self._slept_s
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep, and be an hour later."""
+        await super().sleep(seconds)
+        self._slept_s += 3600
 
 
 async def rows_of(

@@ -2,7 +2,8 @@
 
 The catalog says which months are read from segments. It is read in the snapshot that the tables are read in,
 below a lock that keeps every other month attached; where that lock keeps nothing, at a replica, a later look
-at the catalog finds out. So an order is read once or the reading fails, whatever the archive does meanwhile.
+at the catalog finds out. So an order is read once or the reading fails, whatever the archive does meanwhile;
+and the snapshot is taken when who wrote orders of the period has ended (see `settling`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from archive_svc.statement.fetching import Leg, Read, SegmentGone
 from archive_svc.statement.places import see_owned
 from archive_svc.statement.plan import Piece, pieces
 from archive_svc.statement.rows import Row, select_list
+from archive_svc.statement.settling import settled
 from chassis import pg
+from chassis.clock import SYSTEM_CLOCK
 from chassis.ids import id_time
 from chassis.s3 import Stored
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from archive_svc.statement.fetching import Fetcher
     from archive_svc.statement.wish import Wanted
+    from chassis.clock import Clock
     from chassis.errors import OrdermeshError
     from chassis.pg import Session
 
@@ -52,16 +56,17 @@ _HOT = QUERIES.hot.format(columns=select_list("o"))
 class ShardReader:
     """Reads one shard. sessions: opens one that has `SESSION`, at the primary or at a replica."""
 
-    def __init__(self, shard: str, sessions: Sessions, fetcher: Fetcher) -> None:
+    def __init__(self, shard: str, sessions: Sessions, fetcher: Fetcher, clock: Clock = SYSTEM_CLOCK) -> None:
         self.shard = shard
         self._sessions = sessions
         self._fetcher = fetcher
+        self._clock = clock
 
     async def rows(self, wanted: Wanted, read: Read) -> AsyncGenerator[list[Row], None]:
         """The user's orders, in batches, by (created_at, order_id).
 
         Raises: StaleRoute when the shard does not own one of the buckets at its epoch; OrdersMoved;
-        StatementIncomplete; StorageUnavailable; what chassis.pg raises.
+        OrdersUnsettled; StatementIncomplete; StorageUnavailable; what chassis.pg raises.
         """
         try:
             async with self._sessions() as session, aclosing(self._rows(session, wanted, read)) as batches:
@@ -102,6 +107,7 @@ class ShardReader:
         held = wanted.placements[self.shard]
         buckets = [one.bucket for one in held]
         hot: list[date] = []
+        await settled(session, self.shard, wanted, self._clock)
         async with session.snapshot():
             await session.execute(QUERIES.keep_attached)
             # In this snapshot, which is younger than the wish: no order of it is in a bucket not named here.

@@ -57,7 +57,8 @@ class StatementMaker:
         """As `wish.Maker`.
 
         Raises: StatementIncomplete when what was read does not add up; StorageUnavailable; OrdersMoved;
-        StaleRoute; DeadlineExceeded; UnknownShard; what chassis.pg raises; OSError when the disk is full.
+        OrdersUnsettled; StaleRoute; DeadlineExceeded; UnknownShard; what chassis.pg raises; OSError when the
+        disk is full.
         """
         for shard in wanted.placements:
             if shard not in self._readers:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from archive_svc.codec.writer import SegmentWriter
-from archive_svc.errors import OrdersMoved, StatementIncomplete, StorageUnavailable
+from archive_svc.errors import OrdersMoved, OrdersUnsettled, StatementIncomplete, StorageUnavailable
 from archive_svc.lifecycle import State
 from archive_svc.statement import legs
 from archive_svc.statement.fetching import AT_ONCE, Fetcher, Read
@@ -33,7 +34,18 @@ from tests.buckets import Place
 from tests.conftest import DatabaseFactory
 from tests.databases import Databases
 from tests.inprocess_s3 import InProcessS3
-from tests.papers import SINCE, UNTIL, known_rows, reader, rows_of, waits_or_ends, wanted, within
+from tests.papers import (
+    AS_OF,
+    SINCE,
+    UNTIL,
+    Impatient,
+    known_rows,
+    reader,
+    rows_of,
+    waits_or_ends,
+    wanted,
+    within,
+)
 
 USERS = ("user.a", "user.b", "user.c")
 
@@ -163,6 +175,9 @@ async def test_a_replica_never_gives_a_short_statement(
     archive, replica = replicated
     known = (await known_rows(archive))["user.a"]
     settings = pg.PgSettings(dsn=replica)
+    up_to_now = replace(wanted("user.a"), until=AS_OF)
+    with pytest.raises(OrdersUnsettled):
+        await rows_of([reader(replica, archive.store, clock=Impatient())], up_to_now)
     monkeypatch.setattr(QUERIES, "keep_attached", lock)
 
     async def caught_up() -> None:
