@@ -56,6 +56,8 @@ _STALE_OUTCOME = Outcome(Verdict.STALE)
 SEALS_TRIED_MAX = 3
 """So often an index is sealed again when somebody else does the same, or makes the index again meanwhile."""
 _CLAIM_LOST = ("index_not_found_exception", "aliases_not_found_exception", "illegal_argument_exception")
+_AT = "created_at"
+"""When an order was created once more, as a date: dashboards need one, and nothing of ours reads it."""
 _STRICT = {"ignore_unavailable": "false", "allow_no_indices": "false", "expand_wildcards": "none"}
 
 
@@ -276,7 +278,7 @@ class ElasticReadModel:
             "query": _all(*_in_window(window), *_in_places(places)),
             "sort": [{"created_us": "desc"}, {"order_id": "desc"}],
             "search_after": [to_us(window.before.created_at), str(window.before.order_id)],
-            "_source": {"excludes": list(NOT_SHOWN)},
+            "_source": {"excludes": [*NOT_SHOWN, _AT]},
         }
         hits = await self._search(names, asked, params, timeout_s)
         return [_row(hit["_source"]) for hit in hits["hits"]["hits"]]
@@ -365,7 +367,8 @@ def _template(layout: Layout) -> dict[str, Any]:
     mappings = {
         "dynamic": "strict",
         "_routing": {"required": True},
-        "properties": {name: _mapping(field) for name, field in FIELDS.items()},
+        "properties": {name: _mapping(field) for name, field in FIELDS.items()}
+        | {_AT: {"type": "date", "format": "epoch_millis"}},
     }
     return {
         "index_patterns": ["orders-v*"],
@@ -454,6 +457,9 @@ def _lines(write: Write) -> bytes:
         "version": document["version"],
         "version_type": "external_gte" if write.again else "external",
     }
+    created_us = document.get("created_us")
+    if isinstance(created_us, int):  # What it else may be is refused there.
+        document = document | {_AT: created_us // 1000}
     return b"%b\n%b\n" % (orjson.dumps({"index": action}), orjson.dumps(document))
 
 

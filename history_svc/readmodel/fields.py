@@ -32,7 +32,7 @@ class Holds(Enum):
 class Field:
     """One field.
 
-    is_searched: searches look for its value. is_sorted: they sort by it or add it up.
+    is_searched: searches look for its value. is_sorted: they sort by it, add it up or count by it.
     """
 
     holds: Holds
@@ -47,9 +47,9 @@ FIELDS: Mapping[str, Field] = {
     "bucket": Field(Holds.NUMBER),
     "read_routing": Field(Holds.WORD),
     "version": Field(Holds.NUMBER, is_sorted=True),
-    "status": Field(Holds.WORD, is_searched=True),
-    "stage": Field(Holds.WORD),
-    "kind": Field(Holds.WORD, is_searched=True),
+    "status": Field(Holds.WORD, is_searched=True, is_sorted=True),
+    "stage": Field(Holds.WORD, is_sorted=True),
+    "kind": Field(Holds.WORD, is_searched=True, is_sorted=True),
     "legs": Field(Holds.WORDS),
     "leg": Field(Holds.NUMBER),
     "attempt": Field(Holds.NUMBER),
@@ -57,7 +57,7 @@ FIELDS: Mapping[str, Field] = {
     "currency_code": Field(Holds.WORD, is_searched=True),
     "currency_exp": Field(Holds.NUMBER),
     "upstream_ref": Field(Holds.WORD),
-    "failure_reason": Field(Holds.WORD),
+    "failure_reason": Field(Holds.WORD, is_sorted=True),
     "basis": Field(Holds.WORD, may_be_null=True),
     "traceparent": Field(Holds.WORD),
     "labels": Field(Holds.OBJECT),

@@ -120,7 +120,36 @@ async def test_an_index_is_sorted_as_lists_are_and_takes_our_fields_only(cluster
     assert made["settings"]["index"]["refresh_interval"] == "-1"
     assert made["mappings"]["dynamic"] == "strict"
     assert made["mappings"]["_routing"] == {"required": True}
-    assert made["mappings"]["properties"].keys() == a_document().keys()
+    assert made["mappings"]["properties"].keys() == a_document().keys() | {"created_at"}
+    await cluster.model.drop(name)
+
+
+async def test_orders_are_counted_by_when_they_were_made_and_by_why_they_failed(cluster: Cluster) -> None:
+    """As dashboards ask, which know dates and no microseconds."""
+    name = await cluster.index()
+    failed: dict[str, Any] = {
+        "status": "FAILED",
+        "stage": "DONE",
+        "basis": "UPSTREAM",
+        "settled_at": SEPTEMBER.isoformat(),
+    }
+    reasons = ("DECLINED", "DECLINED", "EXPIRED")
+    documents = [a_document(failure_reason=reason, **failed) for reason in reasons] + [a_document()]
+    outcomes = await cluster.model.write([Write(name, document) for document in documents], timeout_s=10)
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.STORED}
+    await cluster.model.refresh([name])
+
+    at_ms = int(SEPTEMBER.timestamp() * 1000)
+    span = {"gte": at_ms, "lt": at_ms + 1000, "format": "epoch_millis"}
+    by_reason = {"terms": {"field": "failure_reason"}}
+    by_day = {"date_histogram": {"field": "created_at", "fixed_interval": "1d"}, "aggs": {"why": by_reason}}
+    chosen = {"bool": {"filter": [{"range": {"created_at": span}}, {"term": {"status": "FAILED"}}]}}
+    asked = {"size": 0, "query": chosen, "aggs": {"days": by_day}}
+    answer = await cluster.elastic.call("POST", f"/{name}/_search", body=asked)
+    (day,) = answer["aggregations"]["days"]["buckets"]
+    assert {each["key"]: each["doc_count"] for each in day["why"]["buckets"]} == {"DECLINED": 2, "EXPIRED": 1}
+    (row, *_) = await found(cluster.model, name)
+    assert row.version == documents[0]["version"], "lists do not see the date"
     await cluster.model.drop(name)
 
 
