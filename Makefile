@@ -60,7 +60,7 @@ format: setup ## Rewrite Python and protos in the house format
 	@$(BIN)/ruff format
 	@$(BIN)/buf format protos --write
 
-telemetry: setup ## Generate each metrics.py from the registry in telemetry/
+telemetry: setup ## Generate metrics.py, rules and dashboards from telemetry/
 	@$(BIN)/python scripts/telemetry.py generate
 
 docs: setup ## Print the pages of docs/ that the code knows

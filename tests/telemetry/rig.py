@@ -132,8 +132,8 @@ async def _load(rig: Rig) -> None:
 
 
 @asynccontextmanager
-async def ready(state_dir: Path) -> AsyncIterator[Rig]:
-    """The rig, under load, with nothing told."""
+async def ready(state_dir: Path, *, quiet: bool = True) -> AsyncIterator[Rig]:
+    """The rig, under load. quiet: wait until nothing is told."""
     fast = {"LOOKBACK_S": "1"}
     async with (
         local.running(state_dir, port_base=0, full=True, durable=False, extra={"history_svc": fast}) as stack,
@@ -148,7 +148,8 @@ async def ready(state_dir: Path) -> AsyncIterator[Rig]:
         rig = Rig(World(stack, stubs, state_dir), prometheus)
         load = asyncio.create_task(_load(rig), name="load")
         try:
-            await rig.until_quiet()
+            if quiet:
+                await rig.until_quiet()
             yield rig
         finally:
             load.cancel()
