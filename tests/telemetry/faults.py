@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ async def stopped(rig: Rig, *units: str) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def beside(work: Any) -> AsyncIterator[None]:
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Do something all the while."""
     task = asyncio.create_task(work)
     try:
@@ -112,7 +112,10 @@ async def one_noisy_user(rig: Rig) -> AsyncIterator[None]:
                 )
             await SYSTEM_CLOCK.sleep(0.05)
 
-    async with beside(asyncio.gather(*(flood() for _ in range(FLOOD_AT_ONCE)))):
+    async def floods() -> None:
+        await asyncio.gather(*(flood() for _ in range(FLOOD_AT_ONCE)))
+
+    async with beside(floods()):
         yield
 
 
