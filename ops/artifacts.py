@@ -278,5 +278,5 @@ def _mb(size_bytes: int) -> int:
 if __name__ == "__main__":
     try:
         fetch_all()
-    except ArtifactError as failed:
+    except OpsError as failed:  # Of the files, or of Prometheus, which is built.
         sys.exit(f"error: {failed}")
