@@ -63,9 +63,9 @@ FENCE_AGE = meters.gauge(
     "How long the oldest transaction that still writes keeps later changes back.",
     {"shard": None},
 )
-UNPUBLISHED_AGE = meters.gauge(
-    "ordermesh_outbox_unpublished_age_seconds",
-    "How old the oldest change may be that the relay has not published.",
+PUBLISHED_UNTIL = meters.gauge(
+    "ordermesh_outbox_published_until_seconds",
+    "Every change that was committed before this instant is published; unix time.",
     {"shard": None},
 )
 RELAY_BATCH_SECONDS = meters.histogram(

@@ -23,12 +23,15 @@ class MemoryTopic:
         self.in_flight_most = 0
         self.payload_bytes_max = 1_000_000
         self.fails_at: int | None = None
+        self.is_away = False
         self.held: list[asyncio.Future[None]] | None = None
         self.arrived = asyncio.Event()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[MemoryPublisher]:
         self.publishers += 1
+        if self.is_away:
+            raise EventsUnavailable("told to be away")
         yield MemoryPublisher(self)
 
     def hold(self) -> None:

@@ -113,11 +113,6 @@ class Tail:
         """Everything committed before it was read, by the last look that left nothing unread."""
         return self._whole_at
 
-    @property
-    def looked_at(self) -> datetime:
-        """The shard's time at the last look."""
-        return self._looked_at
-
     def rewind(self, to: Mapping[int, Position]) -> None:
         """Read some partitions again from these positions on."""
         for partition, end in to.items():

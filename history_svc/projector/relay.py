@@ -147,7 +147,6 @@ class Publishing:
         self._tail = Tail(parts.log, starts, starts.cursors)
         self._flights: deque[Flight] = deque()
         self._published: dict[int, Position] = {}
-        self._published_to = LONG_AGO
         self._cursor_at_s = self._beat_at_s = parts.clock.monotonic()
         self._told_at = LONG_AGO
         self._is_asked_back = True
@@ -169,7 +168,7 @@ class Publishing:
                 await self._land()
             if self._published and self._clock.monotonic() - self._cursor_at_s >= CURSOR_EVERY_S:
                 await self._move_cursors()
-            self._show_age()
+            self._show_progress()
             if self._tail.is_whole:
                 await self._clock.sleep(self._pace.after(found=found))
 
@@ -301,12 +300,10 @@ class Publishing:
         log.info("goes_back", shard=self._log.shard, partitions=sorted(back))
         self._tail.rewind(back)
 
-    def _show_age(self) -> None:
+    def _show_progress(self) -> None:
         """Everything that is older than the fence is published when nothing is unread or under way."""
         if self._tail.is_whole and not self._flights:
-            self._published_to = self._tail.whole_at
-        age = (self._tail.looked_at - self._published_to).total_seconds()
-        metrics.UNPUBLISHED_AGE.labels(self._log.shard).set(max(0.0, age))
+            metrics.PUBLISHED_UNTIL.labels(self._log.shard).set(self._tail.whole_at.timestamp())
 
 
 def _heard(ended: asyncio.Future[Any]) -> None:

@@ -25,7 +25,6 @@ def shards(change: Change, names: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for shard in names:
         process = f"order_svc.{shard}"
-        indexed = now.most("ordermesh_indexed_until_seconds", shard=shard)
         rows.append(
             {
                 "shard": shard,
@@ -35,8 +34,8 @@ def shards(change: Change, names: Sequence[str]) -> list[dict[str, Any]]:
                 "hanging": now.most("ordermesh_orders_hanging", shard=shard),
                 "overdue": now.most("ordermesh_orders_hanging_oldest_seconds", shard=shard),
                 "cases": now.total("ordermesh_dead_letters_open", shard=shard) or 0,
-                "outbox": now.most("ordermesh_outbox_unpublished_age_seconds", shard=shard),
-                "index": None if indexed is None else max(0.0, time.time() - indexed),
+                "outbox": _since(now.most("ordermesh_outbox_published_until_seconds", shard=shard)),
+                "index": _since(now.most("ordermesh_indexed_until_seconds", shard=shard)),
                 "replica": now.most("ordermesh_replica_lag_seconds", shard=shard),
                 "busy": now.total("ordermesh_pg_connections", pool=shard, state="busy"),
                 "wait p99": change.quantile("ordermesh_pg_wait_seconds", 0.99, pool=shard),
@@ -99,6 +98,11 @@ def span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _since(instant: float | None) -> float | None:
+    """How long ago a unix time was; None for one that nobody knows."""
+    return None if not instant else max(0.0, time.time() - instant)
 
 
 def _of(change: Change, name: str, process: str, **labels: str) -> float:

@@ -20,7 +20,7 @@ BOARD = Board(
                 watch(
                     "ChangesWait",
                     "Oldest change that is not published",
-                    "As the process sees it that reads the shard's outbox.",
+                    "Since when changes may wait that nobody has published.",
                     unit="s",
                 ),
                 Panel(

@@ -6,9 +6,11 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from chassis import faults
 from chassis.clock import SYSTEM_CLOCK
@@ -352,3 +354,26 @@ async def test_a_shard_that_comes_back_is_published_further(outbox, topic):
         await until(lambda: topic.follower().has(written))
         await until(lambda: (process.leadership.term or 0) >= 2)
     assert topic.follower().gaps == []
+
+
+async def test_it_is_told_until_when_everything_is_published_and_that_stands_while_nothing_can_be(
+    outbox, topic
+):
+    def published_until() -> datetime:
+        told = REGISTRY.get_sample_value("ordermesh_outbox_published_until_seconds", {"shard": outbox.shard})
+        return datetime.fromtimestamp(told or 0.0, UTC)
+
+    async with running(outbox, topic):
+        written = await outbox.write(4)
+        await until(lambda: topic.follower().has(written))
+        after = datetime.now(UTC)
+        await until(lambda: published_until() >= after)
+        topic.is_away, topic.fails_at, tries = True, 0, topic.publishers
+        written += await outbox.write(4)
+        await until(lambda: topic.publishers >= tries + 2)
+        stands_at = published_until()
+        away = datetime.now(UTC)
+        await until(lambda: topic.publishers >= tries + 4)
+        assert published_until() == stands_at < away
+        topic.is_away = False
+        await until(lambda: topic.follower().has(written) and published_until() > away)

@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,8 +14,7 @@ import asyncpg
 import grpc
 
 from chassis.clock import SYSTEM_CLOCK
-from ops import archive, mesh, seed
-from ops.seed import Plan
+from ops import archive, mesh
 from ordermesh.archive.v1.archive_service_pb2 import MoveMonthRequest
 from ordermesh.money.v1.money_pb2 import Money
 from ordermesh.order.v1 import order_service_pb2 as pb
@@ -26,7 +24,6 @@ from tests.telemetry.rig import Rig
 Fault = Callable[[Rig], AbstractAsyncContextManager[None]]
 KILL_EVERY_S = 4.0
 FLOOD_AT_ONCE = 40
-OLD_MONTHS = Plan(users=20, orders=2000, months=27)
 
 
 @asynccontextmanager
@@ -128,8 +125,6 @@ def held(*units: str) -> Fault:
 async def archive_stuck(rig: Rig) -> AsyncIterator[None]:
     """The oldest month of shard s1 is to leave it, and S3 is away."""
     world = rig.world
-    ledgers = {each.name: Path(each.ledger) for each in world.endpoints.upstreams}
-    await seed.run(OLD_MONTHS, world.endpoints.shard_dsns(), ledgers)
     (shard,) = (await archive.listed(world.mesh, "s1")).shards
     request = MoveMonthRequest(
         shard="s1",

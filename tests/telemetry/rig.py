@@ -21,8 +21,9 @@ import yaml
 
 from chassis.clock import SYSTEM_CLOCK
 from chassis.testing import eventually
-from ops import mesh
+from ops import mesh, seed
 from ops.prometheus import PrometheusServer
+from ops.seed import Plan
 from ops.stack import local
 from ordermesh.history.v1 import history_service_pb2 as history
 from ordermesh.money.v1.money_pb2 import Money
@@ -37,7 +38,10 @@ SCRAPE_S: Final = 1.0
 LOOK_EVERY_S: Final = 0.5
 USERS: Final = (*(f"eyes-{number}" for number in range(8)), "vip.1")
 EACH_S: Final = 0.25
-"""One order and one page of some user so often."""
+"""One order and one page of some user so often, and one page of old orders of another."""
+OLD: Final = Plan(users=20, orders=2000, months=27)
+OLDER_THAN_S: Final = 3 * 86_400
+"""Lists of what is older come from the read model."""
 FIRES_WITHIN_S: Final = 120.0
 CLEARS_WITHIN_S: Final = 150.0
 QUIET_S: Final = 4.0
@@ -128,7 +132,14 @@ async def _load(rig: Rig) -> None:
             await rig.world.mesh.history.ListOrders(
                 history.ListOrdersRequest(user_id=user, page_size=5), timeout=3.0
             )
+            await rig.world.mesh.history.ListOrders(_old(number), timeout=3.0)
         await SYSTEM_CLOCK.sleep(EACH_S)
+
+
+def _old(number: int) -> history.ListOrdersRequest:
+    asked = history.ListOrdersRequest(user_id=OLD.user(number % OLD.users), page_size=5)
+    asked.filter.until_time.FromSeconds(int(SYSTEM_CLOCK.now().timestamp()) - OLDER_THAN_S)
+    return asked
 
 
 @asynccontextmanager
@@ -146,6 +157,8 @@ async def ready(state_dir: Path, *, quiet: bool = True) -> AsyncIterator[Rig]:
         prometheus.rules, prometheus.scrape_s = (rule_file,), SCRAPE_S
         prometheus.reload()
         rig = Rig(World(stack, stubs, state_dir), prometheus)
+        ledgers = {each.name: Path(each.ledger) for each in rig.world.endpoints.upstreams}
+        await seed.run(OLD, rig.world.endpoints.shard_dsns(), ledgers)
         load = asyncio.create_task(_load(rig), name="load")
         try:
             if quiet:
