@@ -2,13 +2,16 @@
 -- Several orders are looked up by LATERAL with LIMIT 1: a plain join was planned as a hash join over all months.
 
 -- name: create_order
--- Write an order with its key, timer, journal entry and event. No row: the key is taken; read it with `find_key`.
+-- Write an order with its key, timer, journal entry and event. No row: the key is taken, read it with `find_key`; or the id is too old.
 -- The submission counts from the shard's instant, not from the id's time: all later instants of the timer are the shard's.
+-- The transaction has its id before the clock is read: who waits for the end of transactions that began before an instant sees it.
 WITH moment AS MATERIALIZED (
-    SELECT ordermesh.clock() AS at
+    SELECT pg_current_xact_id() AS xid, ordermesh.clock() AS at
 ), key AS (
     INSERT INTO idempotency_keys AS k (user_id, request_id, order_id, created_at, bucket, route_epoch, fingerprint)
-    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    SELECT $1::text, $2::uuid, $3::uuid, $4::timestamptz, $5::int, $6::bigint, $7::bytea
+      FROM moment m
+     WHERE $4 > m.at - ordermesh.arrives_within()
     ON CONFLICT (user_id, request_id) DO UPDATE
        SET order_id = excluded.order_id, created_at = excluded.created_at, bucket = excluded.bucket,
            route_epoch = excluded.route_epoch, fingerprint = excluded.fingerprint, expires_at = NULL
@@ -41,7 +44,7 @@ WITH moment AS MATERIALIZED (
            i.partition_base + o.bucket % i.partition_count, o.read_routing, 1, 'OPENED', m.at, to_jsonb(o), $16
       FROM o, moment m, shard_identity i
 )
-SELECT o.*, t.first_sent_at, t.last_sent_at, pg_current_xact_id() AS xid, i.shard, i.log_epoch FROM o, t, shard_identity i;
+SELECT o.*, t.first_sent_at, t.last_sent_at, m.xid, i.shard, i.log_epoch FROM o, t, moment m, shard_identity i;
 
 -- name: find_key
 -- The order that a request made, if the key lives, with the fence of the bucket the request was routed to. Always one row.

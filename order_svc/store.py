@@ -126,7 +126,7 @@ class OrderStore:
         row = await self._db.fetchrow(queries.find_key, wanted.user_id, wanted.request_id, wanted.bucket)
         row = _owned(row, wanted.bucket)
         if row["key_order_id"] is None:
-            # It expired between the two statements; the caller's next try makes a new order.
+            # It expired between the two statements, or the id came too late; the next try makes a new id.
             raise Contended(request_id=wanted.request_id)
         if row["fingerprint"] != fingerprint:
             raise RequestIdReused(request_id=wanted.request_id)

@@ -1,12 +1,10 @@
 """Waits, before the orders of a period are read, until those that a shard is just writing are there.
 
-An order is written below an id that was made before; who reads up to this moment may miss one whose
-transaction is about to commit. So whoever reads takes a transaction id once the period is over, and opens the
-snapshot when every transaction with a smaller one has ended. Only who writes has such an id: a session that
-reads, for hours even, holds up nobody.
-
-What this does not see: order_svc makes an id before it sends the order, and what has not reached the shard
-when the period is over has no transaction id yet. Such an order is not in the statement.
+An order is written below an id that was made before; who reads up to this moment may miss one that has not
+reached the shard, or whose transaction is about to commit. The shard takes no order whose id is older than
+`ordermesh.arrives_within()`. So whoever reads takes a transaction id when the period has been over for so
+long, and opens the snapshot when every transaction with a smaller one has ended. Only who writes has such an
+id: a session that reads, for hours even, holds up nobody.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ QUERIES = pg.queries("archive_svc.statement", "settling.sql")
 LATE = timedelta(hours=1)
 """How much later than its id an order may be written; partitions are kept as much longer. Of the wish and not
 of now: a later turn at a statement has to wait like the first one."""
-PATIENCE_S = 10.0
-"""Twice as long as a statement of order_svc may take."""
+PATIENCE_S = 15.0
+"""Until nothing arrives any more, and then twice as long as a statement of order_svc may take."""
 LOOK_S = 0.02
 
 

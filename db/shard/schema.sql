@@ -42,6 +42,12 @@ CREATE FUNCTION ordermesh.clock() RETURNS timestamptz
     LANGUAGE sql VOLATILE
     RETURN clock_timestamp() + COALESCE((SELECT ahead FROM ordermesh.clock_offset), interval '0');
 
+-- An order whose id is older than this is not written: its caller gets a new id. So, as much later than a period's end, every order of
+-- the period is here or is being written.
+CREATE FUNCTION ordermesh.arrives_within() RETURNS interval
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN interval '5 s';
+
 CREATE TABLE shard_identity (
     only_row        boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     shard           text    COLLATE "C" NOT NULL CHECK (shard ~ '^[a-z][a-z0-9_]{0,31}$'),
@@ -529,4 +535,4 @@ CREATE FUNCTION ordermesh.h32(order_id uuid, version bigint) RETURNS bigint
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     RETURN ('x' || encode(substring(sha256(convert_to(order_id::text || ':' || version::text, 'UTF8')) FROM 1 FOR 4), 'hex'))::bit(32)::bigint;
 
-INSERT INTO schema_migrations (name) VALUES ('0007_projection');
+INSERT INTO schema_migrations (name) VALUES ('0007_projection'), ('0018_arrival');

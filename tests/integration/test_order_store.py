@@ -117,6 +117,21 @@ async def test_a_new_order_is_written_with_key_timer_journal_and_event_or_not_at
     assert event["stream_partition"] == wish.order_id.int >> 46 & 0xFFFF & 7
 
 
+async def test_an_order_whose_id_comes_too_late_is_not_written_and_its_request_gets_another(
+    shard: Shard,
+) -> None:
+    late = open_order(await shard.wish(), rules())
+    await shard.let_pass(await shard.value("SELECT ordermesh.arrives_within()"))
+    with pytest.raises(Contended):
+        await shard.store.create(late, epoch=EPOCH, fingerprint=b"f")
+    for table in ("orders", "order_timers", "order_journal", "outbox", "idempotency_keys"):
+        assert await shard.value(f"SELECT count(*) FROM {table}") == 0
+
+    another = replace(await shard.wish(), request_id=late.after.request_id)
+    created = await shard.store.create(open_order(another, rules()), epoch=EPOCH, fingerprint=b"f")
+    assert created.order.order_id == another.order_id != late.after.order_id
+
+
 async def test_a_submission_is_dated_by_the_shard_and_not_by_its_orders_id(shard: Shard) -> None:
     await shard.let_pass(timedelta(minutes=30))
     from_the_future = open_order(await shard.wish(), rules())

@@ -72,6 +72,14 @@ async def up_to_now(statements: Statements) -> Wanted:
     return replace(wanted(USER, now - HOUR, now), as_of=now)
 
 
+async def written_late(statements: Statements, wish: Wanted) -> UUID:
+    """An order of the last moment of a period, written after it; its id."""
+    async with connected(statements.shard) as connection:
+        order = order_at(wish.until - timedelta(milliseconds=1), USER)
+        await write(connection, order)
+        return order.order_id
+
+
 async def read(statements: Statements, wish: Wanted, clock: Clock) -> list[UUID]:
     asked = reader(statements.shard.database.dsn, statements.objects, clock=clock)
     return [UUID(row.order_id) for row in await rows_of([asked], wish)]
@@ -172,3 +180,26 @@ async def test_a_period_that_is_not_over_by_the_shards_clock_is_not_read(stateme
     now = await up_to_now(statements)
     with pytest.raises(OrdersUnsettled):
         await read(statements, replace(now, until=now.until + HOUR, as_of=now.as_of + HOUR), Impatient())
+
+
+async def test_an_order_that_reaches_the_shard_after_the_wish_is_in_the_statement(
+    statements: Statements,
+) -> None:
+    clock = Watched()
+    wish = await up_to_now(statements)
+    reading = asyncio.create_task(read(statements, wish, clock), name="read")
+    await asyncio.wait_for(clock.waits.wait(), WITHIN_S)
+    late = await written_late(statements, wish)
+    assert await asyncio.wait_for(reading, WITHIN_S) == [late]
+
+
+async def test_if_ids_were_taken_however_old_it_would_be_missing(statements: Statements) -> None:
+    async with connected(statements.shard) as connection:
+        await connection.execute(
+            "CREATE OR REPLACE FUNCTION ordermesh.arrives_within() RETURNS interval"
+            " IMMUTABLE RETURN interval '0 s'"
+        )
+    wish = await up_to_now(statements)
+    assert await read(statements, wish, Watched()) == []
+    late = await written_late(statements, wish)
+    assert await read(statements, wish, Watched()) == [late], "the hole that the wait closes is there"
