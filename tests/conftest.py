@@ -29,7 +29,7 @@ from ops.prometheus import PrometheusServer
 from ops.seaweedfs import PORTS, SeaweedServer
 from tests.databases import Database, Databases, Kind
 
-pytest_plugins = ["tests.stack"]
+pytest_plugins = ["tests.failing", "tests.stack"]
 
 DatabaseFactory = Callable[[], Awaitable[Database]]
 
