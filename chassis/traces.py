@@ -106,6 +106,12 @@ def trace_id() -> str:
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 
+def exemplar(span: Span) -> dict[str, str] | None:
+    """What a histogram keeps beside a value: the trace in which it took so long, if that is sampled."""
+    context = span.get_span_context()
+    return {"trace_id": trace.format_trace_id(context.trace_id)} if context.trace_flags.sampled else None
+
+
 @contextmanager
 def server_span(name: str, metadata: Mapping[str, str], *, always: bool = False) -> Iterator[Span]:
     """The span of a served call, child of the caller's when `traceparent` came along.

@@ -196,7 +196,7 @@ def _account(scope: Scope, answer: _Answer, visit: Visit, span: Span) -> None:
     status = answer.status or 500
     HANDLED.labels(route, method, str(status)).inc()
     if not answer.is_stream:
-        SECONDS.labels(route, method).observe(took_s)
+        SECONDS.labels(route, method).observe(took_s, traces.exemplar(span))
     span.update_name(f"{method} {route}")
     span.set_attribute("http.route", route)
     span.set_attribute("http.response.status_code", status)

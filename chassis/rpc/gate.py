@@ -147,7 +147,7 @@ async def serve_call(
         finally:
             ended.tell(end, span, asking)
             metrics.RPC_HANDLED.labels(*labels, end.code.name).inc()
-            metrics.RPC_SECONDS.labels(*labels).observe(end.took_s())
+            metrics.RPC_SECONDS.labels(*labels).observe(end.took_s(), traces.exemplar(span))
     return None
 
 

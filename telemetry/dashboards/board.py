@@ -40,12 +40,14 @@ _GOOD, _BAD = "green", "red"
 class Prom:
     """One expression of PromQL. legend: how a series is called. now: its last value alone.
 
+    exemplars:          whether single calls are shown as well, each of which leads to its log lines.
     empty_when_healthy: why it gives no series on a mesh that is well; empty where it must give some.
     """
 
     expr: str
     legend: str = ""
     now: bool = False
+    exemplars: bool = False
     empty_when_healthy: str = ""
 
 
@@ -358,6 +360,8 @@ def _target(query: Query, ref: str, panel: Panel) -> builder.Builder[variants.Da
         case Prom():
             asked = prometheus.Dataquery().expr(query.expr).ref_id(ref).datasource(sources.PROMETHEUS)
             asked.legend_format(query.legend or "__auto")
+            if query.exemplars:
+                asked.exemplar(True)
             shape = {"heatmap": PromQueryFormat.HEATMAP, "table": PromQueryFormat.TABLE}
             asked.format(shape.get(panel.kind, PromQueryFormat.TIME_SERIES))
             return asked.instant() if query.now or panel.kind == "table" else asked.range()

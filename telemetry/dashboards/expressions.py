@@ -36,13 +36,16 @@ def gauge(
     )
 
 
-def quantiles(metric: str, *by: str, where: str = "", empty_when_healthy: str = "") -> tuple[Prom, ...]:
+def quantiles(
+    metric: str, *by: str, where: str = "", exemplars: bool = False, empty_when_healthy: str = ""
+) -> tuple[Prom, ...]:
     """What half, and 99 of 100, of a histogram's observations are below. metric: without `_bucket`."""
     spread_of = spread(metric, *by, where=where).expr
     return tuple(
         Prom(
             f"histogram_quantile({quantile}, {spread_of})",
             f"{_legend(by)} {name}".strip(),
+            exemplars=exemplars,
             empty_when_healthy=empty_when_healthy,
         )
         for quantile, name in _QUANTILES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from telemetry.dashboards.board import Board, Labels, Panel, Prom, Row
-from telemetry.dashboards.expressions import gauge, rate
+from telemetry.dashboards.expressions import rate
 from telemetry.dashboards.watching import watch
 
 _OF = 'instance=~"$instance"'
@@ -141,11 +141,10 @@ BOARD = Board(
                     (rate("ordermesh_shipper_documents_total", "stream", "outcome"),),
                     unit="ops",
                 ),
-                Panel(
-                    "series",
+                watch(
+                    "LinesWait",
                     "Not shipped yet",
                     "What stands in files and is not in Elasticsearch. It waits there while that is away.",
-                    (gauge("ordermesh_shipper_behind_bytes", "stream"),),
                     unit="bytes",
                 ),
                 Panel(

@@ -57,8 +57,8 @@ BOARD = Board(
                 Panel(
                     "series",
                     "Time of a call",
-                    "From the first byte to the status: half, and 99 of 100, are faster.",
-                    quantiles(_SECONDS, "grpc_method", where=_OF),
+                    "To the status: half, and 99 of 100, are faster. Dots are traced calls.",
+                    quantiles(_SECONDS, "grpc_method", where=_OF, exemplars=True),
                     unit="s",
                     wide=12,
                 ),

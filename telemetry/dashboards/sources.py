@@ -68,7 +68,18 @@ def _prometheus() -> dict[str, Any]:
         "access": "proxy",
         "isDefault": True,
         "url": "$ORDERMESH_PROMETHEUS_URL",
-        "jsonData": {"httpMethod": "POST", "timeInterval": "15s"},
+        "jsonData": {
+            "httpMethod": "POST",
+            "timeInterval": "15s",
+            # Twice, since Grafana puts its environment's values where there is one dollar.
+            "exemplarTraceIdDestinations": [
+                {
+                    "name": "trace_id",
+                    "url": "/d/ordermesh-logs?var-trace=$${__value.raw}",
+                    "urlDisplayLabel": "Its log lines",
+                }
+            ],
+        },
     }
 
 

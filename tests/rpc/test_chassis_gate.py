@@ -38,6 +38,7 @@ from chassis.sampling import Wanted
 from chassis.testing import eventually
 from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as pb
+from tests.exposition import exemplars
 from tests.listeners import (
     ALICE,
     CALL_S,
@@ -487,10 +488,13 @@ async def test_operators_calls_are_always_recorded_and_others_when_they_ask(
     exporter, provider = InMemorySpanExporter(), TracerProvider(sampler=Wanted(0.0, exported=True))
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(traces, "_tracer", provider.get_tracer("test"))
+    before = exemplars("grpc_server_handling_seconds")
     async with orders_served(trust, Scripted()) as server, trust.channel(server) as channel:
         metadata = (*trust.metadata(subject), *more)
         await orders_of(channel).GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=metadata)
-    assert len(exporter.get_finished_spans()) == is_recorded
+    recorded = {f"{span.context.trace_id:032x}" for span in exporter.get_finished_spans()}
+    assert len(recorded) == is_recorded
+    assert exemplars("grpc_server_handling_seconds") - before == recorded
 
 
 async def test_who_is_unknown_cannot_ask_to_be_recorded(

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from chassis import traces
 from chassis.sampling import Wanted
+from tests.exposition import exemplars
 from tests.gateways import Rest, opened, order_of
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -65,14 +66,17 @@ async def test_the_mesh_is_called_in_the_gateways_trace_and_not_in_one_of_the_fr
     assert edge.parent is None
     assert mesh.parent is not None
     assert mesh.parent.span_id == edge.context.span_id
+    assert f"{edge.context.trace_id:032x}" in exemplars("http_server_handling_seconds")
 
 
 async def test_a_stranger_continues_no_trace_of_theirs_and_has_none_recorded(
     rest: Rest, spans: InMemorySpanExporter
 ) -> None:
+    before = exemplars("http_server_handling_seconds")
     assert await got(rest, bearer(rest, traceparent=PARENT)) == 200
     assert rest.mesh.calls[0].trace_id != TRACE_ID
     assert spans.get_finished_spans() == ()
+    assert exemplars("http_server_handling_seconds") <= before
 
 
 async def test_where_callers_are_trusted_their_trace_goes_on(
