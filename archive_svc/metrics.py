@@ -104,6 +104,11 @@ SWEPT = meters.counter(
     "Strays that were deleted, by what they were.",
     {"shard": _SHARD, "kind": _STRAY_KIND},
 )
+UPLOADS_GIVEN_UP = meters.counter(
+    "ordermesh_archive_uploads_given_up_total",
+    "Uploads that a process began and did not live to end, given up with their parts.",
+    {"shard": _SHARD},
+)
 FAILING = meters.gauge(
     "ordermesh_archive_months_failing",
     "Months to which the same thing failed three times in a row, or more; it is tried again. Alarm above 0.",

@@ -1,4 +1,5 @@
 """Walks over a shard's objects in S3, a page at a time, and finds strays: told always, deleted when wanted.
+A walk that deletes also gives up what killed processes left of uploads: parts that no list of objects shows.
 
 Only the holder of the lease walks, between two steps of months. So no try is under way meanwhile: its own
 have ended, and one under an older fence can have nothing catalogued any more. What is a stray under this
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("sweep")
 QUERIES = pg.queries("archive_svc", "sweeps.sql")
 ROUND_MAX = 200
-"""Objects of one round; a step of a month that is due waits for no more than these."""
+"""Objects of one round; a step of a month that is due waits for no more than these. As many uploads."""
 ACTOR = "archive_svc"
 
 
@@ -203,6 +204,8 @@ class Sweeper:
         strays = await self._strays(free, manifests, standing, at)
         noted = await self._sweeps.note(fence, sweep, strays) if strays else []
         deleted = await self._delete(fence, sweep, noted) if sweep.deletes else 0
+        if sweep.deletes and not page.more:
+            await self._give_up_uploads(place.prefix, at)
         where = (sweep.place, page.objects[-1].key) if page.more else (sweep.place + 1, "")
         await self._sweeps.go_on(fence, sweep, *where, len(page.objects), deleted)
         return True
@@ -273,6 +276,15 @@ class Sweeper:
                 log.warning("manifest_unreadable", shard=self._sweeps.shard, month=month, because=str(wrong))
                 return None
         return frozenset(keys)
+
+    async def _give_up_uploads(self, prefix: str, at: datetime) -> None:
+        """Give up uploads that were begun longer ago than any try takes; the next walk goes on with more."""
+        for upload in (await self._store.uploads(prefix, limit=ROUND_MAX)).uploads:
+            if at - upload.begun_at < self._sweeping.grace:
+                continue
+            await self._store.abort(upload)
+            metrics.UPLOADS_GIVEN_UP.labels(self._sweeps.shard).inc()
+            log.info("upload_given_up", shard=self._sweeps.shard, key=upload.key)
 
     async def _delete(self, fence: int, sweep: Sweep, strays: Sequence[Named]) -> int:
         """Delete what is still the object that was listed; how many went."""

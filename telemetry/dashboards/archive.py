@@ -121,6 +121,7 @@ BOARD = Board(
                     (
                         gauge("ordermesh_archive_strays", "shard", where=_SHARD),
                         rate("ordermesh_archive_swept_total", "kind", legend="{{kind}} deleted a second"),
+                        rate("ordermesh_archive_uploads_given_up_total", legend="uploads given up a second"),
                     ),
                 ),
                 Panel(

@@ -41,11 +41,11 @@ async def archive(shard_database: DatabaseFactory, server: InProcessS3) -> Async
         yield ready
 
 
-async def swept(archive: Archive, *, deletes: bool = False) -> Sweep:
-    """Ask for a walk, let it end, and say what it found."""
+async def swept(archive: Archive, *, deletes: bool = False, ago: timedelta = timedelta()) -> Sweep:
+    """Ask for a walk, let it end, and say what it found. ago: how long before now it seems to be."""
     wanted = await archive.sweeps.want(uuid4(), "a test", "to see", deletes=deletes)
     fence = await archive.fence()
-    at = (await archive.catalog.control()).at
+    at = (await archive.catalog.control()).at - ago
     while await archive.archiver._sweeper.sweep_some(fence, at):
         pass
     over = await archive.sweeps.want(wanted.sweep_id, "a test", "to see", deletes=deletes)
@@ -59,6 +59,16 @@ async def strays(archive: Archive, walk: Sweep) -> set[str]:
 
 async def keys(archive: Archive) -> set[str]:
     return {found.key for found in (await archive.store.list("")).objects}
+
+
+async def begun(archive: Archive, *keys: str) -> None:
+    """Begin uploads that nobody ends, as processes do that are killed."""
+    for key in keys:
+        await archive.store._client.create_multipart_upload(Bucket=archive.store.settings.bucket, Key=key)
+
+
+async def under_way(archive: Archive) -> set[str]:
+    return {upload.key for upload in (await archive.store.uploads("")).uploads}
 
 
 async def overtaken(archive: Archive) -> set[str]:
@@ -257,3 +267,18 @@ async def test_a_walk_that_s3_refuses_goes_on_at_the_next_look(archive: Archive,
         pass
     over = await archive.sweeps.want(wanted.sweep_id, "a test", "to see", deletes=False)
     assert (over.ended_at is not None, over.refusal) == (True, "")
+
+
+@pytest.mark.parametrize("kind", ["in_process", "seaweedfs"])
+async def test_uploads_that_nobody_ends_are_given_up_by_a_walk_that_deletes_and_young_ones_are_not(
+    shard_database: DatabaseFactory, server: InProcessS3, s3: SeaweedServer, kind: str
+) -> None:
+    place = Place.of(server if kind == "in_process" else s3)
+    async with opened(await shard_database(), place) as archive:
+        segment, file = data_key("s1", AUGUST, "orders", 0, "1" * 32), key_of("s1", uuid4(), 1)
+        await begun(archive, segment, file, OF_ANOTHER)
+        await swept(archive)
+        await swept(archive, deletes=True, ago=timedelta(hours=1))
+        assert await under_way(archive) == {segment, file, OF_ANOTHER}
+        await swept(archive, deletes=True)
+        assert await under_way(archive) == {OF_ANOTHER}

@@ -28,6 +28,7 @@ from ops.stack import local
 from ordermesh.history.v1 import history_service_pb2 as history
 from ordermesh.money.v1.money_pb2 import Money
 from ordermesh.order.v1 import order_service_pb2 as pb
+from ordermesh.order.v1.order_pb2 import Order
 from telemetry import rules
 from telemetry.rules import Time
 from tests.stack import World
@@ -142,6 +143,28 @@ def _old(number: int) -> history.ListOrdersRequest:
     return asked
 
 
+async def _seed(world: World) -> None:
+    """Write the old orders, and settle those that a person has to."""
+    ledgers = {each.name: Path(each.ledger) for each in world.endpoints.upstreams}
+    shards = world.endpoints.shard_dsns()
+    await seed.run(OLD, shards, ledgers)
+    for shard in shards:
+        asked = pb.ListDeadLettersRequest(shard=shard, page_size=100)
+        cases = (await world.mesh.orders.ListDeadLetters(asked, timeout=10.0)).dead_letters
+        for case in cases:
+            await world.mesh.orders.ResolveDeadLetter(
+                pb.ResolveDeadLetterRequest(
+                    order_id=case.order_id,
+                    request_id=str(uuid4()),
+                    outcome=Order.FAILED,
+                    evidence="an order of a test",
+                    reason="nobody waits for it",
+                ),
+                timeout=10.0,
+                metadata=mesh.spoken_by("a-test"),
+            )
+
+
 @asynccontextmanager
 async def ready(state_dir: Path, *, quiet: bool = True) -> AsyncIterator[Rig]:
     """The rig, under load. quiet: wait until nothing is told."""
@@ -157,8 +180,7 @@ async def ready(state_dir: Path, *, quiet: bool = True) -> AsyncIterator[Rig]:
         prometheus.rules, prometheus.scrape_s = (rule_file,), SCRAPE_S
         prometheus.reload()
         rig = Rig(World(stack, stubs, state_dir), prometheus)
-        ledgers = {each.name: Path(each.ledger) for each in rig.world.endpoints.upstreams}
-        await seed.run(OLD, rig.world.endpoints.shard_dsns(), ledgers)
+        await _seed(rig.world)
         load = asyncio.create_task(_load(rig), name="load")
         try:
             if quiet:
