@@ -24,6 +24,8 @@ from tests.telemetry.rig import Rig
 Fault = Callable[[Rig], AbstractAsyncContextManager[None]]
 KILL_EVERY_S = 4.0
 FLOOD_AT_ONCE = 40
+FLOOD_EVERY_S = 0.5
+"""Enough to be refused, and not so much that the machine has no time for others."""
 
 
 @asynccontextmanager
@@ -95,24 +97,24 @@ async def replica_lags(rig: Rig) -> AsyncIterator[None]:
 async def one_noisy_user(rig: Rig) -> AsyncIterator[None]:
     """A user has more calls under way than it may."""
 
-    async def flood() -> None:
+    async def call() -> None:
+        with suppress(grpc.aio.AioRpcError):
+            await rig.world.mesh.orders.CreateOrder(
+                pb.CreateOrderRequest(
+                    user_id="noisy",
+                    request_id=str(uuid4()),
+                    kind="payment",
+                    amount=Money(currency_code="EUR", amount_minor=700),
+                ),
+                timeout=3.0,
+            )
+
+    async def waves() -> None:
         while True:
-            with suppress(grpc.aio.AioRpcError):
-                await rig.world.mesh.orders.CreateOrder(
-                    pb.CreateOrderRequest(
-                        user_id="noisy",
-                        request_id=str(uuid4()),
-                        kind="payment",
-                        amount=Money(currency_code="EUR", amount_minor=700),
-                    ),
-                    timeout=3.0,
-                )
-            await SYSTEM_CLOCK.sleep(0.05)
+            await asyncio.gather(*(call() for _ in range(FLOOD_AT_ONCE)))
+            await SYSTEM_CLOCK.sleep(FLOOD_EVERY_S)
 
-    async def floods() -> None:
-        await asyncio.gather(*(flood() for _ in range(FLOOD_AT_ONCE)))
-
-    async with beside(floods()):
+    async with beside(waves()):
         yield
 
 
