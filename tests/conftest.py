@@ -11,11 +11,14 @@ Kafka, one real Elasticsearch and one real S3 per run, started when the first te
 The servers' directory lies where their user may enter even when the tests run as root.
 """
 
+import asyncio
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,7 @@ import pytest
 from ops import places, ports
 from ops.elasticsearch import ElasticsearchServer
 from ops.kafka import KafkaServer
+from ops.locks import only_one
 from ops.owned import PID_FILE, OwnedServer
 from ops.postgres import PostgresServer
 from ops.prometheus import PrometheusServer
@@ -31,6 +35,7 @@ from tests.databases import Database, Databases, Kind
 
 pytest_plugins = ["tests.failing", "tests.stack"]
 
+CLEANING_S_MAX = 60.0
 DatabaseFactory = Callable[[], Awaitable[Database]]
 
 
@@ -74,10 +79,19 @@ def owners_of(data_dir: Path) -> list[OwnedServer]:
     ]
 
 
+def nobody_takes_so_long(until: float) -> None:
+    """Asked while another worker cleans the machine."""
+    if time.monotonic() > until:
+        raise AssertionError(f"another run has been cleaning {places.user_root()} for {CLEANING_S_MAX:.0f} s")
+
+
 @pytest.fixture(scope="session")
 async def clean_machine() -> None:
-    """Nothing runs that an earlier run left."""
-    await remove_what_killed_runs_left()
+    """Nothing runs that an earlier run left. One worker at a time, or one looks where another removes."""
+    check = partial(nobody_takes_so_long, time.monotonic() + CLEANING_S_MAX)
+    with ExitStack() as stack:
+        await asyncio.to_thread(stack.enter_context, only_one(places.user_root() / "tests.lock", check))
+        await remove_what_killed_runs_left()
 
 
 @pytest.fixture(scope="session")
