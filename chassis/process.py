@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from chassis.settings import ProcessSettings
 
 
-LOCAL_EXPORT_EVERY_S = 0.5
-"""On a laptop somebody looks at the order that was just made."""
-
-
 @contextmanager
 def started(service: str, settings: ProcessSettings, **facts: str) -> Iterator[None]:
     """A process of a service, as long as the context lives; entered first, so that it ends last.
@@ -39,7 +35,7 @@ def started(service: str, settings: ProcessSettings, **facts: str) -> Iterator[N
         otlp_endpoint=settings.otlp_endpoint,
         ratio=settings.trace_ratio,
         facts=facts,
-        export_every_s=LOCAL_EXPORT_EVERY_S if is_local else traces.EXPORT_EVERY_S,
+        export_every_s=settings.trace_export_s,
     )
     metrics.BUILD.labels(service, version("ordermesh")).set(1)
     faults.arm(settings.faults)

@@ -60,6 +60,9 @@ class ProcessSettings(Settings):
     trace_ratio: float = Field(
         0.05, ge=0, le=1, description="Share of traces that is sampled where no caller decided."
     )
+    trace_export_s: float = Field(
+        5.0, gt=0, le=60, description="How long spans wait at most until they are handed over, together."
+    )
     user_hash_key: SecretStr = Field(
         SecretStr(""),
         description="Key of the hashes that logs have instead of user ids, the same in every process; "

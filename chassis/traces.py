@@ -35,7 +35,6 @@ DEBUGS_PER_S = 5.0
 DEBUGS_BURST = 20
 SAMPLED = create_key("ordermesh-sampled")
 """In a context: this span is sampled, whatever the ratio and the caller say."""
-EXPORT_EVERY_S = 5.0
 _QUEUE_SPANS = 8192
 _EXPORT_SPANS = 512
 _propagator = TraceContextTextMapPropagator()
@@ -50,7 +49,7 @@ def configure(
     ratio: float = 0.05,
     exporter: SpanExporter | None = None,
     facts: Mapping[str, str] | None = None,
-    export_every_s: float = EXPORT_EVERY_S,
+    export_every_s: float = 5.0,
 ) -> None:
     """Set up the spans of this process, once, at start. Without an endpoint there are only trace ids.
 

@@ -177,7 +177,9 @@ class Plan:
         """Every call is traced where there is something to find it with: any order may be asked about."""
         if self.servers.elasticsearch is None:
             return {"TRACE_RATIO": "0"}
-        return {"TRACE_RATIO": "1", "OTLP_ENDPOINT": f"http://{self.address('shipper')}/v1/traces"}
+        endpoint = f"http://{self.address('shipper')}/v1/traces"
+        # Somebody looks at the order that was just made.
+        return {"TRACE_RATIO": "1", "OTLP_ENDPOINT": endpoint, "TRACE_EXPORT_S": "0.5"}
 
     def _shipper(self) -> list[Process]:
         """Who carries lines and spans to Elasticsearch, if there is one; it waits for that itself."""
