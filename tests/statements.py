@@ -125,7 +125,7 @@ class Statements:
     trust: Trust
     target: str
 
-    def another_worker(self, maker: HandMaker | None = None, turns: Turns = TURNS) -> Worker:
+    def another_worker(self, maker: Maker | None = None, turns: Turns = TURNS) -> Worker:
         return worker_of(self.store, self.objects, maker or self.maker, turns, self.places, self.wakes)
 
     async def call(

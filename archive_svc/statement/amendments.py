@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from archive_svc.statement.rows import Row
@@ -38,6 +39,24 @@ class Amended:
     shard: str
     status: str
     amendments: int
+
+
+@dataclass(frozen=True, slots=True)
+class Amendments:
+    """How many amendments of a user's orders there are. newest: when the last was made; None without one."""
+
+    amendments: int = 0
+    newest: datetime | None = None
+
+    @classmethod
+    def of_all(cls, shards: Iterable[Amendments]) -> Amendments:
+        """Those of several shards."""
+        some = [(each.amendments, each.newest) for each in shards if each.newest is not None]
+        return cls(sum(count for count, _ in some), max((newest for _, newest in some), default=None))
+
+    def mark(self) -> str | None:
+        """What is another one after each amendment; None without any."""
+        return None if self.newest is None else f"{self.amendments} until {self.newest.isoformat()}"
 
 
 def by_order(records: Iterable[Any]) -> dict[str, list[Amendment]]:

@@ -19,6 +19,7 @@ from archive_svc.errors import (
     StatementTooLarge,
 )
 from archive_svc.statement import asking, wire
+from archive_svc.statement.amendments import Amendments
 from chassis.errors import PlacementMissing, ShardUnavailable
 from chassis.ids import parse_user_id, parse_uuid, user_bucket
 from chassis.placement import placement_of
@@ -81,8 +82,8 @@ class StatementService:
         ask = asking.ask(user_id, request_id, wire.wish(request.wish), self._limits)
         placement = placement_of(call.metadata)
         home = self._home(user_id, placement).until(call.deadline)
-        await self._check(placement, ask, call.deadline)
-        verdict = await home.request(uuid4(), ask, placement, call.subject.name, self._limits)
+        amendments = await self._check(placement, ask, call.deadline)
+        verdict = await home.request(uuid4(), ask, placement, call.subject.name, self._limits, amendments)
         _refuse(verdict)
         assert verdict.statement_id is not None, "only refusals name none"
         self._wakes.wake(home.shard)
@@ -171,8 +172,8 @@ class StatementService:
     def _next(self, at: datetime, statement_id: UUID, query: str) -> str:
         return self._tokens.seal(wire.pack(at, statement_id), query)
 
-    async def _check(self, placement: Mapping[str, Sequence[Held]], ask: Ask, deadline: float) -> None:
-        """See that the user's orders are where the proxy says, and not too many.
+    async def _check(self, placement: Mapping[str, Sequence[Held]], ask: Ask, deadline: float) -> Amendments:
+        """See that the user's orders are where the proxy says, and not too many; their amendments.
 
         Raises: StaleRoute, ShardUnavailable, StatementTooLarge.
         """
@@ -183,6 +184,11 @@ class StatementService:
         )
         if sum(sizes) > self._limits.bytes_max:
             raise StatementTooLarge(bytes=sum(sizes), bytes_max=self._limits.bytes_max)
+        return Amendments.of_all(
+            await asyncio.gather(
+                *(store.amendments_of(ask.user_id, ask.since, ask.until) for store in stores.values())
+            )
+        )
 
     async def _over(self, home: StatementStore, user_id: str, statement_id: UUID, wait_s: float) -> Statement:
         """A statement once it is over, or as it is when the wait is."""

@@ -28,12 +28,18 @@ SELECT COALESCE(sum((s.facts ->> 'footer_bytes')::bigint + g.size_bytes), 0)::bi
  WHERE m.committed_at IS NOT NULL AND m.begins_at < $3 AND m.ends_at > $2 AND s.of_table = 'orders'
    AND p.after_user <= $1 AND p.until_user >= $1;
 
+-- name: amendments_of
+-- How many amendments of a user's orders there are, and when the newest one was made. $1: user; $2, $3: period of the orders.
+SELECT count(*) AS amendments, max(amended_at) AS newest FROM ordermesh.archive_amendments
+ WHERE user_id = $1 AND created_at >= $2 AND created_at < $3;
+
 -- name: request
 -- Begin a statement, or find the one that is meant.
 -- $1: its id if it is new; $2: user; $3: request; $4 to $8: days, zone, locale, formats; $9, $10: when the days begin and end;
--- $11: placements; $12: schema of the documents; $13: who asks; $14, $15: how many a day and in 30 days.
+-- $11: placements; $12: schema of the documents; $13: who asks; $14, $15: how many a day and in 30 days;
+-- $16: what stands for the amendments that it would tell, NULL for none.
 SELECT verdict, statement, retry_s
-  FROM ordermesh.request_statement($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15);
+  FROM ordermesh.request_statement($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16);
 
 -- name: statement
 -- One statement of a user, with its mail. $1: user; $2: id.

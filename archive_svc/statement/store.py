@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archive_svc.errors import TurnLost
+from archive_svc.statement.amendments import Amendments
 from archive_svc.statement.places import packed, see_owned, unpacked
 from archive_svc.statement.wish import Progress, Total, Wanted
 from chassis import pg
@@ -111,6 +112,12 @@ class StatementStore:
         size: int = await self._database.fetchval(QUERIES.archive_bytes_of, user_id, since, until)
         return size
 
+    async def amendments_of(self, user_id: str, since: datetime, until: datetime) -> Amendments:
+        """The amendments that a statement of this period would tell of this shard's orders."""
+        row = await self._database.fetchrow(QUERIES.amendments_of, user_id, since, until)
+        assert row is not None, "an aggregate has a row"
+        return Amendments(**row)
+
     async def request(
         self,
         statement_id: UUID,
@@ -118,9 +125,11 @@ class StatementStore:
         placements: Places,
         actor: str,
         limits: Limits,
+        amendments: Amendments,
     ) -> Verdict:
         """Begin a statement, or find the one that is meant. Idempotent by the request's id.
 
+        amendments: of all shards; one that was made before these were may be told as well.
         If cancelled here: it may have begun.
         """
         row = await self._database.fetchrow(
@@ -140,6 +149,7 @@ class StatementStore:
             actor,
             limits.day_max,
             limits.month_max,
+            amendments.mark(),
         )
         assert row is not None, "a function returns one row"
         return Verdict(row["verdict"], row["statement"], row["retry_s"] or 0.0)

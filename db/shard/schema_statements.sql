@@ -51,7 +51,7 @@ CREATE TABLE statements (
 );
 COMMENT ON TABLE statements IS
     'One row is one operation that makes a document of a user''s orders; on the shard of the user''s hashed bucket, for ever.';
-COMMENT ON COLUMN statements.content_key IS 'Of everything that decides what is written; the moment counts by its hour.';
+COMMENT ON COLUMN statements.content_key IS 'Of everything that decides what is written, amendments too; the moment counts by its hour.';
 COMMENT ON COLUMN statements.placements IS 'Buckets of the user by shard, as the proxy knew them: every order created before as_of is in one.';
 COMMENT ON COLUMN statements.fence IS 'Grows with each turn of a worker and with a cancellation; nothing is written under an older one.';
 COMMENT ON COLUMN statements.is_clean IS 'Whether no object can be left in S3 but the one that the row names.';
@@ -83,11 +83,13 @@ COMMENT ON COLUMN statement_mails.note IS 'What the mail server said last; of a 
 CREATE INDEX statement_mails_to_send ON statement_mails (not_before) WHERE state = 'WAITING';
 
 -- Begins a statement, or finds the one that is meant; all requests of one user one after the other.
+-- p_amended: what stands for the amendments that it would tell, NULL for none: after another one the same wish means another statement.
 -- Verdicts: NEW, AGAIN (it had failed), SAME; REUSED, FUTURE, RUNNING, LIMIT, which change nothing. retry_s: when to come back.
 CREATE FUNCTION ordermesh.request_statement(
     p_statement_id uuid, p_user_id text, p_request_id uuid, p_first date, p_last date, p_time_zone text, p_locale text,
     p_formats text[], p_since timestamptz, p_until timestamptz, p_placements jsonb, p_schema int, p_actor text,
-    p_day_max int, p_month_max int, OUT verdict text, OUT statement uuid, OUT retry_s double precision)
+    p_day_max int, p_month_max int, p_amended text DEFAULT NULL,
+    OUT verdict text, OUT statement uuid, OUT retry_s double precision)
     LANGUAGE plpgsql SET timezone = 'UTC' AS $$
 DECLARE
     at timestamptz;
@@ -108,7 +110,7 @@ BEGIN
             RETURN;
         END IF;
         content := sha256(convert_to(concat_ws(E'\x1f', p_user_id, p_first, p_last, p_time_zone, p_locale, p_formats::text, p_schema,
-                                               date_trunc('hour', at)), 'UTF8'));
+                                               date_trunc('hour', at), p_amended), 'UTF8'));
         SELECT s.* INTO found_one FROM ordermesh.statements s
          WHERE s.user_id = p_user_id AND s.content_key = content AND s.state NOT IN ('CANCELLED', 'EXPIRED')
          ORDER BY s.state = 'FAILED' LIMIT 1;
@@ -161,4 +163,4 @@ CREATE FUNCTION ordermesh.statements_allowed_in(p_user_id text, p_at timestamptz
                WHERE n.asks >= w.most
                ORDER BY n.asked_at DESC LIMIT 1) AS b), 0);
 
-INSERT INTO schema_migrations (name) VALUES ('0010_statements');
+INSERT INTO schema_migrations (name) VALUES ('0010_statements'), ('0020_amended_statements');

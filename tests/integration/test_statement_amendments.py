@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,15 +24,20 @@ from archive_svc.statement.legs import SESSION
 from archive_svc.statement.maker import StatementMaker
 from archive_svc.statement.rows import Row
 from chassis import pg
+from chassis.auth import Role, Subject
 from chassis.errors import InvalidField, OrdermeshError
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 from tests.archiving import AUGUST, PACING, Archive, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
 from tests.inprocess_s3 import InProcessS3
+from tests.listeners import Trust
 from tests.papers import known_rows, reader, rows_of, wanted
+from tests.statements import named, placement_of
+from tests.statements import opened as opened_statements
 
 USERS = ("user.a", "user.b")
+USER_A = Subject("user.a", frozenset({Role.USER}), "spiffe://ordermesh/gateway")
 ALL = "SELECT * FROM ordermesh.archive_amendments ORDER BY amended_at"
 CALL = cast("Any", SimpleNamespace(deadline=time.monotonic() + 3600, subject=SimpleNamespace(name="ops:ann")))
 
@@ -105,6 +111,53 @@ async def test_an_amendment_is_told_with_its_order_and_nothing_else_changes(
     assert "'=paid; it was a lamp" in ZipFile(bundle.path).read("orders.csv").decode()
     noted = await archive.rows("SELECT actor, reason FROM ordermesh.archive_amendments")
     assert {tuple(row) for row in noted} == {("ops:ann", "case 7")}
+
+
+async def test_the_same_wish_after_an_amendment_is_another_statement_that_tells_it(
+    archive: Archive, server: InProcessS3, tmp_path: Path
+) -> None:
+    failed = next(row for row in (await known_rows(archive))["user.a"] if row.status == "FAILED")
+    await archive.want(AUGUST)
+    await archive.work()
+    trust = Trust.make(tmp_path)
+    async with opened_statements(archive.database, Place.of(server), trust, tmp_path) as statements:
+        maker = StatementMaker({"s1": reader(archive.database.dsn, archive.store)}, tmp_path)
+        worker = statements.another_worker(maker)
+
+        async def csv() -> tuple[str, str]:
+            """The operation of one wish, always the same, and what its statement tells."""
+            asked = await statements.request(
+                user_id="user.a",
+                first="2023-08-01",
+                last="2023-08-31",
+                subject=USER_A,
+                placement=placement_of("user.a"),
+            )
+            await worker.once()
+            ready = await statements.store.statement("user.a", UUID(named(asked)[1]))
+            assert ready is not None
+            assert ready.stored is not None
+            body = await statements.objects.read(ready.stored)
+            return asked.name, ZipFile(BytesIO(body)).read("orders.csv").decode()
+
+        first = await csv()
+        assert await csv() == first
+        assert "paid by hand" not in first[1]
+        seen = {first}
+        for note in ("paid by hand", "by card"):
+            await service(archive).AmendOrder(wish(failed, note=note), CALL)
+            again = await csv()
+            assert note in again[1]
+            assert await csv() == again
+            seen.add(again)
+        assert len({name for name, _ in seen}) == 3
+
+        # What is outside of the period is not told, and makes no other statement.
+        await statements.database.execute(
+            "UPDATE ordermesh.archive_amendments SET order_id = '018c0000-0000-7000-8000-000000000000',"
+            " created_at = ordermesh.id_time('018c0000-0000-7000-8000-000000000000')"
+        )
+        assert await csv() == first
 
 
 async def _nobody(_: object) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from archive_svc.errors import PlacesUnknown
 from archive_svc.statement import legs
+from archive_svc.statement.amendments import Amendments
 from archive_svc.statement.asking import Limits, Wish, ask
 from archive_svc.statement.fetching import Fetcher
 from archive_svc.statement.legs import SESSION, ShardReader
@@ -101,7 +102,7 @@ class Moving:
         )
         limits = Limits(day_max=50, month_max=50)
         asked = ask(USER, uuid4(), wish, limits)
-        verdict = await self.store.request(uuid4(), asked, places, USER, limits)
+        verdict = await self.store.request(uuid4(), asked, places, USER, limits, Amendments())
         assert verdict.said == "NEW"
         assert verdict.statement_id is not None
         return verdict.statement_id

@@ -41,8 +41,8 @@ class StatementServiceStub:
     RequestStatement: _grpc.UnaryUnaryMultiCallable[_statement_service_pb2.RequestStatementRequest, _operations_pb2.Operation]
     """Asks for a statement; returns at once, with the operation that makes it.
 
-    A repeat with the same `request_id` returns the first operation; so does the same wish within the hour. One that failed is begun again by
-    the same wish. Nothing is shown that was created after the wish.
+    A repeat with the same `request_id` returns the first operation; so does the same wish within the hour, until an archived order that it
+    tells is amended. One that failed is begun again by the same wish. Nothing is shown that was created after the wish.
     Refuses with INVALID_FIELD, REQUEST_ID_REUSED, STATEMENT_RUNNING, STATEMENT_LIMIT or TOO_LARGE.
     """
     WaitStatement: _grpc.UnaryUnaryMultiCallable[_statement_service_pb2.WaitStatementRequest, _operations_pb2.Operation]
@@ -90,8 +90,8 @@ class StatementServiceAsyncStub(StatementServiceStub):
     RequestStatement: _aio.UnaryUnaryMultiCallable[_statement_service_pb2.RequestStatementRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Asks for a statement; returns at once, with the operation that makes it.
 
-    A repeat with the same `request_id` returns the first operation; so does the same wish within the hour. One that failed is begun again by
-    the same wish. Nothing is shown that was created after the wish.
+    A repeat with the same `request_id` returns the first operation; so does the same wish within the hour, until an archived order that it
+    tells is amended. One that failed is begun again by the same wish. Nothing is shown that was created after the wish.
     Refuses with INVALID_FIELD, REQUEST_ID_REUSED, STATEMENT_RUNNING, STATEMENT_LIMIT or TOO_LARGE.
     """
     WaitStatement: _aio.UnaryUnaryMultiCallable[_statement_service_pb2.WaitStatementRequest, _operations_pb2.Operation]  # type: ignore[assignment]
@@ -142,8 +142,8 @@ class StatementServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Asks for a statement; returns at once, with the operation that makes it.
 
-        A repeat with the same `request_id` returns the first operation; so does the same wish within the hour. One that failed is begun again by
-        the same wish. Nothing is shown that was created after the wish.
+        A repeat with the same `request_id` returns the first operation; so does the same wish within the hour, until an archived order that it
+        tells is amended. One that failed is begun again by the same wish. Nothing is shown that was created after the wish.
         Refuses with INVALID_FIELD, REQUEST_ID_REUSED, STATEMENT_RUNNING, STATEMENT_LIMIT or TOO_LARGE.
         """
 
