@@ -40,6 +40,11 @@ class SmtpSettings(BaseModel):
     helo: str = Field("ordermesh.invalid", max_length=253, description="What we call ourselves.")
     send_s: float = Field(30.0, gt=0, le=300, description="How long sending one mail may take in all.")
 
+    @property
+    def try_s(self) -> float:
+        """How long one try may take: until the mail is taken, and then until both are gone."""
+        return self.send_s + _QUIT_S
+
 
 @dataclass(frozen=True, slots=True)
 class Letter:

@@ -15,6 +15,8 @@ from archive_svc.statement.worker import Turns
 from chassis.mail import Mailbox, Smtp, SmtpSettings, Transport
 
 USER = "{user_id}"
+MARGIN_S = 30.0
+"""Of a mail's lease beyond a try: for the shard's answers, and for a process that was held up."""
 
 
 class MailSettings(BaseModel):
@@ -62,7 +64,7 @@ class MailSettings(BaseModel):
 
     def rounds(self) -> Rounds:
         """How mails are tried: no second try begins before the first one is over for sure."""
-        return Rounds(lease=timedelta(seconds=2 * self.smtp.send_s)) if self.smtp else Rounds()
+        return Rounds(lease=timedelta(seconds=self.smtp.try_s + MARGIN_S)) if self.smtp else Rounds()
 
     def stationery(self) -> Stationery:
         """What stands on every mail."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
 from email import message_from_bytes
 from pathlib import Path
 from uuid import UUID
@@ -309,7 +308,3 @@ async def test_a_mailbox_keeps_a_mail_once_however_often_it_is_sent(
     with pytest.raises(NotSent) as said:
         await Mailbox(tmp_path / "file").send(LETTER)
     assert said.value.may_pass
-
-
-def test_a_try_is_over_before_another_one_may_begin() -> None:
-    assert Rounds().lease > timedelta(seconds=SmtpSettings(host="a").send_s)

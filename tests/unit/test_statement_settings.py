@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from archive_svc.statement.letter import Stationery
 from archive_svc.statement.settings import MailSettings, StatementSettings
-from chassis.mail import Mailbox, Smtp
+from chassis.mail import _QUIT_S, Mailbox, Smtp
 
 BOX = {"mailbox_dir": "mails"}
 SMTP = {"smtp": {"host": "mail.invalid"}}
@@ -22,11 +23,21 @@ def test_mails_go_out_by_smtp_or_into_a_mailbox() -> None:
     assert isinstance(over_smtp.transport(), Smtp)
     assert over_smtp.smtp is not None
     assert over_smtp.smtp.security == "starttls"
-    assert over_smtp.rounds().lease.total_seconds() == 2 * over_smtp.smtp.send_s
     assert over_smtp.stationery() == Stationery(
         "statements@ordermesh.invalid", "{user_id}@customers.invalid", "http://127.0.0.1"
     )
     assert MailSettings(mailbox_dir=Path("mails")).mailbox_dir == Path("mails")
+
+
+@pytest.mark.parametrize("send_s", [math.ulp(0.0), 1.0, None, 300.0])
+def test_a_try_is_over_before_another_one_may_begin(send_s: float | None) -> None:
+    """From the smallest to the largest that is taken; a try ends by the mail server being left, too."""
+    changes = {} if send_s is None else {"send_s": send_s}
+    mail = MailSettings.model_validate({"smtp": {**SMTP["smtp"], **changes}})
+    assert mail.smtp is not None
+    assert mail.rounds().lease.total_seconds() > mail.smtp.send_s + _QUIT_S + 10
+    with pytest.raises(ValidationError):
+        MailSettings.model_validate({"smtp": {**SMTP["smtp"], "send_s": math.nextafter(300.0, 301.0)}})
 
 
 @pytest.mark.parametrize(
