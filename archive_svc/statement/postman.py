@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from archive_svc.statement import letter, metrics, points, standing
+from archive_svc.statement import letter, metrics, points
 from chassis import faults
 from chassis.errors import OrdermeshError
 from chassis.mail import NotSent
@@ -72,8 +72,6 @@ class Postman:
         while True:
             try:
                 found_one = await self.once()
-                if not found_one:
-                    standing.tell_mails(self._outbox.shard, await self._outbox.standing())
             except OrdermeshError as failed:
                 log.warning("mails_not_seen", shard=self._outbox.shard, reason=failed.reason)
                 found_one = False

@@ -125,6 +125,7 @@ def _loops(
         yield Worker(store, objects, maker, turns, places, wakes, SYSTEM_CLOCK, JITTER, holder=holder)
     yield Sweeper(
         store,
+        outbox,
         objects,
         SYSTEM_CLOCK,
         JITTER,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
+    from archive_svc.statement.outbox import MailOutbox
     from archive_svc.statement.store import Leftover, StatementStore
     from chassis.clock import Clock
     from chassis.s3 import ObjectStore
@@ -28,8 +29,9 @@ log = structlog.get_logger("statements")
 
 
 class Sweeper:
-    """A loop over the statements of one shard that are over.
+    """A loop over the statements of one shard that are over; it shows how all of them and their mails stand.
 
+    outbox: the mails of the same shard; they wait, and somebody is to see it, also where nobody sends any.
     after:  how long after a statement's end its objects are looked for: longer than a worker that lost its
             turn may still be storing one.
     jitter: gives 0 to 1.
@@ -38,6 +40,7 @@ class Sweeper:
     def __init__(
         self,
         store: StatementStore,
+        outbox: MailOutbox,
         objects: ObjectStore,
         clock: Clock,
         jitter: Callable[[], float],
@@ -47,6 +50,7 @@ class Sweeper:
     ) -> None:
         self.name = f"statements.{store.shard}.sweep"
         self._store = store
+        self._outbox = outbox
         self._objects = objects
         self._clock = clock
         self._jitter = jitter
@@ -66,6 +70,7 @@ class Sweeper:
         """Do what is due. Idempotent. Raises: what chassis.pg raises."""
         if gone := await self._store.expire():
             metrics.EXPIRED.labels(self._store.shard).inc(gone)
+        standing.tell_mails(self._store.shard, await self._outbox.standing())
         for left in await self._store.unclean(self._after):
             try:
                 await self._clean(left)

@@ -17,7 +17,6 @@ import pytest
 
 from archive_svc.statement.outbox import MailOutbox
 from archive_svc.statement.postman import Postman, Rounds
-from archive_svc.statement.sweeper import Sweeper
 from chassis.clock import SYSTEM_CLOCK
 from chassis.mail import Mailbox, kept
 from tests.buckets import Place
@@ -25,7 +24,7 @@ from tests.conftest import DatabaseFactory
 from tests.faults.points import MAIL_POINTS, STATEMENT_POINTS
 from tests.inprocess_s3 import InProcessS3
 from tests.listeners import Trust
-from tests.statements import PAPER, Statements, opened, told
+from tests.statements import PAPER, Statements, opened, sweeper_of, told
 
 BUCKET = "statements"
 KILLED_WITHIN_S = 60.0
@@ -92,9 +91,8 @@ async def test_a_kill_at_any_point_ends_in_one_file_and_one_mail(
     assert told(over).state == told(over).READY
     assert await statements.value("SELECT count(*) FROM ordermesh.statement_mails") == 1
 
-    await Sweeper(
-        statements.store, statements.objects, SYSTEM_CLOCK, lambda: 0.0, after=timedelta(0), look_s=1.0
-    ).once()
+    sweeper = sweeper_of(statements.store, statements.database, statements.objects, after=timedelta(0))
+    await sweeper.once()
     named = await statements.value("SELECT object_key FROM ordermesh.statements")
     assert await statements.keys() == [named]
     assert await statements.value("SELECT is_clean FROM ordermesh.statements")

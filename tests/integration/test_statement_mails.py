@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from archive_svc.statement import metrics, standing
+from archive_svc.statement import metrics
 from archive_svc.statement.outbox import MailOutbox
 from archive_svc.statement.postman import Postman, Rounds
 from chassis.clock import SYSTEM_CLOCK
@@ -137,7 +137,7 @@ async def test_what_is_refused_for_good_is_a_dead_letter_that_can_be_seen(
     over = await statements.store.statement("alice", UUID(ready.statement_id))
     assert over is not None
     assert (over.state, over.mail) == ("READY", "DEAD")
-    standing.tell_mails("s1", await MailOutbox("s1", statements.database).standing())
+    await statements.sweeper.once()
     assert metrics.MAILS_DEAD.labels("s1")._value.get() == 1
 
 
@@ -230,6 +230,18 @@ async def test_pauses_grow_from_a_minute_to_twelve_hours(statements: Statements,
         )
         pauses.append(pause)
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 720, 720]
+
+
+async def test_mails_that_wait_are_seen_also_where_nobody_sends_any(statements: Statements) -> None:
+    await a_ready_one(statements)
+    await statements.database.execute(
+        "UPDATE ordermesh.statement_mails SET created_at = created_at - interval '2 hours'"
+    )
+    metrics.MAILS_WAITING.labels("s1").set(0)
+    metrics.MAILS_OLDEST.labels("s1").set(0)
+    await statements.sweeper.once()
+    assert metrics.MAILS_WAITING.labels("s1")._value.get() == 1
+    assert metrics.MAILS_OLDEST.labels("s1")._value.get() >= 7200
 
 
 async def test_two_senders_send_a_mail_once(statements: Statements, server: MailServer) -> None:

@@ -15,7 +15,6 @@ from google.rpc import error_details_pb2
 
 from archive_svc.statement.files import fence_of, prefix_of
 from archive_svc.statement.sweeper import Sweeper
-from chassis.clock import SYSTEM_CLOCK
 from chassis.errors import InternalError, OrderArchived, Reason, ShardUnavailable
 from chassis.s3 import PUT_BYTES_MAX
 from chassis.testing import eventually
@@ -24,7 +23,7 @@ from tests.buckets import Place
 from tests.conftest import DatabaseFactory
 from tests.inprocess_s3 import InProcessS3
 from tests.listeners import Trust
-from tests.statements import TURNS, HandMaker, Statements, opened, running, told
+from tests.statements import TURNS, HandMaker, Statements, opened, running, sweeper_of, told
 
 State = pb.Statement
 
@@ -42,9 +41,7 @@ async def statements(tmp_path, shard_database: DatabaseFactory, s3: InProcessS3)
 
 
 def sweeper_at_once(statements: Statements) -> Sweeper:
-    return Sweeper(
-        statements.store, statements.objects, SYSTEM_CLOCK, lambda: 0.0, after=timedelta(0), look_s=1.0
-    )
+    return sweeper_of(statements.store, statements.database, statements.objects, after=timedelta(0))
 
 
 class Hold:
