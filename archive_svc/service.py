@@ -20,7 +20,7 @@ from archive_svc.errors import (
 )
 from archive_svc.lifecycle import State, ripe_until
 from archive_svc.rebuild import Rebuilder
-from chassis.errors import DeadlineExceeded, InvalidField, Overloaded, ShardUnavailable
+from chassis.errors import Contended, DeadlineExceeded, InvalidField, Overloaded, ShardUnavailable
 from chassis.s3 import S3Error
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 
@@ -226,14 +226,14 @@ class ArchiveService:
         return [self._holds[catalog.shard].until(deadline) for catalog in self._of(shard)]
 
     async def _listed(self, shard: str, deadline: float) -> pb.ListMonthsResponse.Shard | None:
-        """One shard's months; None when it does not answer."""
+        """One shard's months; None when it does not answer, or a month of it is locked just now."""
         catalog = self._catalogs[shard].until(deadline)
         try:
             totals = await self._sweeps[shard].until(deadline).totals()
             control = await catalog.control()
             ripe = ripe_until(control.at, self._pacing.months_min, self._pacing.days_min)
             return wire.shard(shard, control, totals, await catalog.floor(), await catalog.overview(ripe))
-        except (DeadlineExceeded, Overloaded, ShardUnavailable):
+        except (Contended, DeadlineExceeded, Overloaded, ShardUnavailable):
             return None
 
     async def _see_youngest(self, catalog: Catalog, month: date) -> None:

@@ -408,19 +408,17 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- Gives the tables of a month up, when they stand alone, their time has come, all that is in them is proven to be in S3 and was seen
--- there lately, and they are still what was proven. Returns why not, or an empty list.
-CREATE FUNCTION ordermesh.drop_month(p_month date, p_fence bigint) RETURNS text[]
-    LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
+-- Why the tables of a month cannot be given up now, by what the catalog says; empty when they can. Takes no lock.
+CREATE FUNCTION ordermesh.drop_blockers(p_month date, p_fence bigint) RETURNS text[]
+    LANGUAGE plpgsql STABLE AS $$
 DECLARE
+    l ordermesh.archive_lease;
     m ordermesh.archive_months;
-    orders record;
-    journal record;
 BEGIN
-    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    SELECT * INTO l FROM ordermesh.archive_lease WHERE fence = p_fence;
     IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
-    IF (SELECT is_halted FROM ordermesh.archive_lease) THEN RETURN ARRAY['HALTED']; END IF;
-    SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'GRACE' AND quarantined = '' FOR UPDATE;
+    IF l.is_halted THEN RETURN ARRAY['HALTED']; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'GRACE' AND quarantined = '';
     IF NOT FOUND OR m.reach <> 'DROPPED' THEN RETURN ARRAY['FENCED']; END IF;
     IF clock_timestamp() < m.drop_from THEN RETURN ARRAY['TOO_EARLY']; END IF;
     IF ordermesh.legal_hold(p_month, NULL) IS NOT NULL THEN RETURN ARRAY[ordermesh.legal_hold(p_month, NULL)]; END IF;
@@ -430,14 +428,43 @@ BEGIN
                   AND (s.verified_at IS NULL OR s.seen_at IS NULL OR s.seen_at < clock_timestamp() - interval '24 hours')) THEN
         RETURN ARRAY['NOT_SEEN_IN_S3'];
     END IF;
-    EXECUTE format('LOCK TABLE %s, %s IN ACCESS EXCLUSIVE MODE', m.orders_oid::regclass, m.journal_oid::regclass);
+    RETURN ARRAY[]::text[];
+END $$;
+
+-- Gives the tables of a month up, when they stand alone, their time has come, all that is in them is proven to be in S3 and was seen
+-- there lately, and they are still what was proven. Returns why not, or an empty list. Reading them takes long, so that the lease is
+-- locked after it and everything asked again: the lease is renewed, the shard halted and the month asked for elsewhere meanwhile.
+CREATE FUNCTION ordermesh.drop_month(p_month date, p_fence bigint) RETURNS text[]
+    LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
+DECLARE
+    m ordermesh.archive_months;
+    orders record;
+    journal record;
+    both_tables text;
+    blockers text[] := ordermesh.drop_blockers(p_month, p_fence);
+BEGIN
+    IF cardinality(blockers) > 0 THEN RETURN blockers; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month;
+    both_tables := format('%s, %s', m.orders_oid::regclass, m.journal_oid::regclass);
+    -- Nobody writes from here on, and nobody else drops; who reads them, or their size, goes on.
+    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', both_tables);
     SELECT * INTO orders FROM ordermesh.hash_of(m.orders_oid, 'orders');
     SELECT * INTO journal FROM ordermesh.hash_of(m.journal_oid, 'order_journal');
     IF (orders.row_count, orders.hash, journal.row_count, journal.hash)
        IS DISTINCT FROM (m.order_count, m.orders_hash, m.journal_count, m.journal_hash) THEN
         RETURN ARRAY['DRIFTED'];
     END IF;
-    EXECUTE format('DROP TABLE %s, %s', m.orders_oid::regclass, m.journal_oid::regclass);
+    -- Waited for before the lease is locked, so that nobody waits for the lease as long as this waits for readers.
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', both_tables);
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    PERFORM FROM ordermesh.archive_months
+      WHERE month = p_month AND (archive_id, orders_oid, journal_oid, order_count, orders_hash, journal_count, journal_hash)
+                                = (m.archive_id, m.orders_oid, m.journal_oid, m.order_count, m.orders_hash, m.journal_count,
+                                   m.journal_hash) FOR UPDATE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    blockers := ordermesh.drop_blockers(p_month, p_fence);
+    IF cardinality(blockers) > 0 THEN RETURN blockers; END IF;
+    EXECUTE format('DROP TABLE %s', both_tables);
     UPDATE ordermesh.archive_months
        SET state = 'DROPPED', dropped_at = clock_timestamp(), orders_oid = NULL, journal_oid = NULL,
            failures = 0, not_before = 'epoch', note = '', updated_at = clock_timestamp()
@@ -445,4 +472,4 @@ BEGIN
     RETURN ARRAY[]::text[];
 END $$;
 
-INSERT INTO schema_migrations (name) VALUES ('0009_archive'), ('0016_partition_bounds'), ('0017_archive_order');
+INSERT INTO schema_migrations (name) VALUES ('0009_archive'), ('0016_partition_bounds'), ('0017_archive_order'), ('0019_archive_locks');

@@ -42,8 +42,8 @@ BEGIN
     IF NOT FOUND THEN RETURN false; END IF;
     FOREACH parent IN ARRAY ARRAY['orders', 'order_journal'] LOOP
         child := parent || '_' || to_char(p_month, 'YYYY_MM');
-        -- With the bounds as a constraint, so that attaching it reads no row.
-        EXECUTE format('CREATE TABLE ordermesh.%I (LIKE ordermesh.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS, '
+        -- With the indexes, and the bounds as a constraint, so that attaching it makes none and reads no row.
+        EXECUTE format('CREATE TABLE ordermesh.%I (LIKE ordermesh.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES, '
                        'CONSTRAINT %I CHECK (created_at >= %L AND created_at < %L)) WITH (fillfactor = 85)',
                        child, parent, child || '_range', m.begins_at, m.ends_at);
     END LOOP;
@@ -56,8 +56,28 @@ BEGIN
     RETURN true;
 END $$;
 
+-- Why readers cannot be turned back to the tables of a month now, by what the catalog says; empty when they can. Takes no lock.
+CREATE FUNCTION ordermesh.restore_blockers(p_month date, p_fence bigint) RETURNS text[]
+    LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    l ordermesh.archive_lease;
+    m ordermesh.archive_months;
+BEGIN
+    SELECT * INTO l FROM ordermesh.archive_lease WHERE fence = p_fence;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    IF l.is_halted THEN RETURN ARRAY['HALTED']; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months
+     WHERE month = p_month AND state IN ('COMMITTED', 'GRACE', 'RESTORING') AND reach = 'RESTORED' AND quarantined = '';
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    IF m.state = 'RESTORING' AND EXISTS (SELECT FROM ordermesh.archive_segments
+                                          WHERE archive_id = m.archive_id AND restored_at IS NULL) THEN
+        RETURN ARRAY['NOT_COPIED_BACK'];
+    END IF;
+    RETURN ARRAY[]::text[];
+END $$;
+
 -- Turns readers back to the tables of a month, when these are what was proven: attaches those that stand alone, and lets changes
--- happen again. Returns why not, or an empty list.
+-- happen again. Returns why not, or an empty list. The lease is locked, and everything asked again, after the tables were read.
 CREATE FUNCTION ordermesh.restore_month(p_month date, p_fence bigint) RETURNS text[]
     LANGUAGE plpgsql SET timezone = 'UTC' SET lock_timeout = '2s' AS $$
 DECLARE
@@ -66,16 +86,15 @@ DECLARE
     journal record;
     leaf oid;
     parent text;
+    both_tables text;
+    blockers text[] := ordermesh.restore_blockers(p_month, p_fence);
 BEGIN
-    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
-    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
-    IF (SELECT is_halted FROM ordermesh.archive_lease) THEN RETURN ARRAY['HALTED']; END IF;
-    SELECT * INTO m FROM ordermesh.archive_months
-     WHERE month = p_month AND state IN ('COMMITTED', 'GRACE', 'RESTORING') AND reach = 'RESTORED' AND quarantined = '' FOR UPDATE;
-    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
-    IF m.state = 'RESTORING' AND EXISTS (SELECT FROM ordermesh.archive_segments
-                                          WHERE archive_id = m.archive_id AND restored_at IS NULL) THEN
-        RETURN ARRAY['NOT_COPIED_BACK'];
+    IF cardinality(blockers) > 0 THEN RETURN blockers; END IF;
+    SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month;
+    both_tables := format('%s, %s', m.orders_oid::regclass, m.journal_oid::regclass);
+    -- Those that hang are frozen, and who writes to them is refused and does not wait.
+    IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid IN (m.orders_oid, m.journal_oid)) THEN
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', both_tables);
     END IF;
     SELECT * INTO orders FROM ordermesh.hash_of(m.orders_oid, 'orders');
     SELECT * INTO journal FROM ordermesh.hash_of(m.journal_oid, 'order_journal');
@@ -83,6 +102,17 @@ BEGIN
        IS DISTINCT FROM (m.order_count, m.orders_hash, m.journal_count, m.journal_hash) THEN
         RETURN ARRAY['DRIFTED'];
     END IF;
+    -- What attaching locks is waited for before the lease is locked, so that nobody waits for the lease as long as this does.
+    LOCK TABLE ONLY ordermesh.orders, ONLY ordermesh.order_journal IN SHARE UPDATE EXCLUSIVE MODE;
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', both_tables);
+    PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
+    PERFORM FROM ordermesh.archive_months
+      WHERE month = p_month AND (archive_id, state, orders_oid, journal_oid, order_count, orders_hash, journal_count, journal_hash)
+                                = (m.archive_id, m.state, m.orders_oid, m.journal_oid, m.order_count, m.orders_hash,
+                                   m.journal_count, m.journal_hash) FOR UPDATE;
+    IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;
+    blockers := ordermesh.restore_blockers(p_month, p_fence);
+    IF cardinality(blockers) > 0 THEN RETURN blockers; END IF;
     FOR leaf, parent IN VALUES (m.orders_oid, 'orders'), (m.journal_oid, 'order_journal') LOOP
         IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = leaf) THEN
             EXECUTE format('ALTER TABLE ordermesh.%I ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)',

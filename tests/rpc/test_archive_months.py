@@ -8,6 +8,7 @@ from datetime import date, timedelta
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import grpc
 import pytest
 
@@ -46,6 +47,12 @@ class Asked:
         answer = await self.stub.MoveMonth(request, timeout=CALL_S, metadata=metadata)
         return list(answer.months)
 
+    async def listed(self) -> pb.ListMonthsResponse:
+        metadata = self.trust.metadata(OPERATOR)
+        answer = await self.stub.ListMonths(pb.ListMonthsRequest(), timeout=CALL_S, metadata=metadata)
+        assert isinstance(answer, pb.ListMonthsResponse)
+        return answer
+
     async def gone(self, *months: date) -> None:
         for month in months:
             await self.archive.want(month)
@@ -61,7 +68,8 @@ async def asked(tmp_path, shard_database: DatabaseFactory) -> AsyncIterator[Aske
     async with InProcessS3.serving() as s3, opened(await shard_database(), Place.of(s3)) as archive:
         for seed, month in enumerate((AUGUST, SEPTEMBER)):
             await fill(archive.database, 60, month, seed=seed)
-        service = ArchiveService({"s1": archive.catalog}, {}, {}, PACING, archive.store, {})
+        catalogs, sweeps = {"s1": archive.catalog}, {"s1": archive.sweeps}
+        service = ArchiveService(catalogs, sweeps, {}, PACING, archive.store, {})
         gate, tls = trust.lane(), trust.server("archive_svc")
         async with rpc.serve("127.0.0.1:0", [rpc.Mount(SERVICE, service)], gate=gate, tls=tls) as server:
             target = f"127.0.0.1:{server.port}"
@@ -113,3 +121,19 @@ async def test_while_a_month_comes_back_or_is_back_no_younger_one_leaves(asked: 
     assert (await archive.work()).state is State.DROPPED
     await archive.shard.execute("UPDATE ordermesh.archive_months SET not_before = 'epoch'")
     assert (await archive.work(month=SEPTEMBER)).state is State.DROPPED
+
+
+async def test_a_shard_with_a_month_that_is_locked_just_now_is_listed_as_one_that_gives_no_answer(
+    asked: Asked,
+) -> None:
+    other = await asyncpg.connect(asked.archive.database.dsn)
+    try:
+        async with other.transaction():
+            await other.execute("LOCK TABLE ordermesh.orders_2023_08 IN ACCESS EXCLUSIVE MODE")
+            listed = await asked.listed()
+        assert (list(listed.shards), list(listed.unreachable)) == ([], ["shards/s1"])
+    finally:
+        await other.close()
+    listed = await asked.listed()
+    assert [each.shard for each in listed.shards] == ["s1"]
+    assert not listed.unreachable
