@@ -310,7 +310,9 @@ class Archiver:
         self._tell(month, State.DETACHING)
 
     async def _detach(self, month: Month, fence: int) -> None:
-        await self._detacher.detach(month, fence, self._pacing.grace)
+        if held := await self._detacher.detach(month, fence, self._pacing.grace):
+            await self._wait(month, fence, BLOCKED, held)
+            return
         self._tell(month, State.GRACE)
         await faults.point(points.AFTER_GRACE)
 

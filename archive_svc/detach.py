@@ -15,6 +15,7 @@ import structlog
 from archive_svc import points
 from archive_svc.catalog import QUERIES
 from archive_svc.errors import LeaseLost
+from archive_svc.lifecycle import State
 from chassis import faults
 from chassis.errors import Contended
 
@@ -50,9 +51,12 @@ class Detacher:
         self._verifier = verifier
         self._sessions = sessions
 
-    async def detach(self, month: Month, fence: int, grace: timedelta) -> None:
-        """Take what still hangs off, and note that it stands alone. Idempotent, also after a kill.
+    async def detach(self, month: Month, fence: int, grace: timedelta) -> str:
+        """Take what still hangs off, and note that it stands alone; why not, or nothing. Idempotent, also
+        after a kill.
 
+        What was decided since the first table went keeps the second where it is; a detach that was cut off is
+        ended all the same. A legal hold keeps no month from coming back.
         Raises: LeaseLost; Contended, DeadlineExceeded when it has to be tried again; what chassis.pg raises.
         """
         async with self._sessions() as session:
@@ -61,10 +65,15 @@ class Detacher:
             for number, hanging in enumerate(await self._catalog.hanging(month)):
                 if number:
                     await faults.point(points.BETWEEN_DETACHES)
+                if not hanging.is_pending:
+                    if held := await self._held(month):
+                        return held
+                    await self._must_be_allowed(session, month, fence)
                 await _take_off(session, hanging)
                 log.info("table_detached", shard=self._catalog.shard, month=month.name, table=hanging.table)
             await faults.point(points.AFTER_DETACH)
             await self._catalog.part_with(month, fence, grace)
+        return ""
 
     async def drop(self, month: Month, fence: int) -> tuple[str, ...]:
         """See every segment in S3, then give the tables up behind the database's guard; why not, or nothing.
@@ -83,8 +92,16 @@ class Detacher:
             await session.fetchval(QUERIES.end_lock_holder)
             if not await session.fetchval(QUERIES.lock_tables):
                 raise Contended(shard=self._catalog.shard)
+        await self._must_be_allowed(session, month, fence)
+
+    async def _must_be_allowed(self, session: Session, month: Month, fence: int) -> None:
+        """Raises: LeaseLost, also when the shard is halted."""
         if not await session.fetchval(QUERIES.may_detach, month.month, fence):
             raise LeaseLost(shard=self._catalog.shard)
+
+    async def _held(self, month: Month) -> str:
+        """The legal hold that keeps a month's tables where they are; empty when none does."""
+        return "" if month.reach is State.RESTORED else await self._catalog.legal_hold(month.month)
 
 
 async def _take_off(session: Session, hanging: Hanging) -> None:
