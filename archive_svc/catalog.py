@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archive_svc.columns import ORDERS
-from archive_svc.errors import LeaseLost
+from archive_svc.errors import LeaseLost, MonthCommitted
 from archive_svc.lifecycle import Month, State
 from archive_svc.segment import Facts, Key, Sum
 from chassis import pg
@@ -181,9 +181,13 @@ class Catalog:
         return at
 
     async def want(self, month: date, archive_id: UUID, reach: State, actor: str, reason: str) -> Month:
-        """Ask for a month to be taken that far; one that goes already is only told how far. Idempotent."""
+        """Ask for a month to be taken that far; one that goes already is only told how far. Idempotent.
+
+        Raises: MonthCommitted when it is to be thawed and readers read its copy; nothing was changed then.
+        """
         row = await self._database.fetchrow(QUERIES.want, month, archive_id, reach, actor, reason)
-        assert row is not None
+        if row is None:
+            raise MonthCommitted(shard=self.shard, month=f"{month:%Y-%m}")
         return _month(row)
 
     async def freeze(self, month: Month, fence: int, ripe_until: datetime) -> tuple[str, ...]:

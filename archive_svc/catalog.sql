@@ -65,6 +65,7 @@ SELECT nullif(ordermesh.archive_floor(), '-infinity');
 -- name: want
 -- Ask for a month.
 -- $1: month; $2: archive_id; $3: reach; $4: actor; $5: reason. A month that goes already only gets another reach; the row.
+-- No row when it is to be thawed and readers read its copy.
 INSERT INTO ordermesh.archive_months AS m (month, archive_id, state, reach, begins_at, ends_at, actor, reason, created_at, updated_at)
 VALUES ($1, $2, 'WANTED', $3, $1::date::timestamp AT TIME ZONE 'UTC', ($1::date + interval '1 month')::timestamp AT TIME ZONE 'UTC',
         $4, $5, clock_timestamp(), clock_timestamp())
@@ -73,6 +74,7 @@ ON CONFLICT (month) DO UPDATE
        quarantined = '', failures = 0, damages = 0, not_before = 'epoch',
        archive_id = CASE WHEN m.state IN ('THAWED', 'RESTORED') THEN excluded.archive_id ELSE m.archive_id END,
        state = CASE WHEN m.state IN ('THAWED', 'RESTORED') THEN 'WANTED' ELSE m.state END
+ WHERE m.committed_at IS NULL OR excluded.reach <> 'THAWED'
 RETURNING *;
 
 -- name: freeze

@@ -25,6 +25,12 @@ class YoungerMonthFirst(OrdermeshError):
     code, reason = StatusCode.FAILED_PRECONDITION, Reason.YOUNGER_MONTH_FIRST
 
 
+class MonthCommitted(OrdermeshError):
+    """Readers read this month from its copy already, so it cannot be thawed; restore it instead."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION
+
+
 class StorageUnavailable(OrdermeshError):
     """The archive's storage gives no answer now, or there is none; orders themselves are not affected."""
 

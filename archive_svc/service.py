@@ -13,6 +13,7 @@ from archive_svc import wire
 from archive_svc.errors import (
     ArchivedOrderNotFound,
     LegalHold,
+    MonthCommitted,
     MonthNotFound,
     StorageUnavailable,
     UnknownShard,
@@ -81,6 +82,9 @@ class ArchiveService:
         if asked.reach is State.RESTORED:
             for there in homes:
                 await self._see_youngest(there, asked.month)
+        if asked.reach is State.THAWED:
+            for there in homes:
+                await self._see_uncommitted(there, asked.month)
         for there in homes:
             if await self._view(there, asked.month) is None:
                 continue
@@ -248,6 +252,12 @@ class ArchiveService:
                 raise YoungerMonthFirst(
                     shard=catalog.shard, month=f"{month:%Y-%m}", first=f"{max(younger):%Y-%m}"
                 )
+
+    async def _see_uncommitted(self, catalog: Catalog, month: date) -> None:
+        """See that readers do not read a month's copy, before any shard is told. Raises: MonthCommitted."""
+        view = await self._view(catalog, month)
+        if view is not None and view.committed_at is not None:
+            raise MonthCommitted(shard=catalog.shard, month=f"{month:%Y-%m}")
 
     async def _view(self, catalog: Catalog, month: date) -> MonthView | None:
         return next((view for view in await self._overview(catalog) if view.month == month), None)

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from archive_svc.app import SERVICE
+from archive_svc.errors import MonthCommitted
 from archive_svc.lifecycle import State
 from archive_svc.service import ArchiveService
 from chassis import rpc
@@ -137,3 +138,22 @@ async def test_a_shard_with_a_month_that_is_locked_just_now_is_listed_as_one_tha
     listed = await asked.listed()
     assert [each.shard for each in listed.shards] == ["s1"]
     assert not listed.unreachable
+
+
+async def test_a_month_that_readers_read_from_its_copy_is_restored_and_not_thawed(asked: Asked) -> None:
+    archive = asked.archive
+    await archive.want(AUGUST, State.COMMITTED)
+    assert (await archive.work()).state is State.COMMITTED
+    await archive.catalog.quarantine(await archive.month(AUGUST), await archive.fence(), "somebody looks")
+    before = await archive.month(AUGUST)
+    for shard in ("", "s1"):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION) as facts:
+            await asked.move(AUGUST, State.THAWED, shard)
+        assert {"shard": "s1", "month": "2023-08"}.items() <= facts[0].metadata.items()
+    with pytest.raises(MonthCommitted):
+        await archive.want(AUGUST, State.THAWED)
+    assert await archive.month(AUGUST) == before, "it is in quarantine still"
+    await asked.move(AUGUST, State.RESTORED)
+    assert (await archive.work()).state is State.RESTORED
+    await asked.move(AUGUST, State.THAWED)
+    assert (await archive.work()).state is State.THAWED

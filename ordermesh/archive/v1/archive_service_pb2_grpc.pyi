@@ -47,7 +47,8 @@ class ArchiveServiceStub:
     quarantine go on.
 
     A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
-    is younger. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST or SHARD_UNAVAILABLE.
+    is younger. It is thawed only until readers read its copy. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD,
+    MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
     """
     VerifyMonth: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]
     """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
@@ -121,7 +122,8 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     quarantine go on.
 
     A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
-    is younger. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST or SHARD_UNAVAILABLE.
+    is younger. It is thawed only until readers read its copy. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD,
+    MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
     """
     VerifyMonth: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]  # type: ignore[assignment]
     """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
@@ -204,7 +206,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         quarantine go on.
 
         A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
-        is younger. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST or SHARD_UNAVAILABLE.
+        is younger. It is thawed only until readers read its copy. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD,
+        MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
