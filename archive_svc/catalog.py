@@ -396,6 +396,10 @@ class Catalog:
         rows = await self._database.fetch(QUERIES.segments_of, user_id)
         return [(row["archive_id"], _segment(row)) for row in rows]
 
+    async def frozen_with(self, user_id: str) -> list[date]:
+        """The months with a user's orders that are being copied and not committed, the oldest first."""
+        return [row["month"] for row in await self._database.fetch(QUERIES.frozen_with, user_id)]
+
     async def legal_hold(self, month: date | None = None, user_id: str | None = None) -> str:
         """Why nothing of a month, or of a user, may be deleted; empty when it may."""
         return await self._database.fetchval(QUERIES.legal_hold, month, user_id) or ""

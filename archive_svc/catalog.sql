@@ -256,6 +256,13 @@ SELECT s.* FROM ordermesh.archive_segments s
  WHERE m.committed_at IS NOT NULL AND p.after_user <= $1 AND p.until_user >= $1
  ORDER BY m.month, s.part, s.of_table DESC;
 
+-- name: frozen_with
+-- The months with orders of a user that are being copied and that readers read from the tables still. $1: user.
+SELECT m.month FROM ordermesh.archive_months m
+ WHERE m.frozen_at IS NOT NULL AND m.committed_at IS NULL
+   AND EXISTS (SELECT FROM ordermesh.orders o WHERE o.user_id = $1 AND o.created_at >= m.begins_at AND o.created_at < m.ends_at)
+ ORDER BY m.month;
+
 -- name: rows_again
 -- The rows that are about to go, as they were. {values}: as Shape says.
 CREATE TEMP TABLE gone ON COMMIT DROP AS SELECT {values} FROM copied AS c;

@@ -2,8 +2,9 @@
 
 The new segment is read back and compared before it takes the old one's place, in one transaction that also
 notes who asked, why, and how many rows went; then the month's manifest is written anew, and the old objects
-are deleted. Only months that are in S3 alone: while their tables stand, the rows are there too. Amendments go
-at once, whatever else an erasure waits for; those of a month below a legal hold go when it is lifted.
+are deleted. Only months that are in S3 alone: while their tables stand, the rows are there too, and one that
+is being copied would bring them back, so these are waited for. Amendments go at once, whatever else there is
+to wait for; those of a month below a legal hold go when it is lifted.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ class Eraser:
             await self._catalog.defer_erasure(fence, erasure, AGAIN, held)
             return
         waits = await self._delete_amendments(erasure, fence)
+        # Before the segments are looked for: one that is committed in between is among these.
+        waits |= {f"{month:%Y-%m}" for month in await self._catalog.frozen_with(erasure.user_id)}
         for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
             if months[archive_id].state is not State.DROPPED:
                 waits.add(months[archive_id].name)

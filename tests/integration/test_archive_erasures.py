@@ -107,6 +107,30 @@ async def test_an_erasure_waits_for_months_whose_tables_still_stand(archive: Arc
     assert erasure.ended_at is not None
 
 
+@pytest.mark.parametrize("state", [State.FROZEN, State.PLANNED, State.EXPORTED, State.VERIFIED])
+async def test_an_erasure_waits_for_months_that_are_being_copied_with_rows_of_the_user(
+    archive: Archive, state: State
+) -> None:
+    twin = Twin(archive)
+    await twin.remember()
+    await archive.want(AUGUST)
+    await archive.work(until=state)
+    fence = await archive.fence()
+    ended = []
+    for user_id in (USER, "nobody.here"):
+        erasure = await archive.catalog.want_erasure(uuid4(), user_id, "a test", "he asked for it")
+        assert await archive.archiver._erase(fence)
+        erasure = await archive.catalog.want_erasure(erasure.erasure_id, user_id, "a test", "again")
+        ended.append((erasure.ended_at is not None, erasure.note))
+    assert ended == [(False, "waits for 2023-08"), (True, "")]
+    await archive.want(SEPTEMBER)
+    assert (await archive.work(month=SEPTEMBER)).state is State.DROPPED
+    await archive.shard.execute("UPDATE ordermesh.archive_erasures SET not_before = 'epoch'")
+    await archive.work()
+    await twin.forget(USER)
+    assert await twin.differences(AUGUST, SEPTEMBER) == {}
+
+
 async def test_a_month_of_one_user_alone_is_empty_afterwards(
     shard_database: DatabaseFactory, server: InProcessS3
 ) -> None:
