@@ -29,6 +29,7 @@ from history_svc.events import stream_facts
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
     from chassis.clock import Clock
     from history_svc.channel.leadership import Leadership
@@ -106,6 +107,8 @@ class Relay:
             await self._parts.clock.sleep(ceiling * (0.5 + 0.5 * self._parts.jitter()))
 
     async def _publish(self, term: int) -> None:
+        # There from now on, as 0 until something is published: an alert sees no series that is not there.
+        metrics.PUBLISHED_UNTIL.labels(self._parts.log.shard)
         starts = await self._parts.log.starts()
         async with self._open_publisher() as publisher:
             await publisher.prepare(starts.streams)
@@ -123,12 +126,16 @@ class Relay:
 
 @dataclass(slots=True)
 class Flight:
-    """A batch that was handed over: where it leaves each partition, and how many changes it holds."""
+    """A batch that was handed over: where it leaves each partition, and how many changes it holds.
+
+    whole_at: everything committed before it is in this batch or in one before; None when more was unread.
+    """
 
     acknowledged: asyncio.Future[Any]
     positions: Mapping[int, Position]
     changes: int
     read_at_s: float
+    whole_at: datetime | None
 
 
 class Publishing:
@@ -168,7 +175,8 @@ class Publishing:
                 await self._land()
             if self._published and self._clock.monotonic() - self._cursor_at_s >= CURSOR_EVERY_S:
                 await self._move_cursors()
-            self._show_progress()
+            if self._tail.is_whole and not self._flights:
+                self._show(self._tail.whole_at)
             if self._tail.is_whole:
                 await self._clock.sleep(self._pace.after(found=found))
 
@@ -238,6 +246,7 @@ class Publishing:
                 {partition: mine[-1].position for partition, mine in by_partition.items()},
                 changes,
                 started_s,
+                self._tail.whole_at if self._tail.is_whole else None,
             )
         )
 
@@ -272,6 +281,8 @@ class Publishing:
             raise EventsUnavailable("nothing is acknowledged") from None
         self._flights.popleft()
         self._published.update(flight.positions)
+        if flight.whole_at is not None:
+            self._show(flight.whole_at)
         metrics.RELAY_EVENTS.labels(self._log.shard, "published").inc(flight.changes)
         metrics.RELAY_BATCH_SECONDS.labels(self._log.shard).observe(
             self._clock.monotonic() - flight.read_at_s
@@ -300,10 +311,8 @@ class Publishing:
         log.info("goes_back", shard=self._log.shard, partitions=sorted(back))
         self._tail.rewind(back)
 
-    def _show_progress(self) -> None:
-        """Everything that is older than the fence is published when nothing is unread or under way."""
-        if self._tail.is_whole and not self._flights:
-            metrics.PUBLISHED_UNTIL.labels(self._log.shard).set(self._tail.whole_at.timestamp())
+    def _show(self, published_until: datetime) -> None:
+        metrics.PUBLISHED_UNTIL.labels(self._log.shard).set(published_until.timestamp())
 
 
 def _heard(ended: asyncio.Future[Any]) -> None:

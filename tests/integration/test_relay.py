@@ -356,12 +356,15 @@ async def test_a_shard_that_comes_back_is_published_further(outbox, topic):
     assert topic.follower().gaps == []
 
 
+def told_until(outbox: Outbox) -> float | None:
+    return REGISTRY.get_sample_value("ordermesh_outbox_published_until_seconds", {"shard": outbox.shard})
+
+
 async def test_it_is_told_until_when_everything_is_published_and_that_stands_while_nothing_can_be(
     outbox, topic
 ):
     def published_until() -> datetime:
-        told = REGISTRY.get_sample_value("ordermesh_outbox_published_until_seconds", {"shard": outbox.shard})
-        return datetime.fromtimestamp(told or 0.0, UTC)
+        return datetime.fromtimestamp(told_until(outbox) or 0.0, UTC)
 
     async with running(outbox, topic):
         written = await outbox.write(4)
@@ -377,3 +380,30 @@ async def test_it_is_told_until_when_everything_is_published_and_that_stands_whi
         assert published_until() == stands_at < away
         topic.is_away = False
         await until(lambda: topic.follower().has(written) and published_until() > away)
+
+
+async def test_who_leads_and_has_published_nothing_says_so(shard_database, topic):
+    outbox = await Outbox(await shard_database(), shard="s7").prepare()
+    topic.is_away = True
+    assert told_until(outbox) is None
+    async with running(outbox, topic):
+        await until(lambda: topic.publishers >= 2)
+        assert told_until(outbox) == 0.0
+
+
+async def test_it_is_told_of_each_batch_that_lands_while_the_next_is_under_way(outbox, topic):
+    """A shard in which something changes all the time never has nothing under way."""
+    first = datetime.now(UTC)
+    topic.hold()
+
+    def told_though_the_newest_is_under_way() -> bool:
+        *earlier, _ = topic.held or [None]
+        for each in earlier:
+            if not each.done():
+                each.set_result(None)
+        return (told_until(outbox) or 0.0) > first.timestamp()
+
+    async with running(outbox, topic):
+        await outbox.write(4, buckets=[1])
+        await until(told_though_the_newest_is_under_way)
+        assert not topic.held[-1].done()
