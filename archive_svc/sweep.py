@@ -1,14 +1,15 @@
 """Walks over a shard's objects in S3, a page at a time, and finds strays: told always, deleted when wanted.
 A walk that deletes also gives up what killed processes left of uploads: parts that no list of objects shows.
 
-Only the holder of the lease walks, between two steps of months. So no try is under way meanwhile: its own
-have ended, and one under an older fence can have nothing catalogued any more. What is a stray under this
-fence is one for ever, for a frozen walker that comes back too: no name is given twice.
+Only the holder of the lease walks, between two steps of months. So no try at a month is under way meanwhile:
+its own have ended, and one under an older fence can have nothing catalogued any more. What is a stray under
+this fence is one for ever, for a frozen walker that comes back too: no name is given twice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -19,16 +20,16 @@ from archive_svc.errors import LeaseLost
 from archive_svc.manifest import ManifestUnreadable, objects_of, parsed
 from archive_svc.strays import Kind, Known, Standing, named, places_of, refusal, standings
 from chassis import faults, pg
-from chassis.s3 import ObjectChanged, ObjectCold, ObjectLocked, ObjectNotFound
+from chassis.s3 import ObjectChanged, ObjectCold, ObjectLocked, ObjectNotFound, S3Error
 from chassis.store_spans import traced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from typing import Any
     from uuid import UUID
 
-    from archive_svc.strays import Named
+    from archive_svc.strays import Named, Place
     from archive_svc.throttle import Throttle
     from chassis.s3 import ObjectStore
 
@@ -36,6 +37,8 @@ log = structlog.get_logger("sweep")
 QUERIES = pg.queries("archive_svc", "sweeps.sql")
 ROUND_MAX = 200
 """Objects of one round; a step of a month that is due waits for no more than these. As many uploads."""
+STATEMENT_UPLOAD_MAX = timedelta(days=1)
+"""Longer than a statement may take; they are made without the lease, so that one may be under way."""
 ACTOR = "archive_svc"
 
 
@@ -205,7 +208,7 @@ class Sweeper:
         noted = await self._sweeps.note(fence, sweep, strays) if strays else []
         deleted = await self._delete(fence, sweep, noted) if sweep.deletes else 0
         if sweep.deletes and not page.more:
-            await self._give_up_uploads(place.prefix, at)
+            await self._give_up_uploads(place, at)
         where = (sweep.place, page.objects[-1].key) if page.more else (sweep.place + 1, "")
         await self._sweeps.go_on(fence, sweep, *where, len(page.objects), deleted)
         return True
@@ -277,14 +280,25 @@ class Sweeper:
                 return None
         return frozenset(keys)
 
-    async def _give_up_uploads(self, prefix: str, at: datetime) -> None:
-        """Give up uploads that were begun longer ago than any try takes; the next walk goes on with more."""
-        for upload in (await self._store.uploads(prefix, limit=ROUND_MAX)).uploads:
-            if at - upload.begun_at < self._sweeping.grace:
-                continue
-            await self._store.abort(upload)
-            metrics.UPLOADS_GIVEN_UP.labels(self._sweeps.shard).inc()
-            log.info("upload_given_up", shard=self._sweeps.shard, key=upload.key)
+    async def _give_up_uploads(self, place: Place, at: datetime) -> None:
+        """Give up uploads that were begun longer ago than any try takes; the next walk goes on with more.
+
+        A bucket that does not let us is told of; the walk goes on.
+        """
+        grace = self._sweeping.grace
+        if place.kind is Kind.STATEMENT:
+            grace = max(grace, STATEMENT_UPLOAD_MAX)
+        try:
+            for upload in (await self._store.uploads(place.prefix, limit=ROUND_MAX)).uploads:
+                if at - upload.begun_at < grace:
+                    continue
+                await self._store.abort(upload)
+                metrics.UPLOADS_GIVEN_UP.labels(self._sweeps.shard).inc()
+                log.info("upload_given_up", shard=self._sweeps.shard, key=upload.key)
+        except S3Error as failed:
+            log.warning(
+                "uploads_not_given_up", shard=self._sweeps.shard, prefix=place.prefix, because=str(failed)
+            )
 
     async def _delete(self, fence: int, sweep: Sweep, strays: Sequence[Named]) -> int:
         """Delete what is still the object that was listed; how many went."""

@@ -100,6 +100,7 @@ async def running(settings: OrderSettings) -> AsyncIterator[Lane]:
             begins_at_once=settings.pool_size,
             clock=clock,
             jitter=jitter,
+            measure_clock=shard_clock.sync,
         )
         service = OrderService(
             shard=settings.shard,

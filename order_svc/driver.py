@@ -24,11 +24,12 @@ from chassis.limits import Limiter
 from order_svc import metrics, points
 from order_svc.clients import Ambiguity, Upstreams
 from order_svc.domain import transition
+from order_svc.errors import IdNotTaken
 from order_svc.events import Answer, AnyEvent, NotSent, Source, SubmitBegun, Told, Unsure
 from order_svc.order import Change, Decision, Order, Seen, Stage, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -72,6 +73,7 @@ class _Written:
 class LegDriver:
     """Creates orders and submits their legs. jitter: draws a number in [0, 1).
 
+    measure_clock: measures the shard's clock, by which ids are made.
     begins_at_once: claimed orders that are written at once. No more than there are connections: a burst of
     claims must not fill the queue before them, where creates and verdicts wait.
     """
@@ -92,6 +94,7 @@ class LegDriver:
         begins_at_once: int,
         clock: Clock,
         jitter: Callable[[], float],
+        measure_clock: Callable[[], Awaitable[None]],
     ) -> None:
         self._orders = orders
         self._upstreams = upstreams
@@ -103,6 +106,7 @@ class LegDriver:
         self._tick_s = tick_s
         self._clock = clock
         self._jitter = jitter
+        self._measure_clock = measure_clock
         self._begins = Limiter(begins_at_once, BEGINS_WAITING, name="begin")
         self._nudged = asyncio.Event()
         self._stopped = False
@@ -135,7 +139,12 @@ class LegDriver:
         submitting = False
         try:
             orders = self._orders.until(deadline)
-            created = await orders.create(make(), epoch=epoch, fingerprint=fingerprint)
+            try:
+                created = await orders.create(make(), epoch=epoch, fingerprint=fingerprint)
+            except IdNotTaken:
+                # It waited long for a connection, or a clock was set, which is measured before the next one.
+                await self._measure_clock()
+                created = await orders.create(make(), epoch=epoch, fingerprint=fingerprint)
             if created.tally is not None:
                 submitting = await self._start(_Written(created.order, created.tally, begun_at))
             return created

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grpc import StatusCode
 
-from chassis.errors import OrdermeshError, Reason, ShardUnavailable
+from chassis.errors import Contended, OrdermeshError, Reason, ShardUnavailable
 
 
 class OrderNotFound(OrdermeshError):
@@ -90,6 +90,10 @@ class DeadLetterNotFound(OrdermeshError):
     """This order never had a dead letter."""
 
     code, reason = StatusCode.NOT_FOUND, Reason.DEAD_LETTER_NOT_FOUND
+
+
+class IdNotTaken(Contended):
+    """The order's id came too late, or its request's key was given up just now; with another id it works."""
 
 
 class ClockSkew(OrdermeshError):

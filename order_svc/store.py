@@ -16,7 +16,13 @@ from chassis.errors import FROZEN_W, Contended, OrderArchived, StaleRoute
 from chassis.ids import id_bucket, id_time
 from chassis.store_spans import traced
 from order_svc import points, rows
-from order_svc.errors import DeadLetterNotFound, OrderElsewhere, OrderNotFound, RequestIdReused
+from order_svc.errors import (
+    DeadLetterNotFound,
+    IdNotTaken,
+    OrderElsewhere,
+    OrderNotFound,
+    RequestIdReused,
+)
 from order_svc.order import Change, Decision, Kind, Order, Outcome, Rewait, Seen, Tally
 
 if TYPE_CHECKING:
@@ -111,7 +117,7 @@ class OrderStore:
 
         epoch: of the route the proxy took; an older one than the fence's is refused.
         Raises: RequestIdReused when the request_id was used with another request; OrderElsewhere when its
-        order is in a bucket that the user left; StaleRoute.
+        order is in a bucket that the user left; IdNotTaken, to be tried with another id; StaleRoute.
         """
         await faults.point(points.CREATE.before)
         row = await self._writes.fetchrow(queries.create_order, *rows.creation(change, epoch, fingerprint))
@@ -126,8 +132,8 @@ class OrderStore:
         row = await self._db.fetchrow(queries.find_key, wanted.user_id, wanted.request_id, wanted.bucket)
         row = _owned(row, wanted.bucket)
         if row["key_order_id"] is None:
-            # It expired between the two statements, or the id came too late; the next try makes a new id.
-            raise Contended(request_id=wanted.request_id)
+            # It expired between the two statements, or the id came too late.
+            raise IdNotTaken(request_id=wanted.request_id)
         if row["fingerprint"] != fingerprint:
             raise RequestIdReused(request_id=wanted.request_id)
         if row["order_id"] is None:

@@ -281,4 +281,13 @@ async def test_uploads_that_nobody_ends_are_given_up_by_a_walk_that_deletes_and_
         await swept(archive, deletes=True, ago=timedelta(hours=1))
         assert await under_way(archive) == {segment, file, OF_ANOTHER}
         await swept(archive, deletes=True)
+        assert await under_way(archive) == {file, OF_ANOTHER}, (
+            "a statement may be under way without the lease"
+        )
+        await swept(archive, deletes=True, ago=-timedelta(days=1))
         assert await under_way(archive) == {OF_ANOTHER}
+
+
+async def test_a_bucket_that_shows_no_uploads_holds_up_no_walk(archive: Archive, server: InProcessS3) -> None:
+    server.fail("ListMultipartUploads", 403, "AccessDenied", times=100)
+    assert (await swept(archive, deletes=True)).refusal == ""

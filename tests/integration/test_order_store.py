@@ -14,7 +14,7 @@ from chassis.errors import Contended
 from order_svc import points
 from order_svc.contract import RecoveryPolicy
 from order_svc.domain import open_order
-from order_svc.errors import DeadLetterNotFound, OrderNotFound, RequestIdReused
+from order_svc.errors import DeadLetterNotFound, IdNotTaken, OrderNotFound, RequestIdReused
 from order_svc.events import Fault, Verdict
 from order_svc.order import CaseReason, Kind, Order, Outcome, Rewait, Seen, Stage, Status, Tally
 from tests.conftest import DatabaseFactory
@@ -122,7 +122,7 @@ async def test_an_order_whose_id_comes_too_late_is_not_written_and_its_request_g
 ) -> None:
     late = open_order(await shard.wish(), rules())
     await shard.let_pass(await shard.value("SELECT ordermesh.arrives_within()"))
-    with pytest.raises(Contended):
+    with pytest.raises(IdNotTaken):
         await shard.store.create(late, epoch=EPOCH, fingerprint=b"f")
     for table in ("orders", "order_timers", "order_journal", "outbox", "idempotency_keys"):
         assert await shard.value(f"SELECT count(*) FROM {table}") == 0

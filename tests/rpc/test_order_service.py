@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -142,6 +143,14 @@ async def test_everything_a_caller_may_say_comes_back_as_it_was_said(lane: Lane)
     assert (found.description, dict(found.labels)) == ("ä" * 512, {"k": '"\\ü', "empty": ""})
     assert found.amount.amount_minor == 10**15
     assert found.request_id == order.request_id
+
+
+async def test_an_id_that_comes_too_late_is_replaced_by_one_of_the_shards_own_time(lane: Lane) -> None:
+    await lane.let_pass(timedelta(seconds=30))
+    order = (await lane.create()).order
+    (shard,) = await lane.sql("SELECT ordermesh.clock() - created_at AS late FROM orders")
+    assert order.version >= 1
+    assert timedelta(0) <= shard["late"] < timedelta(seconds=30)
 
 
 async def test_a_create_needs_the_proxys_route_and_a_stale_one_is_refused(lane: Lane) -> None:
