@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -83,12 +82,12 @@ async def test_targets_may_change_while_it_runs_and_an_alert_fires_for_one_that_
 
     await eventually(both, within_s=30)
 
-    async def fired() -> list[dict[str, Any]]:
-        return [each for each in await server.alerts() if each["state"] == "firing"]
+    async def of_the_gateway_alone() -> bool:
+        """On a busy machine it may fire for the other one too, until that answered in time."""
+        labels = [each["labels"] for each in await server.alerts() if each["state"] == "firing"]
+        return [(each["alertname"], each["instance"]) for each in labels] == [("NobodyAnswers", "gateway")]
 
-    await eventually(fired, within_s=30)
-    (alert,) = await fired()
-    assert (alert["labels"]["alertname"], alert["labels"]["instance"]) == ("NobodyAnswers", "gateway")
+    await eventually(of_the_gateway_alone, within_s=30)
 
 
 async def test_what_it_saw_survives_a_restart(server: PrometheusServer) -> None:
