@@ -48,7 +48,9 @@ def list_cases(
     closed: Annotated[bool, typer.Option("--all", help="Also those that are closed.")] = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """List dead letters of all shards, the oldest first. Exit code 1 when a shard could not be read.
+    """List dead letters of all shards: severity 1 first, where money is wrong, and of each the oldest first.
+
+    Exit code 1 when a shard could not be read.
 
     \b
     Example:
@@ -65,7 +67,7 @@ def list_cases(
         return _merged(names, answers)
 
     found, unreachable = ask(state_dir, work)
-    found.sort(key=lambda pair: pair[1].open_time.ToNanoseconds())
+    found.sort(key=lambda pair: (pair[1].severity, pair[1].open_time.ToNanoseconds()))
     output.emit(form, [case for _, case in found], _many(found, closed=closed))
     if form is Format.TABLE and not found and not unreachable:
         output.note("no dead letters" if closed else "no open dead letters; --all shows the closed ones too")
