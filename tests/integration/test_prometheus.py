@@ -80,14 +80,14 @@ async def test_targets_may_change_while_it_runs_and_an_alert_fires_for_one_that_
     async def both() -> bool:
         return await ups(server) == {"order_svc.s1": "1", "gateway": "0"}
 
-    await eventually(both, within_s=30)
+    assert await eventually(both, within_s=30)
 
     async def of_the_gateway_alone() -> bool:
         """On a busy machine it may fire for the other one too, until that answered in time."""
         labels = [each["labels"] for each in await server.alerts() if each["state"] == "firing"]
         return [(each["alertname"], each["instance"]) for each in labels] == [("NobodyAnswers", "gateway")]
 
-    await eventually(of_the_gateway_alone, within_s=30)
+    assert await eventually(of_the_gateway_alone, within_s=30)
 
 
 async def test_what_it_saw_survives_a_restart(server: PrometheusServer) -> None:

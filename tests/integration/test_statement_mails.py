@@ -274,7 +274,7 @@ async def test_mails_are_sent_as_soon_as_statements_are_ready(
         async def announced() -> bool:
             return told(await statements.wait(asked)).mail == State.MAIL_SENT
 
-        await eventually(announced)
+        assert await eventually(announced)
 
 
 async def test_a_server_without_encryption_gets_nothing_when_encryption_is_wanted(server: MailServer) -> None:
