@@ -99,7 +99,7 @@ class Month:
     reach:        the state in which it is to be.
     quarantined:  why a person has to look; empty when nobody has to.
     orders_oid, journal_oid: its tables while it has some.
-    orders_hash, journal_hash: of all rows when they were proven; each is a sum over its rows.
+    orders_hash, journal_hash: of all rows before they were copied and when they were proven; each is a sum.
     detach_from, drop_from:  when they may be detached, and dropped; aware.
     failures:     of the step that is due, in a row; it waits until `not_before`.
     damages:      segments that did not read back as they were written.

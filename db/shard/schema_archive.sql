@@ -241,18 +241,23 @@ CREATE FUNCTION ordermesh.is_searchable(p_at timestamptz) RETURNS boolean
                                               AND w.stream_partition < i.partition_base + i.partition_count);
 
 -- Cuts a frozen month into parts of about so many bytes of rows. Returns how many; NULL when it was not to be done; -1 while an
--- order of it was settled less than 72 hours ago, since its request may be repeated until then and has to find it.
+-- order of it was settled less than 72 hours ago, since its request may be repeated until then and has to find it. Notes by what
+-- the tables are recognised, since nothing is copied before: what is proven has to be what was copied.
 CREATE FUNCTION ordermesh.plan_month(p_month date, p_fence bigint, p_part_bytes bigint) RETURNS int
     LANGUAGE plpgsql SET timezone = 'UTC' AS $$
 DECLARE
     m ordermesh.archive_months;
     planned int;
     is_fresh boolean;
+    orders record;
+    journal record;
 BEGIN
     SELECT * INTO m FROM ordermesh.archive_months WHERE month = p_month AND state = 'FROZEN';
     IF NOT FOUND THEN RETURN NULL; END IF;
     EXECUTE format('SELECT max(settled_at) > ordermesh.clock() - interval ''72 hours'' FROM %s', m.orders_oid::regclass) INTO is_fresh;
     IF is_fresh THEN RETURN -1; END IF;
+    SELECT * INTO orders FROM ordermesh.hash_of(m.orders_oid, 'orders');
+    SELECT * INTO journal FROM ordermesh.hash_of(m.journal_oid, 'order_journal');
     DELETE FROM ordermesh.archive_parts WHERE archive_id = m.archive_id;
     EXECUTE format($plan$
         INSERT INTO ordermesh.archive_parts (archive_id, part, after_user, after_created_at, after_order,
@@ -280,6 +285,9 @@ BEGIN
     IF NOT ordermesh.move_month(p_month, p_fence, 'FROZEN', 'PLANNED') THEN
         RAISE 'another archiver has this shard' USING ERRCODE = '40001';
     END IF;
+    UPDATE ordermesh.archive_months
+       SET order_count = orders.row_count, journal_count = journal.row_count, orders_hash = orders.hash, journal_hash = journal.hash
+     WHERE month = p_month;
     RETURN planned;
 END $$;
 
@@ -364,6 +372,11 @@ BEGIN
     IF copied.orders <> orders.row_count OR copied.journal <> journal.row_count THEN
         RETURN ARRAY[format('ROWS: orders %s of %s, journal %s of %s',
                             copied.orders, orders.row_count, copied.journal, journal.row_count)];
+    END IF;
+    -- One that was planned before this was noted has nothing to be held against.
+    IF m.orders_hash IS NOT NULL AND (orders.row_count, orders.hash, journal.row_count, journal.hash)
+       IS DISTINCT FROM (m.order_count, m.orders_hash, m.journal_count, m.journal_hash) THEN
+        RETURN ARRAY['DRIFTED: the tables are not what was copied'];
     END IF;
     PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
     IF NOT FOUND THEN RETURN ARRAY['FENCED']; END IF;

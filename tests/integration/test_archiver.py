@@ -256,6 +256,34 @@ async def test_the_kill_switch_keeps_the_tables_and_lets_copying_go_on(archive: 
     assert (await archive.work()).state is State.DROPPED
 
 
+@pytest.mark.parametrize("state", [State.PLANNED, State.EXPORTED])
+@pytest.mark.parametrize(
+    ("table", "column"), [("orders", "labels"), ("orders", "description"), ("order_journal", "evidence")]
+)
+async def test_a_change_behind_the_freeze_that_no_sum_shows_is_not_proven(
+    archive: Archive, state: State, table: str, column: str
+) -> None:
+    """Before the copy it would be in it, and after it not: which of both it was is for a person to say."""
+    await archive.want(AUGUST)
+    await archive.work(until=state)
+    other = "'{\"other\": 1}'"
+    for change in (
+        f"ALTER TABLE ordermesh.{table}_2023_08 DISABLE TRIGGER frozen",
+        f"UPDATE ordermesh.{table}_2023_08 SET {column} = {other} WHERE ctid = '(0,1)'",
+        f"ALTER TABLE ordermesh.{table}_2023_08 ENABLE ALWAYS TRIGGER frozen",
+    ):
+        await archive.shard.execute(change)
+    month = await archive.work()
+    assert (month.state, month.quarantined) == (
+        State.EXPORTED,
+        "VERIFY: DRIFTED: the tables are not what was copied",
+    )
+    await archive.want(AUGUST, State.THAWED)
+    assert (await archive.work()).state is State.THAWED
+    await archive.want(AUGUST)
+    assert (await archive.work()).state is State.DROPPED
+
+
 async def test_tables_stay_for_their_settle_and_grace_times(
     database: Database, s3_server: InProcessS3
 ) -> None:
