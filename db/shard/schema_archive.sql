@@ -485,4 +485,4 @@ BEGIN
     RETURN ARRAY[]::text[];
 END $$;
 
-INSERT INTO schema_migrations (name) VALUES ('0009_archive'), ('0016_partition_bounds'), ('0017_archive_order'), ('0019_archive_locks');
+INSERT INTO schema_migrations (name) VALUES ('0009_archive'), ('0016_partition_bounds'), ('0017_archive_order'), ('0019_archive_locks'), ('0021_what_was_copied');
