@@ -7,6 +7,7 @@ is well. A shard without a replica is looked at on its primary.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -70,10 +71,12 @@ class Lookback:
 
     async def _look(self) -> tuple[Any, Any, list[Any]]:
         # One after the other: pages come first to the connections.
+        place = await self._database.fetchrow(QUERIES.place, timeout_s=STATEMENT_S)
+        behind = timedelta(seconds=(place and place["lag_s"]) or 0.0)
         return (
-            await self._database.fetchrow(QUERIES.place, timeout_s=STATEMENT_S),
-            await self._database.fetchrow(QUERIES.pending, ORDERS_MAX, timeout_s=STATEMENT_S),
-            await self._database.fetch(QUERIES.dead_letters, ORDERS_MAX, timeout_s=STATEMENT_S),
+            place,
+            await self._database.fetchrow(QUERIES.pending, ORDERS_MAX, behind, timeout_s=STATEMENT_S),
+            await self._database.fetch(QUERIES.dead_letters, ORDERS_MAX, behind, timeout_s=STATEMENT_S),
         )
 
     def _show(self, place: Mapping[str, Any], pending: Mapping[str, Any], cases: Sequence[Any]) -> None:

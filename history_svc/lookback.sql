@@ -1,10 +1,11 @@
--- What a shard looks like from its read replica: a few bounded looks at small tables, for gauges.
+-- What a shard looks like from its read replica: a few bounded looks at small tables, for gauges. Times are as of the instant that the
+-- replica shows: on one that stands still nothing grows older, since its primary may have seen to it long ago.
 
 -- name: pending
 -- How many orders are not done, by age, and how many of them are overdue; of the `$1` oldest, since ids begin
--- with their time.
+-- with their time. $2: how far this server is behind.
 WITH waiting AS (
-    SELECT clock_timestamp() - created_at AS age, clock_timestamp() - due_at AS overdue
+    SELECT clock_timestamp() - $2::interval - created_at AS age, clock_timestamp() - $2::interval - due_at AS overdue
       FROM order_timers ORDER BY order_id LIMIT $1
 )
 SELECT count(*) AS orders,
@@ -19,9 +20,9 @@ SELECT count(*) AS orders,
   FROM waiting;
 
 -- name: dead_letters
--- Open cases by reason, and for how long the oldest has been open; of the `$1` oldest.
+-- Open cases by reason, and for how long the oldest has been open; of the `$1` oldest. $2: how far this server is behind.
 WITH open AS (
-    SELECT reason, clock_timestamp() - opened_at AS age
+    SELECT reason, clock_timestamp() - $2::interval - opened_at AS age
       FROM dead_letters WHERE closed_at IS NULL ORDER BY opened_at, dead_letter_id LIMIT $1
 )
 SELECT reason, count(*) AS cases, extract(epoch FROM max(age))::float8 AS oldest_s FROM open GROUP BY reason;

@@ -18,6 +18,11 @@ BOARD = Board(
             "Do they run?",
             (
                 watch(
+                    "EntranceAway",
+                    "Gateways and proxies that answer",
+                    "How many there are of each. With none nobody gets in.",
+                ),
+                watch(
                     "ProcessAway",
                     "Processes that show metrics",
                     "1 for each process that answers; 0 for one that is down or stuck.",
