@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import structlog
-
 from chassis import kafka
 from history_svc import metrics
+from history_svc.channel import dead
 from history_svc.channel.wire import encode, encode_dead
 from history_svc.errors import EventsUnavailable
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     OpenProducer = Callable[[], AbstractAsyncContextManager[kafka.Producer]]
 
-log = structlog.get_logger("kafka")
 TOPIC = "ordermesh.order-events.v1"
 DEAD_PARTITIONS = 4
 DEAD_S_MAX = 30.0
@@ -154,13 +152,7 @@ class KafkaDeadLetters:
                 await self.close()
                 raise EventsUnavailable(str(away) or "a dead letter is not acknowledged") from away
         metrics.DEAD_EVENTS.labels("kafka").inc()
-        log.error(
-            "dead_event",
-            order_id=str(record.event.order_id),
-            version=record.event.version,
-            position=str(record.position),
-            reason=reason,
-        )
+        dead.tell(record, reason)
 
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import structlog
-
 from history_svc import metrics
+from history_svc.channel import dead
 from history_svc.channel.log import LogReplaced
 from history_svc.channel.tail import BEAT_EVERY_S, Pace, Tail
 from history_svc.errors import EventsUnavailable
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from history_svc.events import Record
     from history_svc.position import Position
 
-log = structlog.get_logger("outbox")
 ROWS_MAX = 2000
 
 
@@ -126,12 +124,5 @@ class LoggedDeadLetters:
 
     async def put(self, record: Record, reason: str) -> None:
         """Say which change it was. Raises: nothing."""
-        assert record.event is not None
         metrics.DEAD_EVENTS.labels("outbox").inc()
-        log.error(
-            "dead_event",
-            order_id=str(record.event.order_id),
-            version=record.event.version,
-            position=str(record.position),
-            reason=reason,
-        )
+        dead.tell(record, reason)

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from chassis.kafka import Cluster, Entry, KafkaUnavailable
 from chassis.testing import eventually
 from history_svc.channel.kafka import KafkaDeadLetters, Topics
+from history_svc.channel.outbox import LoggedDeadLetters
 from history_svc.errors import EventsUnavailable
 from tests.streams import MemoryLog
 
@@ -100,3 +102,17 @@ async def test_who_waits_for_a_turn_behind_one_that_fails_gets_a_producer_of_its
     await second
     assert (failing.closed, box.opened, box.closed, len(box.entries)) == (1, 1, 0, 1)
     await letters.close()
+
+
+async def test_the_log_says_of_what_kind_a_refusal_is_and_does_not_quote_the_document():
+    reason = "document_parsing_exception: failed to parse field [labels], preview 'alice@example.org'"
+    box = Letterbox()
+    kafka = KafkaDeadLetters(TOPICS, box.producer, put_s=60.0)
+    for letters in (kafka, LoggedDeadLetters()):
+        with capture_logs() as lines:
+            await letters.put(a_record(), reason)
+        (line,) = [each for each in lines if each["event"] == "dead_event"]
+        assert line["reason"] == "document_parsing_exception"
+        assert "alice" not in str(line)
+    await kafka.close()
+    assert b"alice" in dict(box.entries[0].headers)["x-reason"], "the letter itself says all of it"
