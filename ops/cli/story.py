@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NO_SPANS = "this stack has no Elasticsearch, so no spans; lines are from its log files (dev --full has both)"
 NO_STACK = "no stack runs here; lines are from the log files it left"
+FROM_FILES = "no spans therefore, and lines from the log files"
 ARRIVES_WITHIN_S = 4.0
 """Spans are sent a moment after the call."""
 _TRACE = re.compile(r"[0-9a-f]{32}")
@@ -74,15 +75,7 @@ def trace(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE) -
     order, events = _journal(state_dir, order_id)
     own = {parent.split("-")[1] for parent in (order.traceparent,) if parent.count("-") == 3}
     known = own | {event.traceparent.split("-")[1] for event in events if event.traceparent.count("-") == 3}
-    url = Endpoints.read(state_dir).elasticsearch
-    if url is None:
-        output.note(NO_SPANS)
-        spans: list[dict[str, Any]] = []
-        lines = files.lines_of(Places(state_dir).logs, order=order_id, traces=known)
-    else:
-        kept = Kept(url)
-        spans = _spans(kept, order_id, own, known)
-        lines = kept.lines(orders=[order_id], traces=known)
+    spans, lines = _found(state_dir, order_id, own, known)
     _tell_if_cut(lines, spans)
     every = timeline.merged(
         [_journaled(event, own) for event in events],
@@ -97,6 +90,22 @@ def trace(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE) -
     _show(timeline.without_echoes(every), with_depth=True)
 
 
+def _found(
+    state_dir: Path, order_id: str, own: set[str], known: set[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Spans and lines; only lines, from files, where Elasticsearch is away or never was."""
+    url = Endpoints.read(state_dir).elasticsearch
+    why = NO_SPANS
+    if url is not None:
+        kept = Kept(url)
+        try:
+            return _spans(kept, order_id, own, known), kept.lines(orders=[order_id], traces=known)
+        except OpsError as away:
+            why = f"{away}; {FROM_FILES}"
+    output.note(why)
+    return [], files.lines_of(Places(state_dir).logs, order=order_id, traces=known)
+
+
 def _lines(state_dir: Path, word: str) -> list[dict[str, Any]]:
     """Lines about what a word names, from where this stack keeps them.
 
@@ -104,16 +113,20 @@ def _lines(state_dir: Path, word: str) -> list[dict[str, Any]]:
     """
     is_trace = _TRACE.fullmatch(word) is not None
     found = Endpoints.peek(state_dir)
+    why = NO_SPANS if found is not None and found.state == "ready" else NO_STACK
     if found is not None and found.elasticsearch is not None and found.state == "ready":
         kept = Kept(found.elasticsearch)
-        if is_trace:
-            return kept.lines(traces=[word])
-        about = kept.lines(orders=[word])
-        return kept.lines(orders=[word], traces=traces_in(about)) if about else []
+        try:
+            if is_trace:
+                return kept.lines(traces=[word])
+            about = kept.lines(orders=[word])
+            return kept.lines(orders=[word], traces=traces_in(about)) if about else []
+        except OpsError as away:
+            why = f"{away}; {FROM_FILES}"
     directory = Places(state_dir).logs
     if not directory.is_dir():
         raise OpsError(f"there are no logs in {state_dir}; name another --state-dir")
-    output.note(NO_SPANS if found is not None and found.state == "ready" else NO_STACK)
+    output.note(why)
     return files.lines_of(directory, traces=[word]) if is_trace else files.lines_of(directory, order=word)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ops.cli import story
+from ops.ports import free_port
+from ops.stack.endpoints import Endpoints, Grpc, Tls
+from ops.stack.layout import Places
 from ops.story import files, timeline
 from ops.story.timeline import Entry
 
@@ -140,3 +145,30 @@ def test_without_elasticsearch_an_order_leads_to_all_lines_of_its_traces(tmp_pat
     ]
     assert files.lines_of(tmp_path, order="nobody's") == []
     assert files.lines_of(tmp_path, traces=[]) == []
+
+
+def test_while_elasticsearch_is_away_the_files_are_read_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Places(tmp_path)
+    here.logs.mkdir(parents=True)
+    write(here.logs / "order_svc.s1.log", line("00.3", order_id=ORDER))
+    Endpoints(
+        state="ready",
+        stack_pid=os.getpid(),
+        gateway="http://127.0.0.1:1",
+        grpc=Grpc(plain="127.0.0.1:1", mtls="127.0.0.1:1"),
+        tls=Tls(ca="", cert="", key=""),
+        services=(),
+        databases=(),
+        upstreams=(),
+        issuer="http://127.0.0.1:1",
+        elasticsearch=f"http://127.0.0.1:{free_port()}",
+    ).write(tmp_path)
+    for of_trace in (False, True):
+        found = story._lines(tmp_path, OWN if of_trace else ORDER)
+        assert [each["message"] for each in found] == ["order_changed"]
+        assert story.FROM_FILES in capsys.readouterr().err
+    spans, lines = story._found(tmp_path, ORDER, {OWN}, {OWN})
+    assert (spans, [each["message"] for each in lines]) == ([], ["order_changed"])
+    assert "does not answer" in capsys.readouterr().err
