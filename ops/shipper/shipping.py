@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
@@ -12,7 +12,7 @@ from ops.shipper import metrics
 from ops.shipper.streams import short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from ops.shipper.bulk import BulkWriter, Document
     from ops.shipper.tail import Line, Tail
@@ -59,14 +59,35 @@ class Shipping:
     async def step(self) -> bool:
         """Ship one batch; whether there was one. If cancelled here: it is shipped again, and found there."""
         lines = await asyncio.to_thread(self._tail.read, bytes_max=BATCH_BYTES, lines_max=BATCH_LINES)
-        metrics.BEHIND_BYTES.labels(short(self._route.stream)).set(self._tail.bytes_behind())
+        self._tell()
         if not lines:
             return False
-        await self._writer.write(self._route.stream, [self._route.document_of(line) for line in lines])
+        documents = [self._route.document_of(line) for line in lines]
+        await self._looking_on(self._writer.write(self._route.stream, documents))
         self._tail.passed(lines)
         await asyncio.to_thread(self._tail.save)
         self._route.after()
         return True
+
+    async def _looking_on(self, writing: Coroutine[Any, Any, None]) -> None:
+        """Write, which takes as long as Elasticsearch is away.
+
+        Files that are moved aside meanwhile are opened, so that they can be read when it is back, and it is
+        told how much waits.
+        """
+        task = asyncio.create_task(writing, name=f"{self.name}.write")
+        try:
+            while not task.done():
+                await asyncio.wait((task,), timeout=LOOK_EVERY_S)
+                await asyncio.to_thread(self._tail.look)
+                self._tell()
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
+        task.result()
+
+    def _tell(self) -> None:
+        metrics.BEHIND_BYTES.labels(short(self._route.stream)).set(self._tail.bytes_behind())
 
     async def finish(self) -> None:
         """Wait a little for what is in the files now; the next process goes on with the rest."""

@@ -70,7 +70,7 @@ class Tail:
 
         Files take turns. The same lines come again until `passed`.
         """
-        self._look()
+        self.look()
         found: list[Line] = []
         left = bytes_max
         files = list(self._files.items())
@@ -124,8 +124,11 @@ class Tail:
             file.handle.close()
         self._files.clear()
 
-    def _look(self) -> None:
-        """Open what is new, follow what was renamed, and let go of what is gone and read."""
+    def look(self) -> None:
+        """Open what is new, follow what was renamed, and let go of what is gone and read.
+
+        What is open stays readable when its name is given to another file.
+        """
         there: dict[tuple[int, int], Path] = {}
         for path in self._paths():
             try:
