@@ -2,7 +2,7 @@
 
 Whoever starts a process may have sent its output to a file. Told which one, the process moves it aside when
 it is long, to the same name with `.1`, and goes on in a new one: with a line for each call a file would fill
-a disk. Who reads the file by its inode reads it to its end all the same.
+a disk. Some older ones are kept, `.2` and on, for whoever ships them and could not for a while.
 """
 
 from __future__ import annotations
@@ -10,21 +10,27 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_BYTES_MAX = 32 * 1024 * 1024
+FILES_KEPT = 7
+"""Moved aside; with the one that is written a quarter of a GiB for each process."""
 _OUT, _ERR = 1, 2
 
 
 class Output:
     """Standard output. file: what it is, when it is to be moved aside; None leaves it alone."""
 
-    def __init__(self, file: Path | None = None, *, bytes_max: int = FILE_BYTES_MAX) -> None:
+    def __init__(
+        self, file: Path | None = None, *, bytes_max: int = FILE_BYTES_MAX, kept: int = FILES_KEPT
+    ) -> None:
         self._file = file
         self._bytes_max = bytes_max
+        self._kept = kept
         self._lock = threading.Lock()
         self._size = os.fstat(_OUT).st_size if file is not None else 0
 
@@ -47,7 +53,10 @@ class Output:
             ours = os.fstat(_OUT)
             if not os.path.samestat(ours, file.stat()):
                 raise FileNotFoundError(file)
-            file.replace(file.with_name(f"{file.name}.1"))
+            for number in range(self._kept - 1, 0, -1):
+                with suppress(FileNotFoundError):
+                    aside(file, number).replace(aside(file, number + 1))
+            file.replace(aside(file, 1))
             fresh = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError:
             self._file = None
@@ -57,3 +66,8 @@ class Output:
         os.dup2(fresh, _OUT)
         os.close(fresh)
         self._size = 0
+
+
+def aside(file: Path, number: int) -> Path:
+    """Where the file is that was moved aside as the last one, the last but one, and so on from 1."""
+    return file.with_name(f"{file.name}.{number}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from contextlib import AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,12 @@ INSTALL_AGAIN_S = 1.0
 CONNECTIONS_MAX = 64
 
 
+_OUR_LOG = re.compile(r"(?!dev\.).+\.log(\.\d+)?")
+
+
 def is_our_log(name: str) -> bool:
     """Whether a name in the directory of logs is that of a process; `dev.log` is for people."""
-    return name.endswith((".log", ".log.1")) and not name.startswith("dev.")
+    return _OUR_LOG.fullmatch(name) is not None
 
 
 class Installing:

@@ -31,7 +31,7 @@ def lines_of(logs: Path, *, order: str = "", traces: Iterable[str] = ()) -> list
 def _with(logs: Path, words: set[str]) -> Iterator[dict[str, Any]]:
     """Every ECS line that has one of these words somewhere."""
     needles = [word.encode() for word in words]
-    for path in sorted([*logs.glob("*.log.1"), *logs.glob("*.log")]):
+    for path in sorted([*logs.glob("*.log.[0-9]"), *logs.glob("*.log")]):
         with path.open("rb") as file:
             for raw in file:
                 if raw.startswith(b"{") and any(needle in raw for needle in needles):

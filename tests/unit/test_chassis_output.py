@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from chassis.output import Output
 
-output = Output(Path(sys.argv[1]) if sys.argv[1] else None, bytes_max=20_000)
+output = Output(Path(sys.argv[1]) if sys.argv[1] else None, bytes_max=20_000, kept=int(sys.argv[2]))
 
 def say(name):
     for number in range(500):
@@ -29,10 +29,14 @@ sys.stderr.write("the end\\n")
 """
 
 
-def run(log: Path, told: Path | str) -> None:
+def run(log: Path, told: Path | str, *, kept: int = 1) -> None:
     with log.open("ab") as out:
         subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(told)], stdout=out, stderr=out, timeout=60, check=True
+            [sys.executable, "-c", PROGRAM, str(told), str(kept)],
+            stdout=out,
+            stderr=out,
+            timeout=60,
+            check=True,
         )
 
 
@@ -48,6 +52,17 @@ def test_a_long_file_is_moved_aside_and_every_line_is_whole_and_in_order(tmp_pat
         assert numbers == list(range(numbers[0], 500)), "the newest lines are there, older ones are bounded"
     assert all(line.endswith("x" * 40) for line in lines)
     assert sorted(tmp_path.iterdir()) == [log, aside]
+
+
+def test_older_files_are_kept_for_who_ships_them_later(tmp_path: Path) -> None:
+    log = tmp_path / "gateway.log"
+    run(log, log, kept=3)
+    files = [tmp_path / "gateway.log.2", tmp_path / "gateway.log.1", log]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    lines = "".join(file.read_text() for file in files).splitlines()
+    for name in ("a", "b"):
+        numbers = [int(line.split()[1]) for line in lines if line.startswith(name)]
+        assert numbers == list(range(500)), "none is missing"
 
 
 @pytest.mark.parametrize("told", ["", "elsewhere.log"])
