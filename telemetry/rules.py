@@ -79,6 +79,12 @@ class Alert:
         }
 
 
+CALLS_PER_S_MIN: Final = 0.2
+"""A budget is counted as if there were at least so many calls: of one a minute, one that fails is no outage,
+and thirty are one.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Slo:
     """A service level objective. objective: percent. page, ticket: names of its alerts.
@@ -106,7 +112,7 @@ class Slo:
 
     def recordings(self, time: Time) -> list[dict[str, Any]]:
         """The share of errors over each window."""
-        ratio = f"({self.errors}) / ({self.total} > 0)"
+        ratio = f"({self.errors}) / clamp_min({self.total}, {CALLS_PER_S_MIN:g})"
         return [
             {
                 "record": f"slo:sli_error:ratio_rate{window}",

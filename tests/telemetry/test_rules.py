@@ -125,6 +125,40 @@ def test_recovery_that_is_gone_altogether_is_told_too(tmp_path: Path) -> None:
     promtool("test", "rules", path)
 
 
+@pytest.mark.parametrize(
+    ("failing", "at", "fires"), [("0x100 1x100", "104m", 0), ("0x100 1+1x100", "130m", 1)]
+)
+def test_where_hardly_anybody_calls_one_failure_wakes_nobody_and_many_do(
+    tmp_path: Path, failing: str, at: str, fires: int
+) -> None:
+    rule_file = tmp_path / "rules.yml"
+    rule_file.write_text(yaml.safe_dump(rules.rules()))
+    called = 'grpc_server_handled_total{job="shard_proxy", grpc_service="ordermesh.order.v1.OrderService"'
+    document = {
+        "rule_files": [str(rule_file)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [
+                    {"series": f'{called}, grpc_code="OK"}}', "values": "0+1x200"},
+                    {"series": f'{called}, grpc_code="UNAVAILABLE"}}', "values": failing},
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": 'count(ALERTS{alertname="RequestsFail", alertstate="firing"}) or vector(0)',
+                        "eval_time": at,
+                        "exp_samples": [{"value": fires}],
+                    }
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "quiet.yml"
+    path.write_text(yaml.safe_dump(document))
+    promtool("test", "rules", path)
+
+
 @pytest.mark.parametrize("alert", rules.alerts(), ids=lambda alert: alert.name)
 def test_an_alert_asks_for_metrics_that_there_are_and_is_told_with_what_helps(alert: Alert) -> None:
     known = {metric.name for metric in registry.metrics()}
