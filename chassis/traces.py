@@ -9,18 +9,30 @@ a span of every BEGIN and none of the work. Where nothing is sampled, next to no
 
 from __future__ import annotations
 
+import random
+import re
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context, create_key, set_value
-from opentelemetry.trace import INVALID_SPAN, Link, SpanKind, StatusCode
+from opentelemetry.context import Context, attach, create_key, detach, set_value
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from contextvars import Token
 
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
@@ -40,6 +52,8 @@ _EXPORT_SPANS = 512
 _propagator = TraceContextTextMapPropagator()
 _tracer = trace.get_tracer("ordermesh")
 _SAMPLED_FLAGS = ("-01", "-03")
+_UNSAMPLED = re.compile("00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(00|02)")
+_NO_SPAN = nullcontext(INVALID_SPAN)
 
 
 def configure(
@@ -111,35 +125,31 @@ def exemplar(span: Span) -> dict[str, str] | None:
     return {"trace_id": trace.format_trace_id(context.trace_id)} if context.trace_flags.sampled else None
 
 
-@contextmanager
-def server_span(name: str, metadata: Mapping[str, str], *, always: bool = False) -> Iterator[Span]:
+def server_span(
+    name: str, metadata: Mapping[str, str], *, always: bool = False
+) -> AbstractContextManager[Span]:
     """The span of a served call, child of the caller's when `traceparent` came along.
 
     always: sample it even when neither the ratio nor the caller would have it.
     """
-    with _span(name.strip("/"), SpanKind.SERVER, _parent(metadata.get("traceparent", "")), always) as span:
-        yield span
+    return _child_span(name.strip("/"), SpanKind.SERVER, metadata.get("traceparent", ""), always=always)
 
 
-@contextmanager
-def client_span(name: str, attributes: Attributes | None = None) -> Iterator[Span]:
+def client_span(name: str, attributes: Attributes | None = None) -> AbstractContextManager[Span]:
     """The span of a call to somebody else, or to a database, within the span that runs now.
 
     When that one is not recorded, neither is this: the call then carries the context that there is.
     """
-    current = trace.get_current_span()
-    if not current.is_recording():
-        yield INVALID_SPAN
-        return
-    with _span(name.strip("/"), SpanKind.CLIENT, None, attributes=attributes) as span:
-        yield span
+    if not trace.get_current_span().is_recording():
+        return _NO_SPAN
+    return _span(name.strip("/"), SpanKind.CLIENT, None, attributes=attributes)
 
 
-@contextmanager
-def work_span(name: str, parent: str = "", attributes: Attributes | None = None) -> Iterator[Span]:
+def work_span(
+    name: str, parent: str = "", attributes: Attributes | None = None
+) -> AbstractContextManager[Span]:
     """The span of background work that goes on with what a caller began, in the trace of `parent`."""
-    with _span(name, SpanKind.INTERNAL, _parent(parent), attributes=attributes) as span:
-        yield span
+    return _child_span(name, SpanKind.INTERNAL, parent, attributes=attributes)
 
 
 @contextmanager
@@ -163,6 +173,36 @@ def linked_span(
     links = [Link(context) for context in islice((each for each in contexts if each.is_valid), LINKS_MAX)]
     with _span(name, kind, Context(), always or bool(links), links, attributes) as span:
         yield span
+
+
+def _child_span(
+    name: str, kind: SpanKind, parent: str, *, always: bool = False, attributes: Attributes | None = None
+) -> AbstractContextManager[Span]:
+    """A span within the caller's. Nearly all calls come unsampled and end here, without the SDK's detours."""
+    unsampled = None if always else _UNSAMPLED.fullmatch(parent)
+    if unsampled is not None:
+        return _Unrecorded(unsampled[1], unsampled[2])
+    return _span(name, kind, _parent(parent), always, attributes=attributes)
+
+
+class _Unrecorded:
+    """Goes on with an unsampled trace, for a `with`: a span with an id of its own, and nothing to record."""
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, trace_id: str, flags: str) -> None:
+        span_id = random.getrandbits(64) or 1
+        context = SpanContext(int(trace_id, 16), span_id, is_remote=False, trace_flags=TraceFlags(int(flags)))
+        self._span = NonRecordingSpan(context)
+        self._token: Token[Context] | None = None
+
+    def __enter__(self) -> Span:
+        self._token = attach(trace.set_span_in_context(self._span))
+        return self._span
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            detach(self._token)
 
 
 @contextmanager

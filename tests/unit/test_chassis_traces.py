@@ -136,6 +136,39 @@ def test_a_call_is_recorded_as_its_caller_says_unless_it_has_to_be(
     assert names(spans) == (["child", "s/m"] if is_recorded else [])
 
 
+@pytest.mark.parametrize("flags", ["00", "02"])
+def test_an_unsampled_trace_goes_on_with_a_span_of_its_own_in_every_service(
+    spans: InMemorySpanExporter, flags: str
+) -> None:
+    carried = f"00-{TRACE_ID}-{'b' * 16}-{flags}"
+    for _ in range(2):
+        before, sent = carried, ""
+        with traces.server_span("/s/m", {"traceparent": before}) as span:
+            carried = traces.traceparent()
+            with traces.client_span("child"):
+                sent = traces.traceparent()
+        assert (span.is_recording(), sent) == (False, carried)
+        assert carried.startswith(f"00-{TRACE_ID}-")
+        assert carried.endswith(f"-{flags}")
+        assert carried != before
+    assert (traces.traceparent(), names(spans)) == ("", [])
+
+
+def test_an_unrecorded_span_ends_with_its_work_and_returns_to_what_ran_before(
+    spans: InMemorySpanExporter,
+) -> None:
+    def fails() -> None:
+        with traces.work_span("submit", UNSAMPLED):
+            raise ValueError("canary")
+
+    with traces.work_span("outer", PARENT):
+        before = traces.traceparent()
+        with pytest.raises(ValueError, match="canary"):
+            fails()
+        assert traces.traceparent() == before
+    assert names(spans) == ["outer"]
+
+
 def test_only_calls_begin_traces_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     spans = recorded(monkeypatch, ratio=1.0)
     with traces.work_span("a loop's round"), traces.client_span("its query"):
