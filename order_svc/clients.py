@@ -51,6 +51,7 @@ class Upstreams:
                 channel = await stack.enter_async_context(rpc.Channel(target, service="upstream", tls=tls))
                 # No deserializer: an answer that cannot be decoded is a finding, and grpcio would hide it.
                 calls[name] = channel.unary_unary(EXECUTE, pb.ExecuteRequest.SerializeToString, None)
+                metrics.IN_FLIGHT.labels(name)  # a zero from the start
             yield cls(calls)
 
     async def execute(self, order: Order, *, timeout_s: float) -> Answer | Ambiguity:

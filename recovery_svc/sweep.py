@@ -58,6 +58,7 @@ class ShardSweep:
         self._answered_at = clock.monotonic()
         # A claim that is cut off may have been granted: its orders would wait for the end of the lease.
         self._claiming = OwnedTasks(limit=1)
+        metrics.IN_FLIGHT.labels(shard)  # a zero from the start
 
     async def run(self) -> None:
         """Claim and hand over, until cancelled. What was handed over goes on."""
