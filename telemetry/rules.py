@@ -62,6 +62,14 @@ class Alert:
     command: str
     promise: str = ""
 
+    def link(self) -> str:
+        """Its panel, alone and large, as a path of Grafana."""
+        # Dashboards are made of alerts, so they come later.
+        from telemetry import dashboards
+
+        board, panel = dashboards.panel_of(self)
+        return f"/d/{board}?viewPanel={panel}"
+
     def rule(self, time: Time) -> dict[str, Any]:
         """As Prometheus reads it."""
         labels = {"severity": self.severity} | ({"promise": self.promise} if self.promise else {})
@@ -73,7 +81,7 @@ class Alert:
             "annotations": {
                 "summary": self.summary,
                 "runbook": f"{RUNBOOKS}/{self.dashboard}.md#{self.name.lower()}",
-                "dashboard": f"/d/ordermesh-{self.dashboard}",
+                "dashboard": self.link(),
                 "command": self.command,
             },
         }

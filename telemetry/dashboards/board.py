@@ -6,6 +6,7 @@ Panels are laid out from left to right, in rows; a panel says in plain words wha
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -170,6 +171,10 @@ class Board:
         """What links and alerts call it."""
         return f"ordermesh-{self.name}"
 
+    def numbered(self) -> Iterator[tuple[int, Panel]]:
+        """Every panel with its id, in the order in which they are shown."""
+        return enumerate((panel for row in self.rows for panel in row.panels), start=1)
+
     def json(self) -> str:
         """The file that Grafana reads."""
         return json.dumps(self._built(), cls=encoder.JSONEncoder, indent=1, sort_keys=True) + "\n"
@@ -195,16 +200,16 @@ class Board:
         )
         for variable in (*self.variables, RUNBOOKS):
             made.with_variable(_variable(variable))
-        number, top = 0, 0
+        numbers = {panel.title: number for number, panel in self.numbered()}
+        top = 0
         for row in self.rows:
             made.with_row(dashboard.Row(row.title).grid_pos(models.GridPos(h=1, w=WIDTH, x=0, y=top)))
             left, top = 0, top + 1
             for panel in row.panels:
-                number += 1
                 if left + panel.wide > WIDTH:
                     left, top = 0, top + HEIGHT
                 place = models.GridPos(h=HEIGHT, w=panel.wide, x=left, y=top)
-                made.with_panel(_panel(panel, number, self.name).grid_pos(place))
+                made.with_panel(_panel(panel, numbers[panel.title], self.name).grid_pos(place))
                 left += panel.wide
             top += HEIGHT
         return made.build()

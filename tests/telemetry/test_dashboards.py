@@ -7,6 +7,7 @@ One full stack under load for those that ask; a query that gives nothing there i
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import time
@@ -24,6 +25,7 @@ import asyncpg
 import grpc
 import httpx
 import pytest
+import yaml
 from grafana_foundation_sdk.cog import encoder, plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -166,6 +168,26 @@ def test_an_alert_has_a_panel_on_its_dashboard_with_its_expression_threshold_and
         for step in panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", ())
     ]
     assert not numbers or (numbers[0] or 0.5) in drawn
+
+
+def test_an_alert_links_to_a_panel_that_is_there_and_is_its_own() -> None:
+    """In Grafana's form of a link to one panel, `viewPanel` and its id."""
+    boards = {board["uid"]: board for board in grafana.dashboards().values()}
+    told = yaml.safe_load((grafana.ROOT / "deploy/prometheus/rules.yml").read_text(encoding="utf-8"))
+    found = [rule for group in told["groups"] for rule in group["rules"] if "alert" in rule]
+    assert {rule["alert"] for rule in found} == {alert.name for alert in rules.alerts()}
+    for rule in found:
+        link = re.fullmatch(r"/d/([a-z-]+)\?viewPanel=(\d+)", rule["annotations"]["dashboard"])
+        assert link, rule
+        (panel,) = [each for each in grafana.panels(boards[link[1]]) if each["id"] == int(link[2])]
+        runbooks = [each["title"] for each in panel["links"]]
+        assert f"Runbook: {rule['alert']}" in runbooks, f"{rule['alert']} links to {panel['title']}"
+
+
+def test_an_alert_that_no_panel_shows_gets_no_link() -> None:
+    nobody = dataclasses.replace(rules.alerts()[0], name="NobodyShowsMe")
+    with pytest.raises(registry.RegistryError, match="NobodyShowsMe has no panel on the dashboard overview"):
+        nobody.link()
 
 
 def test_every_metric_is_in_the_registry_or_prometheus_own() -> None:
