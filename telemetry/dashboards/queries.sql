@@ -101,10 +101,12 @@ SELECT scope, reason, actor, created_at, until_at
  LIMIT 50
 
 -- name: replica_place
--- How far this replica is behind its primary, and the newest order it has.
+-- Whether this replica still receives, how far it is behind its primary, and the newest order it has. One that receives nothing is
+-- behind by all that was committed since its last change, whether or not it has replayed everything that it received.
 SELECT i.shard,
        pg_is_in_recovery() AS is_replica,
-       CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
+       EXISTS (SELECT FROM pg_stat_wal_receiver) AS receives,
+       CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
             ELSE round(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::numeric, 1) END AS behind_seconds,
        (SELECT created_at FROM ordermesh.order_timers ORDER BY order_id DESC LIMIT 1) AS newest_waiting_order
   FROM ordermesh.shard_identity i

@@ -175,7 +175,7 @@ BOARD = Board(
                 Panel(
                     "table",
                     "This replica's own word",
-                    "What the replica that is chosen above says of itself.",
+                    "What the chosen replica says of itself. One that receives nothing shows the past.",
                     (Sql("replica_place"),),
                     wide=16,
                 ),

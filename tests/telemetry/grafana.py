@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
@@ -23,6 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy/grafana"
 ROLE = "ordermesh_dashboards"
+PASSWORD = "dashboards"
 BACK_S = 600
 STEP_S = 5
 RATE_INTERVAL = "20s"
@@ -98,6 +100,22 @@ def filled(text: str, chosen: dict[str, str]) -> str:
     """A query with its variables filled in. Raises: KeyError for one that the dashboard does not have."""
     known = {"__rate_interval": RATE_INTERVAL, "__interval": f"{STEP_S}s", "__range": f"{BACK_S}s"} | chosen
     return _VARIABLE.sub(lambda found: known[found[1] or found[2]], text)
+
+
+async def make_role(dsn: str) -> None:
+    """Make the role of dashboards on a primary as deploy/grafana/role.sql makes it, with a password."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute((DEPLOY / "role.sql").read_text(encoding="utf-8"))
+        await connection.execute(f"ALTER ROLE {ROLE} PASSWORD '{PASSWORD}'")
+    finally:
+        await connection.close()
+
+
+def as_role(dsn: str) -> str:
+    """The same database, asked by the role of dashboards."""
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(netloc=f"{ROLE}:{PASSWORD}@{parts.hostname}:{parts.port}"))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from functools import partial
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
@@ -45,7 +44,7 @@ from telemetry.dashboards.board import Board, Panel
 from telemetry.dashboards.statements import statements
 from telemetry.dashboards.watching import measured
 from tests.telemetry import grafana
-from tests.telemetry.grafana import ROLE, Servers, Target
+from tests.telemetry.grafana import Servers, Target
 from tests.telemetry.rig import Rig, ready
 
 pytestmark = pytest.mark.timeout(600)
@@ -72,7 +71,6 @@ GIVEN = {
 }
 """What Prometheus and its client library show by themselves."""
 LABELS = {"grpc_service", "grpc_method", "grpc_type", "grpc_code"}
-PASSWORD = "dashboards"
 
 YEAR = {"firstDay": "2024-04-01", "lastDay": "2025-03-31"}
 
@@ -304,15 +302,11 @@ async def busy(rig: Rig) -> AsyncIterator[None]:
 async def servers(rig: Rig) -> AsyncIterator[Servers]:
     """The data sources; the role of dashboards is made as deploy/grafana/role.sql makes it."""
     endpoints = rig.world.endpoints
-    role = (grafana.DEPLOY / "role.sql").read_text(encoding="utf-8")
     for database in endpoints.databases:
         if database.role == "shard":
-            connection = await asyncpg.connect(database.dsn)
-            await connection.execute(role)
-            await connection.execute(f"ALTER ROLE {ROLE} PASSWORD '{PASSWORD}'")
-            await connection.close()
+            await grafana.make_role(database.dsn)
     replicas = {
-        str(database.shard): as_role(database.dsn)
+        str(database.shard): grafana.as_role(database.dsn)
         for database in endpoints.databases
         if database.role == "replica"
     }
@@ -320,11 +314,6 @@ async def servers(rig: Rig) -> AsyncIterator[Servers]:
     assert endpoints.elasticsearch
     async with httpx.AsyncClient(timeout=20.0) as http:
         yield Servers(http, endpoints.prometheus, endpoints.elasticsearch, replicas)
-
-
-def as_role(dsn: str) -> str:
-    parts = urlsplit(dsn)
-    return urlunsplit(parts._replace(netloc=f"{ROLE}:{PASSWORD}@{parts.hostname}:{parts.port}"))
 
 
 async def choices(servers: Servers, board: str) -> list[dict[str, str]]:

@@ -1,0 +1,63 @@
+"""What a replica says of itself on the dashboard of shards, also when nothing comes any more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from chassis.testing import eventually
+from ops import ports
+from telemetry.dashboards.statements import statement
+from tests.replicas import Replicated, replicated
+from tests.telemetry import grafana
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+async def both(server_dir: Path, clean_machine: None) -> AsyncIterator[Replicated]:
+    async with replicated(server_dir) as pair:
+        yield pair
+
+
+@pytest.fixture
+async def dashboards(both: Replicated) -> AsyncIterator[Any]:
+    """A session of the dashboards' role on the replica."""
+    await grafana.make_role(both.database.dsn)
+    await both.caught_up()
+    session = await asyncpg.connect(grafana.as_role(both.replica_dsn))
+    yield session
+    await session.close(timeout=5)
+
+
+async def test_a_replica_that_receives_nothing_says_so_and_is_not_called_up_to_date(
+    both: Replicated, dashboards: Any
+) -> None:
+    async def place() -> dict[str, Any]:
+        return dict(await dashboards.fetchrow(statement("replica_place")))
+
+    first = await both.shard.create()
+    await both.caught_up()
+    seen = await place()
+    assert (seen["shard"], seen["is_replica"], seen["receives"]) == ("s1", True, True)
+    assert seen["behind_seconds"] == 0
+    assert seen["newest_waiting_order"] == first.order.created_at
+
+    # What it received is replayed; only that nothing comes any more is wrong.
+    nowhere = f"host=127.0.0.1 port={ports.free_port()}"
+    await both.session.execute(f"ALTER SYSTEM SET primary_conninfo = '{nowhere}'")
+    await both.session.execute("SELECT pg_reload_conf()")
+
+    async def cut_off() -> bool:
+        return not (await place())["receives"]
+
+    await eventually(cut_off, within_s=30)
+    await both.shard.create()
+    seen = await place()
+    assert await both.session.fetchval("SELECT pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()")
+    assert seen["behind_seconds"] > 0
+    assert seen["newest_waiting_order"] == first.order.created_at
