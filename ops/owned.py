@@ -169,6 +169,9 @@ class OwnedServer(ABC):
     def _write_config(self, name: str, text: str) -> Path:
         """Write one file that the server reads and only we and it may."""
         path = self.config_dir / name
+        if not path.parent.exists():
+            path.parent.mkdir(mode=0o700)
+            _give_to_server(path.parent)
         path.unlink(missing_ok=True)
         path.write_text(text, encoding="utf-8")
         path.chmod(0o600)

@@ -1,5 +1,6 @@
 """One real Prometheus of the local stack and the tests: it scrapes what it is told to and follows the rules.
 
+It has the jobs of production, from deploy/prometheus/scrape.yml, and one for what runs on a laptop alone.
 The programs come from ops.gobuild. Targets and rules may be replaced while it runs: targets are read again by
 themselves, rules by `reload`. How it lives and dies says ops.owned.
 
@@ -12,6 +13,7 @@ themselves, rules by `reload`. How it lives and dies says ops.owned.
 
 import asyncio
 import json
+import re
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,7 @@ from typing import Any, Final
 
 import httpx
 
-from ops import gobuild, processes
+from ops import gobuild, places, processes
 from ops.owned import HOST, OwnedServer, ServerError
 
 SCRAPE_S: Final = 5.0
@@ -30,7 +32,18 @@ KEPT: Final = "24h"
 KEPT_MB: Final = 512
 
 _ANSWER_TIMEOUT_S: Final = 10.0
-_TARGETS: Final = "targets.json"
+_OTHERS: Final = "others"
+"""The job of what production does not have, such as simulated upstreams; each says itself what it is."""
+_JOB: Final = re.compile(r"^  - job_name: (\w+)$", re.MULTILINE)
+
+
+def _scrape_file() -> str:
+    return (places.deploy_dir() / "prometheus/scrape.yml").read_text(encoding="utf-8")
+
+
+def jobs() -> tuple[str, ...]:
+    """The jobs of production."""
+    return tuple(_JOB.findall(_scrape_file()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,7 @@ class PrometheusServer(OwnedServer):
         """Say what is to be scraped; also while the server runs."""
         self._targets = tuple(targets)
         if self.config_dir.exists():
-            self._write_config(_TARGETS, self._targets_file())
+            self._write_targets()
 
     async def query(self, expression: str) -> list[dict[str, Any]]:
         """The series that an expression of PromQL gives now, as the API of Prometheus shows them.
@@ -119,36 +132,32 @@ class PrometheusServer(OwnedServer):
         for number, path in enumerate(self.rules):
             # Copied, since its user may not enter where they are.
             rules.append(str(self._write_config(f"rules-{number}.yml", path.read_text(encoding="utf-8"))))
-        self._write_config(_TARGETS, self._targets_file())
+        self._write_config("scrape.yml", _scrape_file())
+        self._write_targets()
         every = f"{round(self.scrape_s * 1000)}ms"
         timeout = f"{round(min(self.scrape_s, _ANSWER_TIMEOUT_S) * 1000)}ms"
         # JSON is YAML.
         configuration = {
             "global": {"scrape_interval": every, "scrape_timeout": timeout, "evaluation_interval": every},
             "rule_files": rules,
+            "scrape_config_files": ["scrape.yml"],
             "scrape_configs": [
-                {
-                    "job_name": "ordermesh",
-                    "file_sd_configs": [
-                        {"files": [str(self.config_dir / _TARGETS)], "refresh_interval": "5s"}
-                    ],
-                }
+                {"job_name": _OTHERS, "file_sd_configs": [{"files": [f"targets/{_OTHERS}.yml"]}]}
             ],
         }
         self._write_config("prometheus.yml", json.dumps(configuration, indent=2))
 
-    def _targets_file(self) -> str:
-        return json.dumps(
-            [
-                {
-                    "targets": [target.address],
-                    "labels": {"job": target.service, "instance": target.name}
-                    | ({"shard": target.shard} if target.shard else {}),
-                }
-                for target in self._targets
-            ],
-            indent=2,
-        )
+    def _write_targets(self) -> None:
+        of_jobs: dict[str, list[dict[str, Any]]] = {job: [] for job in (*jobs(), _OTHERS)}
+        for target in self._targets:
+            labels = {"instance": target.name} | ({"shard": target.shard} if target.shard else {})
+            if target.service in of_jobs:
+                of_jobs[target.service].append({"targets": [target.address], "labels": labels})
+            else:
+                labels["job"] = target.service
+                of_jobs[_OTHERS].append({"targets": [target.address], "labels": labels})
+        for job, found in of_jobs.items():
+            self._write_config(f"targets/{job}.yml", json.dumps(found, indent=2))
 
     def _command(self, home: Path) -> list[str | Path]:
         return [

@@ -90,6 +90,17 @@ async def test_targets_may_change_while_it_runs_and_an_alert_fires_for_one_that_
     assert await eventually(of_the_gateway_alone, within_s=30)
 
 
+async def test_what_production_does_not_have_is_scraped_under_its_own_name(
+    server: PrometheusServer, answering: int
+) -> None:
+    server.watch([Target("upstream", "upstream.payments", f"127.0.0.1:{answering}")])
+
+    async def jobs() -> bool:
+        return [each["metric"]["job"] for each in await server.query("up")] == ["upstream"]
+
+    assert await eventually(jobs, within_s=30)
+
+
 async def test_what_it_saw_survives_a_restart(server: PrometheusServer) -> None:
     async def seen() -> bool:
         return bool(await ups(server))
