@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from grpc import StatusCode
 
 from chassis.errors import OrdermeshError, Reason
+
+if TYPE_CHECKING:
+    from archive_svc.segment import Step
 
 
 class UnknownShard(OrdermeshError):
@@ -122,9 +127,16 @@ class PlacesUnknown(OrdermeshError):
 
 
 class StatementIncomplete(OrdermeshError):
-    """What was read for a statement does not add up to what is known of it, so there is no statement."""
+    """What was read for a statement does not add up to what is known of it, so there is no statement.
+
+    step: the proof that a segment failed; None when no single segment did.
+    """
 
     code, reason = StatusCode.DATA_LOSS, Reason.STATEMENT_INCOMPLETE
+
+    def __init__(self, step: Step | None = None, **facts: object) -> None:
+        super().__init__(**facts)
+        self.step = step
 
 
 class OrdersMoved(OrdermeshError):

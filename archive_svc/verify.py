@@ -8,9 +8,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-import structlog
-
-from archive_svc import metrics, points
+from archive_svc import damage, metrics, points
 from archive_svc.ahead import Ahead, ended, in_thread
 from archive_svc.columns import SHAPES
 from archive_svc.lifecycle import mismatches
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
     Counted = Mapping[tuple[int, str], tuple[Sum, ...]]
 
-log = structlog.get_logger("verify")
 READ_AT_ONCE = 2
 """Segments that are in memory, whole: one is compared while the next is fetched."""
 
@@ -148,16 +145,14 @@ class Verifier:
         await must_be(self._store, segment.stored)
 
     def _tell(self, month: str, segment: CataloguedSegment, damaged: SegmentDamaged) -> None:
-        metrics.DAMAGES.labels(self._catalog.shard, damaged.step.value).inc()
-        log.error(
-            "segment_damaged",
-            shard=self._catalog.shard,
+        damage.tell(
+            self._catalog.shard,
+            damaged.step,
+            damaged.detail,
             month=month,
             part=segment.part,
             table=segment.table,
             key=segment.stored.key,
-            step=damaged.step.value,
-            detail=damaged.detail,
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+from prometheus_client import REGISTRY
 
 from archive_svc.archiver import Archiver, Pacing
 from archive_svc.catalog import Catalog, CataloguedSegment
@@ -25,6 +26,7 @@ from archive_svc.holds import Holds
 from archive_svc.lifecycle import Month, State
 from archive_svc.restore import Restorer
 from archive_svc.retention import NOT_LOCKED, Retention
+from archive_svc.segment import Step
 from archive_svc.stretch import SESSION
 from archive_svc.sweep import Sweeper, Sweeping, Sweeps
 from archive_svc.throttle import Throttle
@@ -64,6 +66,12 @@ TEXTS = (
     "=1+1",
     "a,b;c\td",
 )
+
+
+def damages(shard: str) -> float:
+    """How many segments of a shard were found damaged by anybody in this process."""
+    labels = [{"shard": shard, "proof": step.value} for step in Step]
+    return sum(REGISTRY.get_sample_value("ordermesh_archive_damages_total", each) or 0.0 for each in labels)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from archive_svc import metrics
 from archive_svc.errors import StatementIncomplete, StorageUnavailable
-from archive_svc.segment import Range, ReadOutsidePlan, SegmentDamaged
+from archive_svc.segment import Range, ReadOutsidePlan, SegmentDamaged, Step
 from archive_svc.statement.merge import Tally
 from archive_svc.statement.plan import microseconds
 from archive_svc.statement.rows import COLUMNS, Row
@@ -154,7 +154,7 @@ class Fetcher:
             if hashlib.sha256(body).hexdigest() == wanted.sha256:
                 break
         else:
-            raise StatementIncomplete(shard=wanted.leg.shard, key=stored.key, what="SHA-256")
+            raise StatementIncomplete(Step.BYTES, shard=wanted.leg.shard, key=stored.key, what="SHA-256")
         if wanted.group is None:
             self._footers[name] = body
             while len(self._footers) > self._footers_max:
@@ -167,7 +167,7 @@ class Fetcher:
         except (ObjectNotFound, ObjectChanged) as gone:
             raise SegmentGone(stored.key, type(gone).__name__) from gone
         except ObjectDamaged as damaged:
-            raise StatementIncomplete(key=stored.key, what=type(damaged).__name__) from damaged
+            raise StatementIncomplete(Step.BYTES, key=stored.key, what=type(damaged).__name__) from damaged
         except S3Error as failed:
             raise StorageUnavailable from failed
 
@@ -187,12 +187,13 @@ def _decoded(user_id: str, leg: Leg, group: int, parts: dict[int, bytes]) -> lis
     try:
         found = user_rows(leg.facts, file, group, user_id=user_id, columns=COLUMNS)
     except (SegmentDamaged, ReadOutsidePlan) as damaged:
+        step = damaged.step if isinstance(damaged, SegmentDamaged) else Step.GROUPS
         raise StatementIncomplete(
-            shard=leg.shard, key=leg.stored.key, what=type(damaged).__name__
+            step, shard=leg.shard, key=leg.stored.key, what=type(damaged).__name__
         ) from damaged
     said = leg.facts.groups[group]
     if said.first_user == said.last_user == user_id and said.rows != len(found):
-        raise StatementIncomplete(shard=leg.shard, key=leg.stored.key, what="rows of a group")
+        raise StatementIncomplete(Step.ROWS, shard=leg.shard, key=leg.stored.key, what="rows of a group")
     return [Row(*values) for values in found]
 
 
@@ -204,4 +205,4 @@ def _must_add_up(user_id: str, leg: Leg, tally: Tally) -> None:
     said = {each.by: (each.rows, each.total) for each in leg.facts.sums}
     found = {(t.currency, t.status): (t.orders, t.amount_minor) for t in tally.totals()}
     if said != found:
-        raise StatementIncomplete(shard=leg.shard, key=leg.stored.key, what="sums")
+        raise StatementIncomplete(Step.SUMS, shard=leg.shard, key=leg.stored.key, what="sums")

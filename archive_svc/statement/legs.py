@@ -13,8 +13,9 @@ from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from archive_svc import damage
 from archive_svc.errors import OrdersMoved, StatementIncomplete
-from archive_svc.segment import Facts
+from archive_svc.segment import Facts, Step
 from archive_svc.statement.amendments import Amendment, amended, by_order
 from archive_svc.statement.fetching import Leg, Read, SegmentGone
 from archive_svc.statement.places import see_owned
@@ -74,6 +75,8 @@ class ShardReader:
                     yield batch
         except SegmentGone as gone:
             raise await self._why(gone) from gone
+        except StatementIncomplete as incomplete:
+            raise self._told(incomplete) from incomplete.__cause__
 
     async def archived_order(self, user_id: str, order_id: UUID) -> tuple[Row, int] | None:
         """One order with its amendments, and how many these are; None when no segment has it.
@@ -92,6 +95,8 @@ class ShardReader:
                     found = [row async for batch in batches for row in batch if row.order_id == str(order_id)]
         except SegmentGone as gone:
             raise await self._why(gone) from gone
+        except StatementIncomplete as incomplete:
+            raise self._told(incomplete) from incomplete.__cause__
         mine = amendments.get(str(order_id), [])
         return (amended(found[0], mine), len(mine)) if found else None
 
@@ -100,7 +105,16 @@ class ShardReader:
         async with self._sessions() as session:
             if await session.fetchval(QUERIES.gone, gone.key):
                 return OrdersMoved(shard=self.shard, key=gone.key)
-        return StatementIncomplete(shard=self.shard, key=gone.key, what=gone.what)
+        return self._told(StatementIncomplete(Step.BYTES, shard=self.shard, key=gone.key, what=gone.what))
+
+    def _told(self, incomplete: StatementIncomplete) -> StatementIncomplete:
+        """The same, once somebody was told of a segment that was found damaged."""
+        if incomplete.step is not None:
+            what = {name: incomplete.facts[name] for name in ("key", "month") if name in incomplete.facts}
+            damage.tell(
+                self.shard, incomplete.step, str(incomplete.facts["what"]), found_by="statement", **what
+            )
+        return incomplete
 
     async def _rows(self, session: Session, wanted: Wanted, read: Read) -> AsyncGenerator[list[Row], None]:
         user_id, period = wanted.user_id, (wanted.since, wanted.until)
@@ -166,10 +180,12 @@ class ShardReader:
 
     def _leg(self, user_id: str, piece: Piece, row: Any) -> Leg:
         if row["key"] is None:
-            raise StatementIncomplete(shard=self.shard, month=f"{piece.month:%Y-%m}", what="a segment")
+            raise StatementIncomplete(
+                Step.BYTES, shard=self.shard, month=f"{piece.month:%Y-%m}", what="a segment"
+            )
         facts = Facts.from_json(row["facts"])
         if facts.rows != row["order_count"]:
-            raise StatementIncomplete(shard=self.shard, key=row["key"], what="rows of a part")
+            raise StatementIncomplete(Step.ROWS, shard=self.shard, key=row["key"], what="rows of a part")
         stored = Stored(
             row["key"], row["size_bytes"], row["etag"], version_id=row["version_id"], sha256=row["sha256"]
         )

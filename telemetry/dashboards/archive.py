@@ -163,6 +163,11 @@ BOARD = Board(
                     ),
                     unit="ops",
                 ),
+                watch(
+                    "StatementsFail",
+                    "Statements given up",
+                    "In the last hour, of each shard: their users were told so, and get none.",
+                ),
                 Panel(
                     "series",
                     "Time of a turn",

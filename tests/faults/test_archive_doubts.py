@@ -18,7 +18,7 @@ from archive_svc.lifecycle import State
 from chassis import pg
 from chassis.errors import ShardUnavailable
 from chassis.testing import eventually
-from tests.archiving import AUGUST, Archive, Twin, fill, opened
+from tests.archiving import AUGUST, Archive, Twin, damages, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
 from tests.inprocess_s3 import InProcessS3, Version
@@ -184,6 +184,18 @@ async def test_tables_that_changed_since_the_proof_are_not_dropped(archive: Arch
     assert "not what was proven" in month.quarantined
     assert month.state is State.GRACE
     assert await archive.exists("orders_2023_08")
+
+
+async def test_a_month_whose_segment_is_gone_keeps_its_tables_and_somebody_is_told(archive: Archive) -> None:
+    await archive.want(AUGUST, State.GRACE)
+    await archive.work()
+    before = damages("s1")
+    await archive.store.delete((await archive.segments())[0].stored)
+    await archive.want(AUGUST, State.DROPPED)
+    month = await archive.work()
+    assert month.quarantined.startswith("DROP: BYTES")
+    assert await archive.exists("orders_2023_08")
+    assert damages("s1") == before + 1
 
 
 async def test_without_the_read_back_damage_goes_unseen(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -29,7 +29,7 @@ from chassis.testing import eventually
 from ops import ports
 from ops.postgres import PostgresServer
 from ops.replica import PRIMARY_SETTINGS, PostgresReplica
-from tests.archiving import AUGUST, SEPTEMBER, Archive, fill, opened
+from tests.archiving import AUGUST, SEPTEMBER, Archive, damages, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
 from tests.databases import Databases
@@ -296,9 +296,11 @@ async def test_what_is_damaged_on_the_way_is_read_again_and_what_is_damaged_at_r
     (bucket,) = s3_server.buckets
     for segment in await archive.segments():
         s3_server.flip_at_rest(bucket, segment.stored.key)
+    before = damages("s1")
     with pytest.raises(StatementIncomplete) as damaged:
         await rows_of([fresh()], wanted("user.a"))
     assert damaged.value.facts["what"] == "SHA-256"
+    assert damages("s1") == before + 1, "somebody is woken"
 
 
 async def test_a_storage_that_does_not_answer_is_said_to_be_away(
@@ -311,8 +313,10 @@ async def test_a_storage_that_does_not_answer_is_said_to_be_away(
 
 
 async def test_a_segment_that_is_gone_or_was_never_catalogued_ends_the_statement(archive: Archive) -> None:
+    in_august = within((await known_rows(archive))["user.a"], SINCE, datetime(2023, 9, 1, tzinfo=UTC))
     await archived(archive, AUGUST)
     first = next(s for s in await archive.segments() if s.facts.groups_of("user.a"))
+    before = damages("s1")
     await archive.store.delete(first.stored)
     with pytest.raises(StatementIncomplete) as gone:
         await rows_of([reader(archive.database.dsn, archive.store)], wanted("user.a"))
@@ -321,6 +325,11 @@ async def test_a_segment_that_is_gone_or_was_never_catalogued_ends_the_statement
     with pytest.raises(StatementIncomplete) as lost:
         await rows_of([reader(archive.database.dsn, archive.store)], wanted("user.a"))
     assert lost.value.facts["what"] == "a segment"
+    assert damages("s1") == before + 2, "whoever finds it, somebody is woken"
+    asked = reader(archive.database.dsn, archive.store)
+    with pytest.raises(StatementIncomplete):
+        await asked.archived_order("user.a", UUID(in_august[0].order_id))
+    assert damages("s1") == before + 3
 
 
 async def test_two_shards_make_one_statement(

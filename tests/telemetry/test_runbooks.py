@@ -23,6 +23,7 @@ FILLED_IN = {
     "USER": "alice",
     "MONTH": "2023-08",
     "OUTCOME": "failed",
+    "DAY": "2024-04-01",
 }
 """What a reader may put where a page has a word in capitals; where anything will do the word itself does."""
 OF_A_LAPTOP = {"mail list", "mail show"}
