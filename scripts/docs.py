@@ -177,7 +177,7 @@ def settings_models() -> list[tuple[str, type[Settings]]]:
         ("archive_svc", ArchiveSettings),
         ("upstream (simulated)", UpstreamSettings),
         ("issuer (local stack)", IssuerSettings),
-        ("shipper (local stack)", ShipperSettings),
+        ("shipper", ShipperSettings),
     ]
 
 

@@ -97,32 +97,32 @@ class Intake:
         self._server.should_exit = True
 
 
+def elasticsearch(settings: ShipperSettings) -> httpx.AsyncClient:
+    """Calls Elasticsearch as the settings say."""
+    key = settings.elasticsearch_api_key.get_secret_value()
+    headers = {"authorization": f"ApiKey {key}"} if key else {}
+    return httpx.AsyncClient(base_url=settings.elasticsearch, timeout=ANSWER_S, headers=headers)
+
+
 async def serve(settings: ShipperSettings) -> None:
     """Run the shipper until SIGTERM; then ship what is there, for a moment, and leave the rest on disk."""
     logs.configure("shipper")
     where = settings.shipper_dir
     where.mkdir(parents=True, exist_ok=True)
     spool = Spool(where / "spans", bytes_max=settings.spool_bytes_max)
-    lines = Tail(settings.logs_dir, where / "lines.json", wanted=is_our_log)
     spans = Tail(where / "spans", where / "spans.json", wanted=Spool.wanted)
+    routes = [(spans, Route(streams.TRACES, span_of, lambda: spool.clear(spans.is_at_end_of)))]
+    if settings.logs_dir is not None:
+        lines = Tail(settings.logs_dir, where / "lines.json", wanted=is_our_log)
+        routes.append((lines, Route(streams.LOGS, LineDocuments().of, lambda: None)))
     installed = asyncio.Event()
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=settings.elasticsearch, timeout=ANSWER_S)
-        )
+        http = await stack.enter_async_context(elasticsearch(settings))
         installing = Installing(http, installed)
         writer = BulkWriter(http, DeadFile(where / "dead.ndjson"), again=installing.once)
-        shipped = (
-            Shipping(lines, writer, Route(streams.LOGS, LineDocuments().of, lambda: None), installed),
-            Shipping(
-                spans,
-                writer,
-                Route(streams.TRACES, span_of, lambda: spool.clear(spans.is_at_end_of)),
-                installed,
-            ),
-        )
-        stack.callback(lines.close)
-        stack.callback(spans.close)
+        shipped = [Shipping(tail, writer, route, installed) for tail, route in routes]
+        for tail, _ in routes:
+            stack.callback(tail.close)
         taken = Intake(settings.listen, spool)
         readiness = admin.Readiness()
         await stack.enter_async_context(admin.serve(settings.admin_listen, readiness))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from chassis.settings import Address, Settings
 
@@ -17,7 +17,12 @@ class ShipperSettings(Settings):
         "127.0.0.1:0", description="Where /metrics, /healthz and /readyz are served."
     )
     elasticsearch: str = Field(pattern="^https?://", description="Address of Elasticsearch.")
-    logs_dir: Path = Field(description="The directory with the processes' log files.")
+    elasticsearch_api_key: SecretStr = Field(
+        SecretStr(""), description="API key of Elasticsearch; none when empty."
+    )
+    logs_dir: Path | None = Field(
+        None, description="The directory with the processes' log files; where others carry lines, none."
+    )
     shipper_dir: Path = Field(description="Where offsets, waiting spans and refused lines are kept.")
     spool_bytes_max: int = Field(
         128 * 1024 * 1024,

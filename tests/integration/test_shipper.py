@@ -23,6 +23,7 @@ from chassis.testing import eventually
 from ops import ports
 from ops.elasticsearch import ElasticsearchServer
 from ops.shipper.streams import LOGS, TRACES
+from ops.story.kept import Kept
 
 WITHIN_S = 120.0
 AT = "2026-09-01T12:30:15.123456Z"
@@ -38,6 +39,7 @@ class Shipper:
     elasticsearch: str
     listen: str = field(default_factory=lambda: f"127.0.0.1:{ports.free_port()}")
     admin: str = field(default_factory=lambda: f"127.0.0.1:{ports.free_port()}")
+    carries_lines: bool = True
     child: asyncio.subprocess.Process | None = None
 
     @property
@@ -50,9 +52,10 @@ class Shipper:
             "LISTEN": self.listen,
             "ADMIN_LISTEN": self.admin,
             "ELASTICSEARCH": self.elasticsearch,
-            "LOGS_DIR": str(self.logs),
             "SHIPPER_DIR": str(self.root / "shipper"),
         }
+        if self.carries_lines:
+            settings["LOGS_DIR"] = str(self.logs)
         with (self.root / "out").open("ab") as out:
             self.child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "ops.shipper"),
@@ -235,3 +238,23 @@ async def test_at_stop_the_last_lines_are_shipped(own: ElasticsearchServer, ship
     shipper.say("a", *(line(number) for number in range(2, 500)))
     assert await shipper.end(signal.SIGTERM) == 0
     assert len(await found(own.url, LOGS, "order_id")) == 499
+
+
+async def test_behind_a_collector_it_ships_spans_alone_which_are_found_by_their_traces(
+    own: ElasticsearchServer, shipper: Shipper
+) -> None:
+    """As in production, where others carry the lines."""
+    await own.start()
+    shipper.carries_lines = False
+    await shipper.start()
+    shipper.say("a", line(1))
+    await shipper.give(spans(1))
+    wanted = [f"{number:032x}" for number in range(1, SPANS_EACH + 1)]
+
+    async def are_found() -> bool:
+        seen = await asyncio.to_thread(Kept(own.url).spans, traces=wanted)
+        return sorted(span["trace.id"] for span in seen) == wanted
+
+    await eventually(are_found, within_s=WITHIN_S)
+    assert await shipper.end(signal.SIGTERM) == 0
+    assert await count(own.url, LOGS) == 0

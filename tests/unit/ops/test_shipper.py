@@ -17,9 +17,10 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
 from ops.shipper import intake
-from ops.shipper.app import is_our_log
+from ops.shipper.app import elasticsearch, is_our_log
 from ops.shipper.bulk import PAUSE_MAX_S, BulkWriter, DeadFile, Document
 from ops.shipper.documents import UNSTRUCTURED, LineDocuments, span_of
+from ops.shipper.settings import ShipperSettings
 from ops.shipper.spans import span_lines
 from ops.shipper.spool import Spool
 from ops.shipper.tail import LINE_BYTES_MAX, Line, Tail
@@ -151,6 +152,20 @@ def test_the_logs_of_processes_are_read_and_what_is_for_people_is_not() -> None:
 
 def line(text: str, name: str = "order_svc.s1.log", offset: int = 0, file: str = "f") -> Line:
     return Line(file, name, offset, offset + len(text) + 1, text.encode())
+
+
+@pytest.mark.parametrize(("key", "sent"), [("", None), ("aWQ6a2V5", "ApiKey aWQ6a2V5")])
+async def test_elasticsearch_is_asked_with_the_key_that_the_settings_have(
+    tmp_path: Path, key: str, sent: str | None
+) -> None:
+    settings = ShipperSettings(
+        elasticsearch="https://es.internal:9200", elasticsearch_api_key=key, shipper_dir=tmp_path
+    )
+    async with elasticsearch(settings) as http:
+        request = http.build_request("PUT", "/_index_template/logs-ordermesh")
+    assert str(request.url) == "https://es.internal:9200/_index_template/logs-ordermesh"
+    assert request.headers.get("authorization") == sent
+    assert "aWQ6a2V5" not in repr(settings)
 
 
 def test_an_ecs_line_is_its_own_document_to_the_byte() -> None:
