@@ -58,6 +58,18 @@ class Reading:
         found = [value for _, value in self.values(name, **labels)]
         return sum(found) if found else None
 
+    def agreed(self, name: str, **labels: str) -> float | None:
+        """The sum of what several processes look at alike: of each label set the greatest that one shows."""
+        greatest: dict[Labels, float] = {}
+        for key, value in self.values(name, **labels):
+            of_all = frozenset(item for item in key.items() if item[0] != "process")
+            greatest[of_all] = max(value, greatest.get(of_all, value))
+        return sum(greatest.values()) if greatest else None
+
+    def shows(self, process: str) -> bool:
+        """Whether a process shows anything."""
+        return any(each.name == process and not each.away for each in self.processes)
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -66,8 +78,15 @@ class Change:
     before: Reading
     now: Reading
 
+    def saw(self, process: str) -> bool:
+        """Whether a process showed something both times, so that its rates are known."""
+        return self.before.shows(process) and self.now.shows(process)
+
     def rate(self, name: str, **labels: str) -> float:
-        """How much counters grew a second; one that was set back counts from zero."""
+        """How much counters grew a second; one that was set back counts from zero.
+
+        A process that was not seen before has no rate: all that it ever counted did not come just now.
+        """
         return sum(grown for _, grown in self._grown(name, labels)) / self._s
 
     def rates(self, name: str, by: str, **labels: str) -> dict[str, float]:
@@ -93,7 +112,10 @@ class Change:
 
     def _grown(self, name: str, labels: Mapping[str, str]) -> Iterable[tuple[dict[str, str], float]]:
         before = {frozenset(key.items()): value for key, value in self.before.values(name, **labels)}
+        known = {process.name for process in self.before.processes if not process.away}
         for key, value in self.now.values(name, **labels):
+            if key["process"] not in known:
+                continue
             earlier = before.get(frozenset(key.items()), 0.0)
             yield key, value - earlier if value >= earlier else value
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ops.top.readings import Change
+    from ops.top.readings import Change, Reading
     from ops.top.waits import Wait
 
 SHARD_COLUMNS = (
@@ -30,10 +30,10 @@ def shards(change: Change, names: Sequence[str]) -> list[dict[str, Any]]:
                 "shard": shard,
                 "created/s": _of(change, "ordermesh_order_changes_total", process, kind="OPENED"),
                 "settled/s": _of(change, "ordermesh_orders_settled_total", process),
-                "pending": now.total("ordermesh_orders_pending", shard=shard),
+                "pending": now.agreed("ordermesh_orders_pending", shard=shard),
                 "hanging": now.most("ordermesh_orders_hanging", shard=shard),
                 "overdue": now.most("ordermesh_orders_hanging_oldest_seconds", shard=shard),
-                "cases": now.total("ordermesh_dead_letters_open", shard=shard) or 0,
+                "cases": _cases(now, shard),
                 "outbox": _since(now.most("ordermesh_outbox_published_until_seconds", shard=shard)),
                 "index": _since(now.most("ordermesh_indexed_until_seconds", shard=shard)),
                 "replica": now.most("ordermesh_replica_lag_seconds", shard=shard),
@@ -52,11 +52,8 @@ def services(change: Change) -> list[dict[str, Any]]:
         rows.append(
             {
                 "process": name,
-                "calls/s": _of(change, "grpc_server_handled_total", name)
-                + _of(change, "http_server_handled_total", name),
-                "faults/s": sum(
-                    _of(change, "grpc_server_handled_total", name, grpc_code=code) for code in FAULTS
-                ),
+                "calls/s": _calls(change, name),
+                "faults/s": _faults(change, name),
                 "p99": change.quantile("grpc_server_handling_seconds", 0.99, process=name)
                 or change.quantile("http_server_handling_seconds", 0.99, process=name),
                 "loop p99": change.quantile("ordermesh_event_loop_lag_seconds", 0.99, process=name),
@@ -64,6 +61,29 @@ def services(change: Change) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _calls(change: Change, process: str) -> float | None:
+    if not change.saw(process):
+        return None
+    return sum(change.rate(f"{kind}_server_handled_total", process=process) for kind in ("grpc", "http"))
+
+
+def _faults(change: Change, process: str) -> float | None:
+    """Calls and requests that were not served through no fault of the caller's."""
+    if not change.saw(process):
+        return None
+    statuses = change.rates("http_server_handled_total", "status", process=process)
+    return sum(
+        change.rate("grpc_server_handled_total", process=process, grpc_code=code) for code in FAULTS
+    ) + sum(rate for status, rate in statuses.items() if status.startswith("5"))
+
+
+def _cases(now: Reading, shard: str) -> float | None:
+    """Open cases; a replica that is looked at and has none shows no series of them."""
+    if not now.most("ordermesh_lookback_up", shard=shard):
+        return None
+    return now.agreed("ordermesh_dead_letters_open", shard=shard) or 0.0
 
 
 def snapshot(change: Change, names: Sequence[str], waits: Sequence[Wait]) -> dict[str, Any]:
@@ -105,5 +125,6 @@ def _since(instant: float | None) -> float | None:
     return None if not instant else max(0.0, time.time() - instant)
 
 
-def _of(change: Change, name: str, process: str, **labels: str) -> float:
-    return change.rate(name, process=process, **labels)
+def _of(change: Change, name: str, process: str, **labels: str) -> float | None:
+    """What a process counts a second; None when it was not seen both times."""
+    return change.rate(name, process=process, **labels) if change.saw(process) else None

@@ -21,6 +21,8 @@ QUERIES: Final = pg.queries("ops.top", "waits.sql")
 STATEMENT_S: Final = 2.0
 HELD_S_MIN: Final = 2.0
 """Shorter transactions are work, not a reason to wait."""
+KEPT_MIN: Final = 1000
+"""Transactions; a replica is always some behind."""
 SLOT_BYTES_MIN: Final = 16 * 1024 * 1024
 
 
@@ -51,8 +53,12 @@ async def _of_shard(shard: str, dsn: str) -> list[Wait]:
 async def _sessions(shard: str, database: pg.Database) -> AsyncIterator[Wait]:
     holder = await database.fetchrow(QUERIES.holder, timeout_s=STATEMENT_S)
     if holder is not None and holder["age_s"] >= HELD_S_MIN:
-        who = f"pid {holder['pid']} of {holder['application'] or 'somebody'} ({holder['state']})"
+        who = f"{holder['who']} ({holder['state']})"
         yield Wait(shard, f"a transaction is {holder['age_s']:.0f} s old", f"{who}: {holder['query']}")
+    outside = await database.fetchrow(QUERIES.held_from_outside, timeout_s=STATEMENT_S)
+    if outside is not None and outside["kept"] >= KEPT_MIN:
+        why = f"{outside['who']}: look there for a query that runs for long"
+        yield Wait(shard, f"nothing of the last {outside['kept']} transactions is cleaned up", why)
     blocked = await database.fetchrow(QUERIES.blocked, timeout_s=STATEMENT_S)
     if blocked is not None:
         why = f"pid {blocked['pid']} has waited {blocked['waits_s'] or 0:.0f} s for pid {blocked['held_by']}"

@@ -46,6 +46,48 @@ def test_a_process_that_was_started_again_counts_from_zero() -> None:
     assert change(NOW, BEFORE).rate("grpc_server_handled_total") == 52.5
 
 
+def test_a_process_that_was_not_seen_before_has_no_rates() -> None:
+    """All that it ever counted did not come in the last two seconds."""
+    late = Change(reading(0.0, Process("order_svc.s1", away=True)), reading(2.0, parsed("order_svc.s1", NOW)))
+    assert late.rate("grpc_server_handled_total") == 0.0
+    assert late.quantile("ordermesh_event_loop_lag_seconds", 0.99) is None
+    (row,) = screen.services(late)
+    assert (row["calls/s"], row["faults/s"]) == (None, None)
+
+
+def test_what_several_processes_look_at_alike_counts_once() -> None:
+    shown = (
+        'ordermesh_orders_pending{shard="s1",age="1m"} 40\nordermesh_orders_pending{shard="s1",age="1h"} 2\n'
+    )
+    both = reading(0.0, parsed("history_svc", shown), parsed("history_svc.2", shown.replace("40", "41")))
+    assert both.agreed("ordermesh_orders_pending", shard="s1") == 43
+    assert both.agreed("ordermesh_orders_pending", shard="s2") is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "cases"),
+    [
+        ('ordermesh_lookback_up{shard="s1"} 0\n', None),
+        ('ordermesh_lookback_up{shard="s1"} 1\n', 0.0),
+        (
+            'ordermesh_lookback_up{shard="s1"} 1\nordermesh_dead_letters_open{shard="s1",reason="GONE"} 3\n',
+            3.0,
+        ),
+    ],
+)
+def test_cases_are_not_known_while_the_replica_is_away(shown: str, cases: float | None) -> None:
+    (row,) = screen.shards(change(shown, shown, name="history_svc"), ["s1"])
+    assert row["cases"] == cases
+
+
+def test_requests_that_the_gateway_could_not_serve_are_faults() -> None:
+    line = 'http_server_handled_total{{route="/v1/orders",method="POST",status="{}"}} {}\n'
+    before = "".join(line.format(status, 0) for status in (201, 404, 503))
+    now = "".join(line.format(status, 100) for status in (201, 404, 503))
+    (row,) = screen.services(change(before, now, name="gateway"))
+    assert (row["calls/s"], row["faults/s"]) == (150.0, 50.0)
+
+
 def test_a_quantile_is_of_what_happened_between_two_looks() -> None:
     assert change().quantile("ordermesh_event_loop_lag_seconds", 0.99) == 0.1
     assert change().quantile("ordermesh_event_loop_lag_seconds", 0.1) == 0.01
