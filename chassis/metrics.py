@@ -95,6 +95,9 @@ PG_FAILURES = meters.counter(
     "Uses of a connection that failed, or that got none.",
     {"pool": _POOL, "reason": _PG_FAILURE},
 )
+PG_CONNECTIONS_MAX = meters.gauge(
+    "ordermesh_pg_connections_max", "Connections that a pool may open.", {"pool": None}
+)
 PG_CONNECTIONS = meters.gauge(
     "ordermesh_pg_connections", "Connections that are open.", {"pool": None, "state": None}
 )

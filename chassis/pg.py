@@ -358,6 +358,7 @@ async def open_database(
     with _typed_errors():
         await pool
     meters.know(pool=[name])
+    metrics.PG_CONNECTIONS_MAX.labels(name).set(settings.pool_size)
     metrics.PG_CONNECTIONS.labels(name, "idle").set_function(pool.get_idle_size)
     metrics.PG_CONNECTIONS.labels(name, "busy").set_function(lambda: pool.get_size() - pool.get_idle_size())
     try:

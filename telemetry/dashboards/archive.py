@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from telemetry.dashboards.board import SHARD, Board, Panel, Replicas, Row, Sql
-from telemetry.dashboards.expressions import gauge, quantiles, rate, spread
+from telemetry.dashboards.expressions import agreed, gauge, quantiles, rate, spread
 from telemetry.dashboards.watching import watch
 
 _SHARD = 'shard=~"$shard"'
@@ -48,7 +48,7 @@ BOARD = Board(
                     "series",
                     "Months by where they stand",
                     "Months that were asked to be archived.",
-                    (gauge("ordermesh_archive_months", "shard", "state", where=_SHARD),),
+                    (agreed("ordermesh_archive_months", "shard", "state", where=_SHARD),),
                     stacked=True,
                 ),
                 Panel(
@@ -119,7 +119,7 @@ BOARD = Board(
                     "Objects that nothing names",
                     "As the last walk over the bucket found them, and those that were deleted.",
                     (
-                        gauge("ordermesh_archive_strays", "shard", where=_SHARD),
+                        gauge("ordermesh_archive_strays", "shard", where=_SHARD, of="max"),
                         rate("ordermesh_archive_swept_total", "kind", legend="{{kind}} deleted a second"),
                         rate("ordermesh_archive_uploads_given_up_total", legend="uploads given up a second"),
                     ),
@@ -128,7 +128,7 @@ BOARD = Board(
                     "series",
                     "Bytes that nothing names",
                     "How large those objects are.",
-                    (gauge("ordermesh_archive_stray_bytes", "shard", where=_SHARD),),
+                    (gauge("ordermesh_archive_stray_bytes", "shard", where=_SHARD, of="max"),),
                     unit="bytes",
                 ),
                 Panel(
@@ -136,7 +136,13 @@ BOARD = Board(
                     "Halted, and checks",
                     "1 while the kill switch keeps tables; segments read once more and found whole.",
                     (
-                        gauge("ordermesh_archive_halted", "shard", where=_SHARD, legend="{{shard}} halted"),
+                        gauge(
+                            "ordermesh_archive_halted",
+                            "shard",
+                            where=_SHARD,
+                            legend="{{shard}} halted",
+                            of="max",
+                        ),
                         rate("ordermesh_archive_checked_total", legend="checked a second"),
                     ),
                 ),
@@ -149,7 +155,7 @@ BOARD = Board(
                     "series",
                     "Statements that are not over",
                     "By where they stand.",
-                    (gauge("ordermesh_statements", "state", where=_SHARD),),
+                    (agreed("ordermesh_statements", "state", where=_SHARD),),
                     stacked=True,
                 ),
                 Panel(
@@ -191,7 +197,7 @@ BOARD = Board(
                     "Mails",
                     "That wait, and tries by what came of them.",
                     (
-                        gauge("ordermesh_statement_mails_waiting", where=_SHARD, legend="wait"),
+                        agreed("ordermesh_statement_mails_waiting", where=_SHARD, legend="wait"),
                         rate("ordermesh_statement_mails_total", "outcome", where=_SHARD),
                     ),
                 ),

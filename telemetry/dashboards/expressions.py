@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from telemetry import registry
 from telemetry.dashboards.board import Prom
 
 _QUANTILES: Final = ((0.5, "p50"), (0.99, "p99"))
@@ -34,6 +35,13 @@ def gauge(
         legend or _legend(by),
         empty_when_healthy=empty_when_healthy,
     )
+
+
+def agreed(metric: str, *by: str, where: str = "", legend: str = "", empty_when_healthy: str = "") -> Prom:
+    """A gauge that several processes show alike, as each looks at every shard: counted once, summed up."""
+    labels = next(each.labels for each in registry.metrics() if each.name == metric)
+    once = _summed(f"{metric}{_braced(where)}", tuple(labels), "max")
+    return Prom(_summed(once, by), legend or _legend(by), empty_when_healthy=empty_when_healthy)
 
 
 def quantiles(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from telemetry.dashboards.board import SHARD, UPSTREAM, Board, Panel, Replicas, Row, Sql
-from telemetry.dashboards.expressions import gauge, quantiles, rate, spread
+from telemetry.dashboards.expressions import agreed, gauge, quantiles, rate, spread
 from telemetry.dashboards.watching import watch
 
 _CHANGES = "ordermesh_order_changes_total"
@@ -74,7 +74,7 @@ BOARD = Board(
                     "series",
                     "Orders that are not done, by age",
                     "Old ones should be few; see the dashboard of recovery when they grow.",
-                    (gauge("ordermesh_orders_pending", "age", where=_SHARD),),
+                    (agreed("ordermesh_orders_pending", "age", where=_SHARD),),
                     stacked=True,
                 ),
                 Panel(

@@ -124,11 +124,11 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Fullest pool",
-                    "The greatest share of a pool's connections that is busy: how saturated the mesh is.",
+                    "The greatest share that is busy of what a pool may open: how saturated the mesh is.",
                     (
                         Prom(
                             'max(sum by (instance, pool) (ordermesh_pg_connections{state="busy"}) / '
-                            "(sum by (instance, pool) (ordermesh_pg_connections) > 0))",
+                            "sum by (instance, pool) (ordermesh_pg_connections_max))",
                             "busy",
                         ),
                     ),

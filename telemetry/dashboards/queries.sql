@@ -1,19 +1,25 @@
--- Statements of panels, on a shard's read replica: each reads a bounded number of rows of the last hours by an index.
+-- Statements of panels, on a shard's read replica: each reads a bounded number of rows of the last hours by an index. What is overdue is
+-- so as of the instant that the replica shows, as the gauges have it: on one that stands still nothing grows older.
 
 -- name: hanging_orders
 -- Orders that should have been looked at by now, the most overdue first, with what is known of them.
-WITH overdue AS (
+WITH shown AS (
+    SELECT CASE WHEN NOT pg_is_in_recovery() THEN clock_timestamp()
+                WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver)
+                THEN clock_timestamp()
+                ELSE coalesce(pg_last_xact_replay_timestamp(), clock_timestamp()) END AS at
+), overdue AS (
     (SELECT order_id, created_at, upstream, stage, due_at, leased_by, probe_count, silent_count, fault_count
-       FROM ordermesh.order_timers WHERE class = 'PROBE' AND due_at < clock_timestamp() ORDER BY due_at LIMIT 50)
+       FROM ordermesh.order_timers WHERE class = 'PROBE' AND due_at < (SELECT at FROM shown) ORDER BY due_at LIMIT 50)
     UNION ALL
     (SELECT order_id, created_at, upstream, stage, due_at, leased_by, probe_count, silent_count, fault_count
-       FROM ordermesh.order_timers WHERE class = 'SUBMIT' AND due_at < clock_timestamp() ORDER BY due_at LIMIT 50)
+       FROM ordermesh.order_timers WHERE class = 'SUBMIT' AND due_at < (SELECT at FROM shown) ORDER BY due_at LIMIT 50)
 )
 SELECT d.order_id,
        d.upstream,
        d.stage,
-       round(extract(epoch FROM clock_timestamp() - d.due_at))::bigint AS overdue_seconds,
-       round(extract(epoch FROM clock_timestamp() - d.created_at))::bigint AS age_seconds,
+       round(extract(epoch FROM (SELECT at FROM shown) - d.due_at))::bigint AS overdue_seconds,
+       round(extract(epoch FROM (SELECT at FROM shown) - d.created_at))::bigint AS age_seconds,
        d.probe_count AS answers,
        d.silent_count AS no_answer,
        d.fault_count AS our_fault,
@@ -25,14 +31,19 @@ SELECT d.order_id,
 
 -- name: waiting_orders
 -- What orders that are not done wait for: how many of the ten thousand oldest, by upstream and stage.
-WITH waiting AS (
+WITH shown AS (
+    SELECT CASE WHEN NOT pg_is_in_recovery() THEN clock_timestamp()
+                WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver)
+                THEN clock_timestamp()
+                ELSE coalesce(pg_last_xact_replay_timestamp(), clock_timestamp()) END AS at
+), waiting AS (
     SELECT upstream, stage, created_at, due_at FROM ordermesh.order_timers ORDER BY order_id LIMIT 10000
 )
 SELECT upstream,
        stage,
        count(*) AS orders,
-       round(extract(epoch FROM clock_timestamp() - min(created_at)))::bigint AS oldest_seconds,
-       greatest(round(extract(epoch FROM clock_timestamp() - min(due_at)))::bigint, 0) AS overdue_seconds
+       round(extract(epoch FROM (SELECT at FROM shown) - min(created_at)))::bigint AS oldest_seconds,
+       greatest(round(extract(epoch FROM (SELECT at FROM shown) - min(due_at)))::bigint, 0) AS overdue_seconds
   FROM waiting
  GROUP BY upstream, stage
  ORDER BY orders DESC
@@ -80,11 +91,17 @@ SELECT failure_reason AS reason,
 
 -- name: open_cases
 -- The oldest cases that wait for a person.
+WITH shown AS (
+    SELECT CASE WHEN NOT pg_is_in_recovery() THEN clock_timestamp()
+                WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver)
+                THEN clock_timestamp()
+                ELSE coalesce(pg_last_xact_replay_timestamp(), clock_timestamp()) END AS at
+)
 SELECT d.order_id,
        d.reason,
        d.severity,
        d.opened_at,
-       round(extract(epoch FROM clock_timestamp() - d.opened_at))::bigint AS open_seconds,
+       round(extract(epoch FROM (SELECT at FROM shown) - d.opened_at))::bigint AS open_seconds,
        d.redrive_count AS redriven,
        split_part(o.traceparent, '-', 2) AS trace
   FROM ordermesh.dead_letters d LEFT JOIN ordermesh.orders o USING (order_id, created_at)

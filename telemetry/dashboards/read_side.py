@@ -98,7 +98,9 @@ BOARD = Board(
                     "Gaps, rewinds and odd messages",
                     "Nothing is lost by them: a watermark waits, or is read again.",
                     (
-                        gauge("ordermesh_index_held", "shard", where=_SHARD, legend="{{shard}} waits"),
+                        gauge(
+                            "ordermesh_index_held", "shard", where=_SHARD, legend="{{shard}} waits", of="max"
+                        ),
                         rate("ordermesh_index_holes_total", "shard", where=_SHARD, legend="{{shard}} gaps"),
                         rate("ordermesh_rewinds_total", "by", where=_SHARD, legend="rewound by {{by}}"),
                         rate("ordermesh_index_undecodable_total", legend="not understood"),
@@ -186,6 +188,7 @@ BOARD = Board(
                             "shard",
                             where=_SHARD,
                             legend="{{shard}} open",
+                            of="max",
                         ),
                         rate("ordermesh_projection_operations_total", "kind", "state"),
                         rate(
@@ -215,6 +218,7 @@ BOARD = Board(
                             "shard",
                             where=_SHARD,
                             legend="{{shard}} months",
+                            of="max",
                         ),
                     ),
                 ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from telemetry.dashboards.board import SHARD, UPSTREAM, Board, Panel, Prom, Replicas, Row, Sql
-from telemetry.dashboards.expressions import gauge, quantiles, rate
+from telemetry.dashboards.expressions import agreed, gauge, quantiles, rate
 from telemetry.dashboards.watching import watch
 
 _SHARD = 'shard=~"$shard"'
@@ -29,7 +29,7 @@ BOARD = Board(
                     "series",
                     "Orders that hang",
                     "Orders that are not done and past the time at which they should have been looked at.",
-                    (gauge("ordermesh_orders_hanging", "shard", where=_SHARD),),
+                    (agreed("ordermesh_orders_hanging", "shard", where=_SHARD),),
                 ),
                 watch(
                     "RecoveryStands",
@@ -64,12 +64,7 @@ BOARD = Board(
                     "How many overdue orders a second recovery takes up, and how many it works on now.",
                     (
                         rate("ordermesh_recovery_claims_total", where=_SHARD, legend="claimed a second"),
-                        gauge(
-                            "ordermesh_recovery_in_flight",
-                            where=_SHARD,
-                            legend="in work",
-                            empty_when_healthy=_NOTHING_TO_ASK,
-                        ),
+                        gauge("ordermesh_recovery_in_flight", where=_SHARD, legend="in work"),
                     ),
                 ),
                 Panel(
@@ -154,7 +149,7 @@ BOARD = Board(
                     "Open cases by reason",
                     "Cases that wait for a person.",
                     (
-                        gauge(
+                        agreed(
                             "ordermesh_dead_letters_open",
                             "reason",
                             where=_SHARD,

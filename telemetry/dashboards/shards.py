@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from telemetry.dashboards.board import SHARD, Board, Panel, Replicas, Row, Sql
-from telemetry.dashboards.expressions import gauge, quantiles, rate, spread
+from telemetry.dashboards.expressions import agreed, gauge, quantiles, rate, spread
 from telemetry.dashboards.watching import watch
 
 BOARD = Board(
@@ -103,7 +103,7 @@ BOARD = Board(
                     "series",
                     "Orders that are not done, by shard",
                     "A shard with far more than the others is behind.",
-                    (gauge("ordermesh_orders_pending", "shard", where='shard=~"$shard"'),),
+                    (agreed("ordermesh_orders_pending", "shard", where='shard=~"$shard"'),),
                 ),
                 Panel(
                     "series",
