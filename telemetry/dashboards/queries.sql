@@ -118,8 +118,8 @@ SELECT scope, reason, actor, created_at, until_at
  LIMIT 50
 
 -- name: replica_place
--- Whether this replica still receives, how far it is behind its primary, and the newest order it has. One that receives nothing is
--- behind by all that was committed since its last change, whether or not it has replayed everything that it received.
+-- Whether this replica still receives, how far it is behind its primary, and the newest order it has.
+-- One that receives nothing is behind by all that was committed since its last change, whether or not it has replayed all it received.
 SELECT i.shard,
        pg_is_in_recovery() AS is_replica,
        EXISTS (SELECT FROM pg_stat_wal_receiver) AS receives,

@@ -28,7 +28,13 @@ PASSWORD = "dashboards"
 BACK_S = 600
 STEP_S = 5
 RATE_INTERVAL = "20s"
+STARTS = "no_shard_available_action_exception"
+"""Of an index that was made a moment ago."""
 _VARIABLE = re.compile(r"\$\{(\w+)(?::\w+)?\}|\$(\w+)")
+
+
+class NotYetThere(Exception):
+    """An index was made a moment ago and answers nothing yet; to be asked again."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,9 @@ class Servers:
         answer = await self.http.post(f"{self.elasticsearch}/_msearch", content=body, headers=kind)
         (found,) = answer.json()["responses"]
         assert "error" not in found, f"{target}: {found}"
+        failures = found["_shards"].get("failures", ())
+        if failures and all(each["reason"]["type"] == STARTS for each in failures):
+            raise NotYetThere(f"{target}: {found['_shards']}")
         assert found["_shards"]["failed"] == 0, f"{target}: {found['_shards']}"
         if "aggregations" not in found:
             return len(found["hits"]["hits"])

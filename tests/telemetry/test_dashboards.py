@@ -44,7 +44,7 @@ from telemetry.dashboards.board import Board, Panel
 from telemetry.dashboards.statements import statements
 from telemetry.dashboards.watching import measured
 from tests.telemetry import grafana
-from tests.telemetry.grafana import Servers, Target
+from tests.telemetry.grafana import NotYetThere, Servers, Target
 from tests.telemetry.rig import Rig, ready
 
 pytestmark = pytest.mark.timeout(600)
@@ -347,10 +347,13 @@ def stays_empty(target: Target) -> bool:
 
 @dataclass
 class Asked:
-    """What came of a query. values: how many it gave with all that can be chosen, the last time."""
+    """What came of a query, the last time. values: how many it gave with all that can be chosen. is_early: an
+    index that it needs was made a moment ago.
+    """
 
     values: int = 0
     wrong: str = ""
+    is_early: bool = False
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +369,8 @@ async def asked(servers: Servers) -> dict[tuple[str, str, str], Asked]:
             for chosen in target.differing(of_board[target.board]):
                 try:
                     answer.values += await servers.ask(target, chosen)
+                except NotYetThere as early:
+                    answer.wrong, answer.is_early = str(early), True
                 except (AssertionError, KeyError, ValueError, asyncpg.PostgresError) as wrong:
                     answer.wrong = f"with {chosen}: {wrong!r}"
 
@@ -374,7 +379,9 @@ async def asked(servers: Servers) -> dict[tuple[str, str, str], Asked]:
     while open_ones and time.monotonic() < end:
         await asyncio.gather(*(ask(target) for target in open_ones))
         open_ones = [
-            target for target in open_ones if not answers[target.key].values and not stays_empty(target)
+            target
+            for target in open_ones
+            if answers[target.key].is_early or not (answers[target.key].values or stays_empty(target))
         ]
     return answers
 
