@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +16,9 @@ from ops.errors import OpsError
 from ops.stack.endpoints import Endpoints
 from ops.stack.layout import Places
 from ops.story import files, timeline
-from ops.story.kept import LINES_MAX, SPANS_MAX, Kept, traces_in
+from ops.story.kept import LINES_MAX, SPANS_MAX, TRACES_MAX, Kept, traces_in
 from ops.story.timeline import Entry
+from ops.top import readings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 NO_SPANS = "this stack has no Elasticsearch, so no spans; lines are from its log files (dev --full has both)"
 NO_STACK = "no stack runs here; lines are from the log files it left"
 FROM_FILES = "no spans therefore, and lines from the log files"
+NOT_SHIPPED = "Elasticsearch has no such line; lines are from the log files"
+BEHIND_BYTES_MIN = 1024 * 1024
+"""Less stands in files all the time, for a moment."""
 ARRIVES_WITHIN_S = 4.0
 """Spans are sent a moment after the call."""
 _TRACE = re.compile(r"[0-9a-f]{32}")
@@ -117,17 +122,42 @@ def _lines(state_dir: Path, word: str) -> list[dict[str, Any]]:
     if found is not None and found.elasticsearch is not None and found.state == "ready":
         kept = Kept(found.elasticsearch)
         try:
-            if is_trace:
-                return kept.lines(traces=[word])
-            about = kept.lines(orders=[word])
-            return kept.lines(orders=[word], traces=traces_in(about)) if about else []
+            if lines := _kept_lines(kept, word, is_trace=is_trace):
+                _tell_if_behind(found)
+                return lines
+            why = ""
         except OpsError as away:
             why = f"{away}; {FROM_FILES}"
     directory = Places(state_dir).logs
     if not directory.is_dir():
         raise OpsError(f"there are no logs in {state_dir}; name another --state-dir")
-    output.note(why)
-    return files.lines_of(directory, traces=[word]) if is_trace else files.lines_of(directory, order=word)
+    lines = files.lines_of(directory, traces=[word]) if is_trace else files.lines_of(directory, order=word)
+    if why or lines:
+        output.note(why or NOT_SHIPPED)
+    return lines
+
+
+def _kept_lines(kept: Kept, word: str, *, is_trace: bool) -> list[dict[str, Any]]:
+    if is_trace:
+        return kept.lines(traces=[word])
+    about = kept.lines(orders=[word])
+    return kept.lines(orders=[word], traces=_few(traces_in(about))) if about else []
+
+
+def _few(traces: list[str]) -> list[str]:
+    """As many as are looked into: the first, in which the order was made, and the newest."""
+    if len(traces) <= TRACES_MAX:
+        return traces
+    output.note(f"it is in {len(traces)} traces; shown are the first and the newest {TRACES_MAX - 1}")
+    return [traces[0], *traces[1 - TRACES_MAX :]]
+
+
+def _tell_if_behind(endpoints: Endpoints) -> None:
+    """Say so when newer lines stand in files that are not shipped yet."""
+    shown = asyncio.run(readings.read(endpoints, only="shipper"))
+    behind = shown.most("ordermesh_shipper_behind_bytes", stream="logs")
+    if behind is not None and behind >= BEHIND_BYTES_MIN:
+        output.note(f"{behind / 2**20:.0f} MiB of newer lines are not in Elasticsearch yet")
 
 
 def _tell_if_cut(lines: Sequence[object], spans: Sequence[object]) -> None:
@@ -144,7 +174,7 @@ def _spans(kept: Kept, order_id: str, own: set[str], known: set[str]) -> list[di
         if own <= starts or time.monotonic() > end:
             break
         time.sleep(0.5)
-    beside = [trace_id for trace_id in traces_in(about) if trace_id not in known]
+    beside = _few([trace_id for trace_id in traces_in(about) if trace_id not in known])
     whole = kept.spans(traces=beside) if beside else []
     return list({span["span.id"]: span for span in (*about, *whole)}.values())
 

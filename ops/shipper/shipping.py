@@ -47,7 +47,7 @@ class Shipping:
 
     async def run(self) -> None:
         """Ship until cancelled."""
-        await self._started.wait()
+        await self._looking_on(self._started.wait())
         while True:
             is_last = self._is_last.is_set()
             if await self.step():
@@ -69,13 +69,13 @@ class Shipping:
         self._route.after()
         return True
 
-    async def _looking_on(self, writing: Coroutine[Any, Any, None]) -> None:
-        """Write, which takes as long as Elasticsearch is away.
+    async def _looking_on(self, writing: Coroutine[Any, Any, object]) -> None:
+        """Write, or wait to begin, which takes as long as Elasticsearch is away.
 
         Files that are moved aside meanwhile are opened, so that they can be read when it is back, and it is
         told how much waits.
         """
-        task = asyncio.create_task(writing, name=f"{self.name}.write")
+        task = asyncio.create_task(writing, name=f"{self.name}.waits")
         try:
             while not task.done():
                 await asyncio.wait((task,), timeout=LOOK_EVERY_S)

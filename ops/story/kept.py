@@ -59,5 +59,5 @@ class Kept:
 
 
 def traces_in(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The traces that lines or spans are of, `TRACES_MAX` at most."""
-    return list(dict.fromkeys(each["trace.id"] for each in found if each.get("trace.id")))[:TRACES_MAX]
+    """The traces that lines or spans are of, in the order in which they are found."""
+    return list(dict.fromkeys(each["trace.id"] for each in found if each.get("trace.id")))

@@ -120,12 +120,12 @@ class Change:
             yield key, value - earlier if value >= earlier else value
 
 
-async def read(endpoints: Endpoints) -> Reading:
-    """Ask every process of a stack at once; one that does not answer is away."""
+async def read(endpoints: Endpoints, *, only: str = "") -> Reading:
+    """Ask every process of a stack at once, or those of one service; one that does not answer is away."""
     named = {
         f"{each.name}.{each.shard}" if each.shard else each.name: each.metrics_url
         for each in endpoints.services
-        if each.metrics_url
+        if each.metrics_url and only in ("", each.name)
     }
     async with httpx.AsyncClient(timeout=SCRAPE_S) as client:
         found = await asyncio.gather(*(_scrape(client, name, url) for name, url in named.items()))

@@ -107,10 +107,11 @@ async def test_logs_finds_the_lines_of_an_order_and_of_a_trace_in_elasticsearch(
     await full.until_settled(order_id)
 
     async def told() -> Entries | None:
-        code, out, _ = await ordermesh(full, "logs", order_id, "-o", "json")
+        code, out, err = await ordermesh(full, "logs", order_id, "-o", "json")
         lines: Entries = json.loads(out)
         rooms = {line["service.name"] for line in lines}
-        return lines if code == 0 and rooms >= {"gateway", "shard_proxy", "order_svc", "upstream"} else None
+        is_all = rooms >= {"gateway", "shard_proxy", "order_svc", "upstream"}
+        return lines if (code, err, is_all) == (0, "", True) else None
 
     lines = await eventually(told, within_s=WITHIN_S, every_s=0.5)
     assert all("bob" not in json.dumps(line) for line in lines), "a user is a hash"

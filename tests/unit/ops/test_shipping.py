@@ -45,11 +45,13 @@ async def tail(tmp_path: Path) -> AsyncIterator[Tail]:
     opened.close()
 
 
+@pytest.mark.parametrize("is_away_at_start", [False, True], ids=["goes away", "away at the start"])
 async def test_files_that_are_moved_aside_while_elasticsearch_is_away_are_shipped_when_it_is_back(
-    tmp_path: Path, tail: Tail
+    tmp_path: Path, tail: Tail, is_away_at_start: bool
 ) -> None:
     away, started = Away(), asyncio.Event()
-    started.set()
+    if not is_away_at_start:
+        started.set()
     shipping = Shipping(tail, away, Route(LOGS, lambda line: line.text.decode(), lambda: None), started)  # type: ignore[arg-type, return-value]
     running = asyncio.create_task(shipping.run())
     lines: list[str] = []
@@ -63,15 +65,15 @@ async def test_files_that_are_moved_aside_while_elasticsearch_is_away_are_shippe
             (tmp_path / "gateway.log").write_text("".join(f"{line}\n" for line in mine))
             lines += mine
             await eventually(is_seen)
-            assert away.is_asked.is_set()
+            assert away.is_asked.is_set() is not is_away_at_start
             (tmp_path / "gateway.log").replace(tmp_path / "gateway.log.1")
+        started.set()
         away.is_back.set()
 
         async def is_all_there() -> bool:
-            return sorted(away.written) == sorted(lines)
+            return sorted(away.written) == sorted(lines) and behind() == 0
 
         await eventually(is_all_there)
-        assert behind() == 0
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from ops.ports import free_port
 from ops.stack.endpoints import Endpoints, Grpc, Tls
 from ops.stack.layout import Places
 from ops.story import files, timeline
+from ops.story.kept import TRACES_MAX
 from ops.story.timeline import Entry
 
 OWN, BESIDE = "a" * 32, "b" * 32
@@ -147,12 +151,8 @@ def test_without_elasticsearch_an_order_leads_to_all_lines_of_its_traces(tmp_pat
     assert files.lines_of(tmp_path, traces=[]) == []
 
 
-def test_while_elasticsearch_is_away_the_files_are_read_and_that_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    here = Places(tmp_path)
-    here.logs.mkdir(parents=True)
-    write(here.logs / "order_svc.s1.log", line("00.3", order_id=ORDER))
+def a_stack(state_dir: Path, elasticsearch: str) -> None:
+    """As if one ran here."""
     Endpoints(
         state="ready",
         stack_pid=os.getpid(),
@@ -163,8 +163,17 @@ def test_while_elasticsearch_is_away_the_files_are_read_and_that_is_said(
         databases=(),
         upstreams=(),
         issuer="http://127.0.0.1:1",
-        elasticsearch=f"http://127.0.0.1:{free_port()}",
-    ).write(tmp_path)
+        elasticsearch=elasticsearch,
+    ).write(state_dir)
+
+
+def test_while_elasticsearch_is_away_the_files_are_read_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = Places(tmp_path)
+    here.logs.mkdir(parents=True)
+    write(here.logs / "order_svc.s1.log", line("00.3", order_id=ORDER))
+    a_stack(tmp_path, f"http://127.0.0.1:{free_port()}")
     for of_trace in (False, True):
         found = story._lines(tmp_path, OWN if of_trace else ORDER)
         assert [each["message"] for each in found] == ["order_changed"]
@@ -172,3 +181,50 @@ def test_while_elasticsearch_is_away_the_files_are_read_and_that_is_said(
     spans, lines = story._found(tmp_path, ORDER, {OWN}, {OWN})
     assert (spans, [each["message"] for each in lines]) == ([], ["order_changed"])
     assert "does not answer" in capsys.readouterr().err
+
+
+class NothingKept(BaseHTTPRequestHandler):
+    """An Elasticsearch to which nobody shipped anything."""
+
+    def do_POST(self) -> None:
+        self.send_response(404)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def nothing_kept() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), NothingKept)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_lines_that_are_not_shipped_yet_are_found_in_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], nothing_kept: str
+) -> None:
+    here = Places(tmp_path)
+    here.logs.mkdir(parents=True)
+    a_stack(tmp_path, nothing_kept)
+    assert story._lines(tmp_path, ORDER) == []
+    assert capsys.readouterr().err == ""
+    write(here.logs / "order_svc.s1.log", line("00.3", order_id=ORDER))
+    assert [each["message"] for each in story._lines(tmp_path, ORDER)] == ["order_changed"]
+    assert story.NOT_SHIPPED in capsys.readouterr().err
+
+
+def test_of_many_traces_the_first_and_the_newest_are_looked_into_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    traces = [f"{number:032x}" for number in range(TRACES_MAX + 30)]
+    assert story._few(traces[:TRACES_MAX]) == traces[:TRACES_MAX]
+    assert capsys.readouterr().err == ""
+    few = story._few(traces)
+    assert (len(few), few[0], few[-1]) == (TRACES_MAX, traces[0], traces[-1])
+    assert str(len(traces)) in capsys.readouterr().err
