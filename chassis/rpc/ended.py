@@ -2,7 +2,8 @@
 
 The line is the same in every service: `event.action` is `rpc_finished`, `event.outcome`, `event.duration` in
 nanoseconds, `rpc.method`, `rpc.code`, `error.code` with the reason of a refusal, and whatever was bound
-meanwhile, such as the order and the shard.
+meanwhile, such as the order and the shard. A stream of answers goes on until its time is over, as its caller
+asked: that is how it ends, and no failure of anybody.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from chassis.auth import Asking
+    from chassis.rpc.call import Call
 
 log = structlog.get_logger("rpc")
 ACTION = "rpc_finished"
@@ -34,6 +36,8 @@ SERVER_FAULTS = (
     StatusCode.DATA_LOSS,
 )
 """Codes that say that we failed, and not the caller."""
+ON_TIME_S = 1.5
+"""gRPC rounds a deadline up on its way, by a second at most: so much may be left here when it comes there."""
 
 
 @dataclass(slots=True)
@@ -41,6 +45,7 @@ class Ending:
     """What is known about the end of a call so far.
 
     error: what went wrong unexpectedly; its stack trace goes to the line and nowhere else.
+    is_over: a stream whose time is over; not a failure, whatever the code.
     """
 
     method: str
@@ -49,6 +54,7 @@ class Ending:
     reason: str = ""
     error: BaseException | None = None
     relayed: RelayedStatus | None = None
+    is_over: bool = False
     _took_s: float = 0.0
 
     def took_s(self) -> float:
@@ -56,17 +62,37 @@ class Ending:
         self._took_s = self._took_s or time.perf_counter() - self.began
         return self._took_s
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether anything went wrong, whoever's fault it was."""
+        return self.code is not StatusCode.OK and not self.is_over
+
+
+def is_over(call: Call | None, code: StatusCode) -> bool:
+    """Whether a call that ended with this code is a stream of answers that went on until its deadline.
+
+    The one that noticed first says DEADLINE_EXCEEDED, with time left where somebody behind it has less; the
+    others are cancelled in that moment.
+    """
+    if call is None or not call.method.server_streaming:
+        return False
+    return code is StatusCode.DEADLINE_EXCEEDED or (
+        code is StatusCode.CANCELLED and call.time_remaining() < ON_TIME_S
+    )
+
 
 def tell(end: Ending, span: Span, asking: Asking | Exception) -> None:
     """Write the line of a call that has ended, and mark its span."""
     reason = end.reason or _reason_behind(end)
     facts: dict[str, object] = {
-        "event.outcome": "success" if end.code is StatusCode.OK else "failure",
+        "event.outcome": "failure" if end.is_failure else "success",
         "event.duration": int(end.took_s() * 1e9),
         "rpc.method": end.method,
         "rpc.code": end.code.name,
     }
-    if end.code is not StatusCode.OK:
+    if end.is_over:
+        traces.fine(span)
+    if end.is_failure:
         traces.failed(span, end.code.name, reason)
         if reason:
             facts["error.code"] = reason
@@ -76,11 +102,11 @@ def tell(end: Ending, span: Span, asking: Asking | Exception) -> None:
         facts["caller"] = asking.caller
         if asking.subject.is_only_user:
             facts["user_id"] = asking.subject.name
-    _say(end.code)(ACTION, **facts)
+    _say(end)(ACTION, **facts)
 
 
-def _say(code: StatusCode) -> Callable[..., object]:
-    said: Callable[..., object] = log.error if code in SERVER_FAULTS else log.info
+def _say(end: Ending) -> Callable[..., object]:
+    said: Callable[..., object] = log.error if end.is_failure and end.code in SERVER_FAULTS else log.info
     return said
 
 

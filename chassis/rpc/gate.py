@@ -132,13 +132,17 @@ async def serve_call(
                 return answer
         except asyncio.CancelledError:
             end.code = StatusCode.CANCELLED
+            end.is_over = ended.is_over(call, end.code)
             raise
         except RelayedStatus as relayed:
             end.code, end.relayed = relayed.code, relayed
+            end.is_over = ended.is_over(call, end.code)
             await _abort(context, call, relayed.code, relayed.message, relayed.trailers)
         except OrdermeshError as refused:
             end.code, end.reason = refused.code, refused.reason.value
-            metrics.REFUSALS.labels(end.reason).inc()
+            end.is_over = ended.is_over(call, end.code)
+            if not end.is_over:
+                metrics.REFUSALS.labels(end.reason).inc()
             end.error = refused if refused.code is StatusCode.INTERNAL else None
             await _abort(context, call, *to_status(refused, traces.trace_id()))
         except Exception as unexpected:  # noqa: BLE001 - told with its trace when the call has ended

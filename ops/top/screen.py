@@ -17,6 +17,8 @@ SHARD_COLUMNS = (
 )
 SERVICE_COLUMNS = ("process", "calls/s", "faults/s", "p99", "loop p99", "memory")
 FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
+UNARY = "unary"
+"""Calls with one answer, which faults and times are of: a stream goes on until its deadline."""
 
 
 def shards(change: Change, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -54,7 +56,7 @@ def services(change: Change) -> list[dict[str, Any]]:
                 "process": name,
                 "calls/s": _calls(change, name),
                 "faults/s": _faults(change, name),
-                "p99": change.quantile("grpc_server_handling_seconds", 0.99, process=name)
+                "p99": change.quantile("grpc_server_handling_seconds", 0.99, process=name, grpc_type=UNARY)
                 or change.quantile("http_server_handling_seconds", 0.99, process=name),
                 "loop p99": change.quantile("ordermesh_event_loop_lag_seconds", 0.99, process=name),
                 "memory": change.now.most("process_resident_memory_bytes", process=name),
@@ -75,7 +77,8 @@ def _faults(change: Change, process: str) -> float | None:
         return None
     statuses = change.rates("http_server_handled_total", "status", process=process)
     return sum(
-        change.rate("grpc_server_handled_total", process=process, grpc_code=code) for code in FAULTS
+        change.rate("grpc_server_handled_total", process=process, grpc_code=code, grpc_type=UNARY)
+        for code in FAULTS
     ) + sum(rate for status, rate in statuses.items() if status.startswith("5"))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from telemetry.dashboards.board import Board, Limit, Panel, Prom, Row
 from telemetry.dashboards.watching import watch
 
+_UNARY = 'grpc_type="unary"'
+"""What shares and times are of: a stream goes on until its deadline, which is no fault and no measure."""
 _ORDERS = 'job="shard_proxy", grpc_service=~"ordermesh\\\\.(order|history)\\\\.v1\\\\..*"'
 _FAULTS = 'grpc_code=~"UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|DATA_LOSS"'
 _SERVED = ("shard_proxy", "order_svc", "history_svc", "projector", "recovery_svc", "archive_svc")
@@ -24,9 +26,12 @@ def _slow(metric: str, where: str) -> str:
     return f"histogram_quantile(0.99, sum by (le) (rate({metric}_bucket{{{where}}}[$__rate_interval])))"
 
 
-def _service(name: str, handled: str, seconds: str, where: str, faults: str) -> Row:
-    """The row of one service. handled, seconds: its metrics. where: matchers of it, faults: of its faults."""
+def _service(name: str, handled: str, seconds: str, where: str, faults: str, once: str = "") -> Row:
+    """The row of one service. handled, seconds: its metrics. where: matchers of it, faults: of its faults,
+    once: of calls with one answer, which faults and times are of.
+    """
     calls = _rate(handled, where)
+    answered = f"{where}, {once}" if once else where
     quiet = "it works by itself, and is called by operators only." if name in _SELDOM_CALLED else ""
     return Row(
         name,
@@ -50,10 +55,10 @@ def _service(name: str, handled: str, seconds: str, where: str, faults: str) -> 
             Panel(
                 "series",
                 f"{name}: faults",
-                "The share of calls that ended with a fault of ours.",
+                "The share of calls that ended with a fault of ours; streams are not in it.",
                 (
                     Prom(
-                        _share(_rate(handled, f"{where}, {faults}"), calls),
+                        _share(_rate(handled, f"{answered}, {faults}"), _rate(handled, answered)),
                         "faults",
                         empty_when_healthy=quiet,
                     ),
@@ -64,8 +69,8 @@ def _service(name: str, handled: str, seconds: str, where: str, faults: str) -> 
             Panel(
                 "series",
                 f"{name}: time",
-                "99 of 100 calls are faster.",
-                (Prom(_slow(seconds, where), "p99", empty_when_healthy=quiet),),
+                "99 of 100 calls are faster; streams are not in it.",
+                (Prom(_slow(seconds, answered), "p99", empty_when_healthy=quiet),),
                 unit="s",
                 wide=7,
             ),
@@ -98,12 +103,12 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Share of faults",
-                    "Calls that ended with a fault of ours, at the mesh's entrance.",
+                    "Calls that ended with a fault of ours, at the mesh's entrance; streams are not in it.",
                     (
                         Prom(
                             _share(
-                                _rate("grpc_server_handled_total", f"{_ORDERS}, {_FAULTS}"),
-                                _rate("grpc_server_handled_total", _ORDERS),
+                                _rate("grpc_server_handled_total", f"{_ORDERS}, {_UNARY}, {_FAULTS}"),
+                                _rate("grpc_server_handled_total", f"{_ORDERS}, {_UNARY}"),
                             ),
                             "faults",
                         ),
@@ -115,8 +120,8 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Time of a call",
-                    "99 of 100 calls at the entrance are faster.",
-                    (Prom(_slow("grpc_server_handling_seconds", _ORDERS), "p99"),),
+                    "99 of 100 calls at the entrance are faster; streams are not in it.",
+                    (Prom(_slow("grpc_server_handling_seconds", f"{_ORDERS}, {_UNARY}"), "p99"),),
                     unit="s",
                     limit=Limit(0.25),
                     wide=6,
@@ -216,6 +221,7 @@ BOARD = Board(
                 "grpc_server_handling_seconds",
                 f'job="{name}"',
                 _FAULTS,
+                _UNARY,
             )
             for name in _SERVED
         ),

@@ -6,6 +6,8 @@ from telemetry.dashboards.board import Board, Labels, Panel, Prom, Row
 from telemetry.dashboards.expressions import gauge, quantiles, rate, spread
 
 _OF = 'job="$service", grpc_method=~"$method"'
+_ONCE = f'{_OF}, grpc_type="unary"'
+"""Calls with one answer: a stream goes on until its deadline, which is no fault and no measure."""
 _FAULTS = "UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|DATA_LOSS"
 _HANDLED = "grpc_server_handled_total"
 _SECONDS = "grpc_server_handling_seconds"
@@ -41,14 +43,14 @@ BOARD = Board(
                 Panel(
                     "series",
                     "Share of calls with a fault of ours",
-                    f"Calls that ended with one of {_FAULTS.replace('|', ', ')}, by method.",
+                    f"Calls that ended with one of {_FAULTS.replace('|', ', ')}, by method; no streams.",
                     (
                         Prom(
                             "(sum by (grpc_method) (rate(grpc_server_handled_total"
-                            f'{{{_OF}, grpc_code=~"{_FAULTS}"}}[$__rate_interval]))'
-                            f" or 0 * sum by (grpc_method) (rate(grpc_server_handled_total{{{_OF}}}"
+                            f'{{{_ONCE}, grpc_code=~"{_FAULTS}"}}[$__rate_interval]))'
+                            f" or 0 * sum by (grpc_method) (rate(grpc_server_handled_total{{{_ONCE}}}"
                             "[$__rate_interval]))) / (sum by (grpc_method) (rate("
-                            f"grpc_server_handled_total{{{_OF}}}[$__rate_interval])) > 0)",
+                            f"grpc_server_handled_total{{{_ONCE}}}[$__rate_interval])) > 0)",
                             "{{grpc_method}}",
                         ),
                     ),
@@ -57,16 +59,16 @@ BOARD = Board(
                 Panel(
                     "series",
                     "Time of a call",
-                    "To the status: half, and 99 of 100, are faster. Dots are traced calls.",
-                    quantiles(_SECONDS, "grpc_method", where=_OF, exemplars=True),
+                    "To the status: half, and 99 of 100, are faster; no streams. Dots are traced calls.",
+                    quantiles(_SECONDS, "grpc_method", where=_ONCE, exemplars=True),
                     unit="s",
                     wide=12,
                 ),
                 Panel(
                     "heatmap",
                     "Spread of the time of calls",
-                    "How many calls took how long.",
-                    (spread(_SECONDS, where=_OF),),
+                    "How many calls took how long; streams are not in it.",
+                    (spread(_SECONDS, where=_ONCE),),
                     unit="s",
                     wide=12,
                 ),
@@ -133,11 +135,11 @@ BOARD = Board(
                 Panel(
                     "series",
                     "Time of a call to others",
-                    "Until the status: half, and 99 of 100, are faster.",
+                    "Until the status: half, and 99 of 100, are faster; streams are not in it.",
                     quantiles(
                         "grpc_client_handling_seconds",
                         "grpc_method",
-                        where=_SERVICE,
+                        where=f'{_SERVICE}, grpc_type="unary"',
                         empty_when_healthy=_ALONE,
                     ),
                     unit="s",

@@ -23,6 +23,7 @@ from chassis import rpc, traces
 from chassis.auth import Subject
 from chassis.errors import (
     DOMAIN,
+    DeadlineExceeded,
     InternalError,
     InvalidField,
     OrdermeshError,
@@ -62,14 +63,17 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> Trust:
 
 def handled(method: str, code: str) -> float:
     """How often the counter that dashboards read saw this."""
-    labels = {"grpc_service": ORDERS, "grpc_method": method, "grpc_code": code}
-    samples = [
+    return sampled("grpc_server_handled_total", grpc_service=ORDERS, grpc_method=method, grpc_code=code)
+
+
+def sampled(name: str, **labels: str) -> float:
+    """What the series of a metric with these labels say together."""
+    return sum(
         sample.value
         for metric in prometheus_client.REGISTRY.collect()
         for sample in metric.samples
-        if sample.name == "grpc_server_handled_total" and labels.items() <= sample.labels.items()
-    ]
-    return sum(samples)
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 async def test_a_call_without_a_deadline_is_refused_on_a_lane(trust: Trust) -> None:
@@ -435,6 +439,45 @@ async def test_every_call_ends_with_one_line_whose_level_says_whose_fault_it_was
             assert line["event.duration"] > 0
             assert line["user_id"] == ALICE.name, "which the renderer hashes"
             assert ("exc_info" in line) is (reason == "INTERNAL_ERROR")
+
+
+async def test_a_stream_that_goes_on_until_its_deadline_has_not_failed(
+    trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(traces, "_tracer", provider.get_tracer("test"))
+    ends: list[Exception | None] = [None, DeadlineExceeded(limiter="lane"), ShardUnavailable()]
+
+    async def waits(_: Any, __: rpc.Call) -> AsyncIterator[pb.WatchOrderResponse]:
+        yield pb.WatchOrderResponse()
+        if (end := ends[len(orders.calls) - 1]) is not None:
+            raise end
+        await asyncio.Event().wait()
+
+    async def late(_: Any, __: rpc.Call) -> None:
+        raise DeadlineExceeded(limiter="lane")
+
+    orders = Scripted(WatchOrder=waits, GetOrder=late)
+    refusals = sampled("ordermesh_refusals_total", reason="DEADLINE_EXCEEDED")
+    async with orders_served(trust, orders) as server, trust.channel(server) as channel:
+        stub = orders_of(channel)
+        with capture_logs() as lines:
+            for timeout_s in (1.0, CALL_S, CALL_S):
+                with pytest.raises(grpc.aio.AioRpcError) as ended:
+                    async for _ in stub.WatchOrder(
+                        pb.WatchOrderRequest(), timeout=timeout_s, metadata=trust.metadata()
+                    ):
+                        pass
+                await eventually(lambda: _true(len(of_calls(lines)) == len(orders.calls)))
+                unavailable = len(orders.calls) == len(ends)
+                assert (ended.value.code() is StatusCode.UNAVAILABLE) == unavailable
+            with refused(StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED):
+                await stub.GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=trust.metadata())
+    told = [(line["log_level"], line["event.outcome"]) for line in of_calls(lines)]
+    assert told == [*[("info", "success")] * 2, *[("error", "failure")] * 2]
+    assert [span.status.is_ok for span in exporter.get_finished_spans()] == [True, True, False, False]
+    assert sampled("ordermesh_refusals_total", reason="DEADLINE_EXCEEDED") == refusals + 1
 
 
 async def test_the_line_of_a_call_names_its_order_from_the_request_or_the_answer(trust: Trust) -> None:

@@ -133,7 +133,8 @@ def test_where_hardly_anybody_calls_one_failure_wakes_nobody_and_many_do(
 ) -> None:
     rule_file = tmp_path / "rules.yml"
     rule_file.write_text(yaml.safe_dump(rules.rules()))
-    called = 'grpc_server_handled_total{job="shard_proxy", grpc_service="ordermesh.order.v1.OrderService"'
+    called = 'grpc_server_handled_total{job="shard_proxy", grpc_type="unary"'
+    called += ', grpc_service="ordermesh.order.v1.OrderService"'
     document = {
         "rule_files": [str(rule_file)],
         "evaluation_interval": "1m",

@@ -42,6 +42,33 @@ def test_rates_are_of_the_time_between_two_looks() -> None:
     assert change().rate("grpc_server_handled_total", process="gateway") == 0.0
 
 
+STREAMS_BEFORE = """
+# TYPE grpc_server_handled_total counter
+grpc_server_handled_total{grpc_type="server_stream",grpc_code="DEADLINE_EXCEEDED"} 10
+grpc_server_handled_total{grpc_type="unary",grpc_code="INTERNAL"} 1
+# TYPE grpc_server_handling_seconds histogram
+grpc_server_handling_seconds_bucket{grpc_type="server_stream",le="0.25"} 0
+grpc_server_handling_seconds_bucket{grpc_type="server_stream",le="+Inf"} 10
+grpc_server_handling_seconds_bucket{grpc_type="unary",le="0.25"} 1
+grpc_server_handling_seconds_bucket{grpc_type="unary",le="+Inf"} 1
+"""
+STREAMS_NOW = """
+# TYPE grpc_server_handled_total counter
+grpc_server_handled_total{grpc_type="server_stream",grpc_code="DEADLINE_EXCEEDED"} 30
+grpc_server_handled_total{grpc_type="unary",grpc_code="INTERNAL"} 3
+# TYPE grpc_server_handling_seconds histogram
+grpc_server_handling_seconds_bucket{grpc_type="server_stream",le="0.25"} 0
+grpc_server_handling_seconds_bucket{grpc_type="server_stream",le="+Inf"} 30
+grpc_server_handling_seconds_bucket{grpc_type="unary",le="0.25"} 3
+grpc_server_handling_seconds_bucket{grpc_type="unary",le="+Inf"} 3
+"""
+
+
+def test_streams_that_go_on_until_their_deadline_are_no_faults_and_not_slow() -> None:
+    (row,) = screen.services(change(STREAMS_BEFORE, STREAMS_NOW))
+    assert (row["calls/s"], row["faults/s"], row["p99"]) == (11.0, 1.0, 0.25)
+
+
 def test_a_process_that_was_started_again_counts_from_zero() -> None:
     assert change(NOW, BEFORE).rate("grpc_server_handled_total") == 52.5
 
