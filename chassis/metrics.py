@@ -104,3 +104,7 @@ PG_CONNECTIONS = meters.gauge(
 REFUSALS = meters.counter(
     "ordermesh_refusals_total", "Calls refused here, by the reason that callers are told.", {"reason": None}
 )
+LINES_LOST = meters.counter(
+    "ordermesh_log_lines_lost_total",
+    "Log lines that could not be written: the disk is full, or nobody reads standard output.",
+)

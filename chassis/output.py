@@ -3,15 +3,19 @@
 Whoever starts a process may have sent its output to a file. Told which one, the process moves it aside when
 it is long, to the same name with `.1`, and goes on in a new one: with a line for each call a file would fill
 a disk. Some older ones are kept, `.2` and on, for whoever ships them and could not for a while.
+
+Where nothing can be written, because the disk is full or nobody reads any more, the line is lost and counted,
+and whoever said it goes on: a service that cannot talk still works.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from chassis import metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,20 +36,35 @@ class Output:
         self._bytes_max = bytes_max
         self._kept = kept
         self._lock = threading.Lock()
-        self._size = os.fstat(_OUT).st_size if file is not None else 0
+        self._is_torn = False
+        self._size = 0
+        if file is not None:
+            with suppress(OSError):
+                self._size = os.fstat(_OUT).st_size
 
     def line(self, line: bytes) -> None:
-        """Write a line and its end."""
+        """Write a line and its end; one that cannot be written is lost, and counted. Raises: nothing."""
         with self._lock:
-            sys.stdout.buffer.write(line + b"\n")
-            sys.stdout.buffer.flush()
-            if self._file is not None:
-                self._size += len(line) + 1
-                if self._size >= self._bytes_max:
-                    self._move_aside(self._file)
+            try:
+                self._write(line + b"\n")
+            except OSError:
+                metrics.LINES_LOST.inc()
+                return
+            if self._file is not None and self._size >= self._bytes_max:
+                self._move_aside(self._file)
 
     # What structlog calls, by the severity.
     debug = info = warning = error = critical = line
+
+    def _write(self, left: bytes) -> None:
+        """Write all of it. Past the buffer of `sys.stdout`: what failed there would be written later."""
+        if self._is_torn:
+            left = b"\n" + left
+        while left:
+            written = os.write(_OUT, left)
+            self._size += written
+            left = left[written:]
+            self._is_torn = bool(left)
 
     def _move_aside(self, file: Path) -> None:
         """Begin a new file; with no such file, or no right to, go on in the old one for good."""

@@ -149,9 +149,9 @@ async def serve_call(
             end.code, end.reason, end.error = StatusCode.INTERNAL, InternalError.reason.value, unexpected
             await _abort(context, call, *to_status(InternalError(), traces.trace_id()))
         finally:
-            ended.tell(end, span, asking)
             metrics.RPC_HANDLED.labels(*labels, end.code.name).inc()
             metrics.RPC_SECONDS.labels(*labels).observe(end.took_s(), traces.exemplar(span))
+            ended.tell(end, span, asking)
     return None
 
 

@@ -152,6 +152,12 @@ BOARD = Board(
                     "What stands in files and is not in Elasticsearch. It waits there while that is away.",
                     unit="bytes",
                 ),
+                watch(
+                    "LinesAreLost",
+                    "Lines that could not be written",
+                    "In a quarter of an hour, by process: its disk is full, or nobody reads its output.",
+                    legend="{{instance}}",
+                ),
                 Panel(
                     "series",
                     "Tries that failed",

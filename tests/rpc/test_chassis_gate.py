@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -34,8 +36,11 @@ from chassis.errors import (
     Violation,
 )
 from chassis.limits import Limiter
+from chassis.logs import Lines
+from chassis.output import Output
 from chassis.rpc import gate as gate_module
 from chassis.sampling import Wanted
+from chassis.supervise import StopSignal, until_stopped
 from chassis.testing import eventually
 from ordermesh.order.v1 import order_pb2
 from ordermesh.order.v1 import order_service_pb2 as pb
@@ -500,6 +505,70 @@ async def test_the_line_of_a_call_names_its_order_from_the_request_or_the_answer
     assert [line.get("order_id", "") for line in of_calls(bound)] == ["o-1", "o-2", ""]
     assert all("user_id" not in line for line in of_calls(bound)), "an operator is no user"
     assert all(line["event.outcome"] == "success" for line in of_calls(bound))
+
+
+@contextmanager
+def disk_full() -> Iterator[Callable[[], None]]:
+    """Lines of this process go to a full disk until they are told to go where there is room."""
+    kept, full, room = os.dup(1), os.open("/dev/full", os.O_WRONLY), os.open("/dev/null", os.O_WRONLY)
+    before = structlog.get_config()
+    try:
+        os.dup2(full, 1)
+        structlog.configure(
+            processors=[Lines({}, None)],
+            logger_factory=lambda *_: output,
+            cache_logger_on_first_use=False,
+        )
+        output = Output()
+        yield lambda: _void(os.dup2(room, 1))
+    finally:
+        structlog.configure(**before)
+        os.dup2(kept, 1)
+        for each in (kept, full, room):
+            os.close(each)
+
+
+def _void(_: object) -> None:
+    """A value that nobody wants."""
+
+
+@dataclass
+class Talks:
+    """A loop that says something whenever it is asked to."""
+
+    name: str = "talks"
+    asked: asyncio.Queue[None] = field(default_factory=lambda: asyncio.Queue(1))
+    said: int = 0
+
+    async def run(self) -> None:
+        while True:
+            await self.asked.get()
+            structlog.get_logger("talks").warning("something_is_wrong")
+            self.said += 1
+
+
+async def test_on_a_full_disk_calls_are_answered_and_counted_and_loops_live_on(trust: Trust) -> None:
+    def counted() -> tuple[float, float]:
+        return handled("GetOrder", "OK"), sampled("ordermesh_log_lines_lost_total")
+
+    loop, stop = Talks(), StopSignal()
+    (calls, lost), orders = counted(), Scripted()
+    process = asyncio.create_task(until_stopped(loop, stop=stop))
+    async with orders_served(trust, orders) as server, trust.channel(server) as channel:
+        with disk_full() as make_room:
+            for said in (1, 2):
+                loop.asked.put_nowait(None)
+                await orders_of(channel).GetOrder(
+                    pb.GetOrderRequest(), timeout=CALL_S, metadata=trust.metadata()
+                )
+                await eventually(lambda: _true(loop.said == said))  # noqa: B023 - asked within the round
+            await eventually(lambda: _true(counted() == (calls + 2, lost + 4)))
+            make_room()
+            loop.asked.put_nowait(None)
+            await orders_of(channel).GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=trust.metadata())
+            await eventually(lambda: _true((loop.said, *counted()) == (3, calls + 3, lost + 4)))
+    stop.set()
+    await asyncio.wait_for(process, 5)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The file of a process's lines: moved aside when it is long, and no line is lost or torn."""
+"""Lines and their file, which is moved aside when it is long; none is torn, nor lost while there is room."""
 
 from __future__ import annotations
 
@@ -72,3 +72,64 @@ def test_a_file_that_is_not_ours_to_move_stays_where_it_is(tmp_path: Path, told:
     run(log, tmp_path / told if told else "")
     assert len(log.read_text().splitlines()) == 1001
     assert (tmp_path / "elsewhere.log").read_text() == "another's\n"
+
+
+LIMITED = """
+import resource
+import sys
+from chassis import metrics
+from chassis.output import Output
+
+output = Output()
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+for name in (b"first ", b"second ", b"third "):
+    output.line(name + b"x" * 60)
+sys.stderr.write(f"{metrics.LINES_LOST._value.get():g} lost\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+output.line(b"fourth")
+output.line(b"fifth")
+"""
+
+
+def test_without_room_lines_are_lost_and_counted_and_come_again_whole(tmp_path: Path) -> None:
+    log = tmp_path / "gateway.log"
+    with log.open("ab") as out:
+        ended = subprocess.run(
+            [sys.executable, "-c", LIMITED],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    assert ended.stderr == "2 lost\n"
+    first, torn, *last = log.read_text().splitlines()
+    assert first == "first " + "x" * 60
+    assert ("second " + "x" * 60).startswith(torn)
+    assert last == ["fourth", "fifth"], "not glued to what was torn"
+
+
+CLOSED = """
+import os
+import sys
+from chassis import logs, metrics
+
+logs.configure("gateway")
+os.close(1)
+import structlog
+structlog.get_logger("it").info("nobody_hears_this")
+sys.stderr.write(f"{metrics.LINES_LOST._value.get():g} lost\\n")
+"""
+
+
+def test_a_process_without_an_output_says_nothing_and_lives() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", CLOSED],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stderr == "1 lost\n"
