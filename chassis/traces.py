@@ -244,10 +244,14 @@ def _parent(text: str) -> Context:
 
 
 def failed(span: Span, code: str, error_type: str = "") -> None:
-    """Mark a span as failed with a gRPC code's name, and the reason that was given."""
-    span.set_attribute("rpc.response.status_code", code)
+    """Mark a span as failed with a gRPC code's name, and the reason that was given.
+
+    code: empty where no status says so, as with an answer that makes no sense; then the reason stands alone.
+    """
+    if code:
+        span.set_attribute("rpc.response.status_code", code)
     span.set_attribute("error.type", error_type or code)
-    span.set_status(StatusCode.ERROR, code)
+    span.set_status(StatusCode.ERROR, code or error_type)
 
 
 def fine(span: Span) -> None:

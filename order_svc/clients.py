@@ -30,9 +30,18 @@ EXECUTE = "/ordermesh.upstream.v1.UpstreamService/Execute"
 
 @dataclass(frozen=True, slots=True)
 class Ambiguity:
-    """A call ended without a verdict: it may have been executed, or not, or will be."""
+    """A call ended without a verdict: it may have been executed, or not, or will be.
+
+    code: of the call, when that is what went wrong.
+    """
 
     detail: str
+    code: str = ""
+
+    @property
+    def said(self) -> str:
+        """In one word."""
+        return self.detail.partition(":")[0]
 
 
 class Upstreams:
@@ -62,10 +71,12 @@ class Upstreams:
         name = order.upstream
         started = time.monotonic()
         about = {"upstream": name}
-        with metrics.IN_FLIGHT.labels(name).track_inprogress(), traces.client_span(EXECUTE, about):
+        with metrics.IN_FLIGHT.labels(name).track_inprogress(), traces.client_span(EXECUTE, about) as span:
             heard = await self._call(name, wire.execute_request(order), timeout_s)
+            if isinstance(heard, Ambiguity):
+                traces.failed(span, heard.code, heard.said)
         metrics.SUBMIT_SECONDS.labels(name).observe(time.monotonic() - started)
-        said = heard.detail.partition(":")[0] if isinstance(heard, Ambiguity) else heard.verdict.value
+        said = heard.said if isinstance(heard, Ambiguity) else heard.verdict.value
         metrics.SUBMITS.labels(name, said).inc()
         return heard
 
@@ -73,7 +84,8 @@ class Upstreams:
         try:
             body = await self._calls[name](request, timeout=timeout_s)
         except grpc.aio.AioRpcError as failed:
-            return Ambiguity(failed.code().name)
+            code = failed.code().name
+            return Ambiguity(code, code)
         response = pb.ExecuteResponse()
         try:
             response.ParseFromString(body)

@@ -111,12 +111,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a probe found out."""
+    """What a probe found out. code: of the call, when it failed."""
 
     probe_class: ProbeClass
     answer: Answer | None = None
     detail: str = ""
     pushback_s: float = 0.0
+    code: str = ""
 
     @property
     def verdict(self) -> str:
@@ -131,7 +132,7 @@ def classify(code: str, *, message: str = "", pushback_s: float | None = None) -
     """
     probe_class = ProbeClass.OUR_FAULT if code in OUR_FAULTS else ProbeClass.NO_ANSWER
     detail = f"{code}: {message}" if message else code
-    return Finding(probe_class, None, detail[:DETAIL_CHARS_MAX], bounded_pushback(pushback_s or 0.0))
+    return Finding(probe_class, None, detail[:DETAIL_CHARS_MAX], bounded_pushback(pushback_s or 0.0), code)
 
 
 def read(verdict: Verdict | None, number: int, answer: Answer | None) -> Finding:

@@ -24,6 +24,7 @@ from recovery_svc.domain import (
     WORTH_ANOTHER_TRY,
     Claim,
     Finding,
+    ProbeClass,
     not_made,
     our_fault,
     probe_time_s,
@@ -139,8 +140,10 @@ class Prober:
             return not_made("the lease is nearly over")
         await faults.point(BEFORE_PROBE)
         started = time.perf_counter()
-        with traces.client_span("probe", {"upstream": claim.upstream}):
+        with traces.client_span("probe", {"upstream": claim.upstream}) as span:
             found = await self._upstreams.probe(claim.upstream, claim.key, timeout_s=time_s)
+            if found.probe_class is not ProbeClass.ANSWERED:
+                traces.failed(span, found.code, found.code or found.probe_class.value)
         metrics.PROBE_SECONDS.labels(claim.upstream).observe(time.perf_counter() - started)
         await faults.point(AFTER_PROBE)
         return found

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from chassis import faults
+from chassis import faults, traces
 from chassis.supervise import LoopDied
 from chassis.testing import eventually
 from ops import ports
@@ -75,8 +78,18 @@ async def test_a_due_order_is_probed_with_its_key_and_reported_with_the_event_of
     ],
 )
 async def test_each_way_of_not_knowing_is_reported_as_what_it_is(
-    mesh: MeshScript, proxy: str, payments: Upstream, trust: Trust, kind: str, probe_class: int, detail: str
+    mesh: MeshScript,
+    proxy: str,
+    payments: Upstream,
+    trust: Trust,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    probe_class: int,
+    detail: str,
 ) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(traces, "_tracer", provider.get_tracer("test"))
     await payments.misbehave(kind)
     order_id = mesh.owe("s1")
 
@@ -86,7 +99,10 @@ async def test_each_way_of_not_knowing_is_reported_as_what_it_is(
     report = mesh.report_of(order_id)
     assert report.probe_class == probe_class
     assert report.detail.startswith(detail)
-    assert report.HasField("answer") is (probe_class == order_pb2.PROBE_CLASS_ANSWERED)
+    is_answered = probe_class == order_pb2.PROBE_CLASS_ANSWERED
+    assert report.HasField("answer") is is_answered
+    probed = {span.status.is_ok for span in exporter.get_finished_spans() if span.name == "probe"}
+    assert probed == {is_answered}, "a probe without an answer is a span that failed"
 
 
 async def test_an_upstream_that_nobody_configured_or_nobody_serves_is_no_evidence(
