@@ -102,7 +102,7 @@ def down(state_dir: StateDir, form: Output = Format.TABLE) -> None:
 
     Example: ordermesh down
     """
-    found = Endpoints.read(state_dir)
+    found = Endpoints.read_here(state_dir)
     if not local.runs_in(state_dir):
         raise StackDown(f"no stack runs in {state_dir}; the one that did was killed")
     os.kill(found.stack_pid, signal.SIGTERM)
@@ -233,7 +233,7 @@ def _say(form: Format, sentence: str, **facts: object) -> None:
 
 def _known(state_dir: Path, name: str) -> None:
     service, _, shard = name.partition(".")
-    found = Endpoints.read(state_dir)
+    found = Endpoints.read_here(state_dir)
     if not any(
         each.name == name or (each.name == service and each.shard == shard) for each in found.services
     ):

@@ -11,7 +11,7 @@ from ops.cli import output
 from ops.cli.calls import quietly
 from ops.cli.edge import ExitCode
 from ops.cli.options import Format, Output, StateDir
-from ops.doctor import machine, stack
+from ops.doctor import elsewhere, machine, stack
 from ops.doctor.findings import Word, ok
 from ops.stack.endpoints import Endpoints, StackDown
 from ops.stack.layout import Places
@@ -41,12 +41,15 @@ def doctor(state_dir: StateDir, form: Output = Format.TABLE) -> None:
 
 
 def examine(state_dir: Path) -> list[Finding]:
-    """Everything about the machine, and about the stack when one runs."""
-    found = machine.check(state_dir)
+    """Everything about the machine, and about the stack when one runs; of a mesh elsewhere, what it names."""
     try:
         endpoints = Endpoints.read(state_dir)
     except StackDown:
-        return [*found, machine.free_ports(), ok("stack", "none runs here; start one with `ordermesh dev`")]
+        none = ok("stack", "none runs here; start one with `ordermesh dev`")
+        return [*machine.check(state_dir), machine.free_ports(), none]
+    if endpoints.state == "elsewhere":
+        return quietly(elsewhere.check(endpoints))
+    found = machine.check(state_dir)
     return [
         *found,
         ok("stack", f"{endpoints.state}, pid {endpoints.stack_pid}"),

@@ -66,7 +66,7 @@ def seed(
     Example:
       ordermesh seed --users 200 --orders 50000 --months 6 --heavy-user 0.2
     """
-    endpoints = Endpoints.read(state_dir)
+    endpoints = Endpoints.read_here(state_dir)
     ledgers = {upstream.name: Path(upstream.ledger) for upstream in endpoints.upstreams}
     try:
         plan = Plan(users=users, orders=orders, months=months, seed=number, heavy_share=heavy_user)

@@ -99,10 +99,10 @@ def _found(
     state_dir: Path, order_id: str, own: set[str], known: set[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Spans and lines; only lines, from files, where Elasticsearch is away or never was."""
-    url = Endpoints.read(state_dir).elasticsearch
+    endpoints = Endpoints.read(state_dir)
     why = NO_SPANS
-    if url is not None:
-        kept = Kept(url)
+    if endpoints.elasticsearch is not None:
+        kept = Kept(endpoints.elasticsearch, endpoints.elasticsearch_api_key)
         try:
             return _spans(kept, order_id, own, known), kept.lines(orders=[order_id], traces=known)
         except OpsError as away:
@@ -118,16 +118,21 @@ def _lines(state_dir: Path, word: str) -> list[dict[str, Any]]:
     """
     is_trace = _TRACE.fullmatch(word) is not None
     found = Endpoints.peek(state_dir)
-    why = NO_SPANS if found is not None and found.state == "ready" else NO_STACK
-    if found is not None and found.elasticsearch is not None and found.state == "ready":
-        kept = Kept(found.elasticsearch)
+    is_there = found is not None and found.state in ("ready", "elsewhere")
+    why = NO_SPANS if is_there else NO_STACK
+    if found is not None and found.elasticsearch is not None and is_there:
+        kept = Kept(found.elasticsearch, found.elasticsearch_api_key)
         try:
             if lines := _kept_lines(kept, word, is_trace=is_trace):
                 _tell_if_behind(found)
                 return lines
             why = ""
         except OpsError as away:
+            if found.state == "elsewhere":
+                raise
             why = f"{away}; {FROM_FILES}"
+    if found is not None and found.state == "elsewhere":
+        return []
     directory = Places(state_dir).logs
     if not directory.is_dir():
         raise OpsError(f"there are no logs in {state_dir}; name another --state-dir")

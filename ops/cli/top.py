@@ -47,7 +47,7 @@ def top(
     if once or form is Format.JSON or not sys.stdout.isatty():
         change, found = quietly(_twice(endpoints, every))
         if form is Format.JSON:
-            output.print_json(screen.snapshot(change, sorted(endpoints.shard_dsns()), found))
+            output.print_json(screen.snapshot(change, endpoints.shards(), found))
         else:
             for part in _parts(change, endpoints, found):
                 output.show(part)
@@ -84,7 +84,7 @@ async def _live(state_dir: Path, every_s: float) -> None:
 
 def _parts(change: Change, endpoints: Endpoints, found: Sequence[Wait]) -> list[Any]:
     """The tables, those that people look for first on top."""
-    names = sorted(endpoints.shard_dsns())
+    names = endpoints.shards()
     why = [(wait.where, wait.what, wait.why) for wait in found]
     return [
         _table(screen.SHARD_COLUMNS, screen.shards(change, names)),

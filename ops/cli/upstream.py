@@ -153,14 +153,14 @@ def ledger(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE) 
 
 
 def _names(state_dir: Path) -> list[str]:
-    return [each.name for each in Endpoints.read(state_dir).upstreams]
+    return [each.name for each in Endpoints.read_here(state_dir).upstreams]
 
 
 def _on(
     state_dir: Path, names: list[str], work: Callable[[SimulatorServiceAsyncStub], Awaitable[Any]]
 ) -> dict[str, Any]:
     """Do some work on each of these upstreams at once."""
-    endpoints = Endpoints.read(state_dir)
+    endpoints = Endpoints.read_here(state_dir)
     unknown = sorted(set(names) - {each.name for each in endpoints.upstreams})
     if unknown:
         known = ", ".join(each.name for each in endpoints.upstreams)

@@ -31,7 +31,7 @@ async def check(endpoints: Endpoints) -> list[Finding]:
     if endpoints.kafka is not None:
         parts.append(broker(endpoints.kafka))
     if endpoints.elasticsearch is not None:
-        parts.append(node(endpoints.elasticsearch))
+        parts.append(node(endpoints.elasticsearch, endpoints.elasticsearch_api_key))
     if endpoints.prometheus is not None:
         parts.append(scraper(endpoints.prometheus))
     return [each for part in await asyncio.gather(*parts) for each in part]
@@ -106,11 +106,12 @@ async def scraper(url: str) -> list[Finding]:
     return [ok("prometheus", f"{url} reaches its {len(targets)} targets; nothing fires")]
 
 
-async def node(url: str) -> list[Finding]:
+async def node(url: str, api_key: str = "") -> list[Finding]:
     """Whether Elasticsearch answers, and whether an index of it is broken."""
     fix = "ordermesh start elasticsearch, if it was stopped; see its log"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=ANSWER_TIMEOUT_S) as client:
+        headers = {"authorization": f"ApiKey {api_key}"} if api_key else {}
+        async with httpx.AsyncClient(base_url=url, timeout=ANSWER_TIMEOUT_S, headers=headers) as client:
             answer = await client.get("/_cluster/health")
     except httpx.HTTPError as failed:
         return [bad("elasticsearch", f"{url} does not answer: {type(failed).__name__}", fix)]

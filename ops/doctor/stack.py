@@ -69,15 +69,20 @@ async def _process(client: httpx.AsyncClient, service: Service, where: Places) -
     look = f"see {_log(name, where)}"
     if not service.pid or not _lives(service.pid):
         return bad(name, "does not run", f"it is started again within 2 s; if it is not, {look}")
+    return await ready(client, service, name, f"pid {service.pid}", look)
+
+
+async def ready(client: httpx.AsyncClient, service: Service, name: str, who: str, fix: str) -> Finding:
+    """Whether a process says that it is ready, where it shows anything."""
     if service.metrics_url is None:
-        return ok(name, f"pid {service.pid}")
+        return ok(name, who)
     try:
         answer = await client.get(service.metrics_url.removesuffix("/metrics") + "/readyz")
     except httpx.HTTPError as failed:
-        return bad(name, f"pid {service.pid} does not answer: {type(failed).__name__}", look)
+        return bad(name, f"{who} does not answer: {type(failed).__name__}", fix)
     if answer.status_code != httpx.codes.OK:
-        return bad(name, f"pid {service.pid} is not ready: {answer.text.strip()[:200]}", look)
-    return ok(name, f"pid {service.pid}")
+        return bad(name, f"{who} is not ready: {answer.text.strip()[:200]}", fix)
+    return ok(name, who)
 
 
 def _log(name: str, where: Places) -> Path:

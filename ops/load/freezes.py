@@ -50,7 +50,7 @@ class Freezer:
         while True:
             self._turn += 1
             await asyncio.sleep(max(0.0, started + self._turn * self.freeze.every_s - time.monotonic()))
-            endpoints = Endpoints.read(self.state_dir)
+            endpoints = Endpoints.read_here(self.state_dir)
             victims = processes(endpoints, self.freeze.name, "--freeze")
             victim = victims[(self._turn - 1) % len(victims)]
             if not is_child(victim.pid, endpoints.stack_pid):

@@ -57,7 +57,7 @@ class Killer:
     async def _strike(self, started: float) -> None:
         end = time.monotonic() + RESTART_S
         while time.monotonic() < end:
-            endpoints = Endpoints.read(self.state_dir)
+            endpoints = Endpoints.read_here(self.state_dir)
             victims = processes(endpoints, self.kill.service)
             victim = victims[(self._turn - 1) % len(victims)]
             if is_child(victim.pid, endpoints.stack_pid):

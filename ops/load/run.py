@@ -93,7 +93,7 @@ async def run(state_dir: Path, plan: Plan, say: Callable[[str], None]) -> Outcom
     Raises: StackDown; PlanRefused when a --kill or --freeze names no process; NoGround when there is no
     history to walk; OpsError when a store cannot be read.
     """
-    endpoints = Endpoints.read(state_dir)
+    endpoints = Endpoints.read_here(state_dir)
     task = asyncio.current_task()
     assert task is not None, "run() is a coroutine"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

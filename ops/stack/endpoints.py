@@ -2,7 +2,9 @@
 command and test.
 
 It holds the databases' passwords, so it is readable by its owner only. A reader that finds no file, or one
-of a stack that is gone, gets a StackDown with the command that helps.
+of a stack that is gone, gets a StackDown with the command that helps. A mesh that runs elsewhere is described
+by a file that a person wrote, with the state `elsewhere`: commands ask it, and none starts, stops, loads or
+damages it.
 """
 
 from __future__ import annotations
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
     from chassis.s3.settings import S3Settings
 
 FILE = "endpoints.json"
-State = Literal["starting", "ready", "stopping", "stopped"]
+State = Literal["starting", "ready", "stopping", "stopped", "elsewhere"]
 
 
 class StackDown(OpsError):
     """No stack runs in the state directory."""
+
+
+class RunsElsewhere(OpsError):
+    """A command for a stack of this machine was given a mesh that runs elsewhere."""
 
 
 class _Model(BaseModel):
@@ -33,9 +39,9 @@ class _Model(BaseModel):
 
 
 class Grpc(_Model):
-    """The two doors of shard_proxy: plain text on loopback, and mTLS."""
+    """The two doors of shard_proxy: plain text on loopback, empty elsewhere, and mTLS."""
 
-    plain: str
+    plain: str = ""
     mtls: str
 
 
@@ -48,13 +54,13 @@ class Tls(_Model):
 
 
 class Service(_Model):
-    """One supervised process. target: where it serves; pid: 0 while it is being started again."""
+    """One process. target: where it serves; pid: 0 while it is being started again, and elsewhere."""
 
     name: str
     shard: str | None = None
-    target: str
+    target: str = ""
     metrics_url: str | None = None
-    pid: int
+    pid: int = 0
 
 
 class DatabaseEndpoint(_Model):
@@ -98,17 +104,18 @@ class Endpoints(_Model):
     """Everything that runs."""
 
     state: State
-    stack_pid: int
-    gateway: str
+    stack_pid: int = 0
+    gateway: str = ""
     grpc: Grpc
     tls: Tls
-    services: tuple[Service, ...]
-    databases: tuple[DatabaseEndpoint, ...]
-    upstreams: tuple[Upstream, ...]
-    issuer: str
+    services: tuple[Service, ...] = ()
+    databases: tuple[DatabaseEndpoint, ...] = ()
+    upstreams: tuple[Upstream, ...] = ()
+    issuer: str = ""
     s3: S3 | None = None
     kafka: str | None = None
     elasticsearch: str | None = None
+    elasticsearch_api_key: str = ""
     prometheus: str | None = None
     mailbox: str | None = None
     took_s: dict[str, float] = {}
@@ -116,14 +123,30 @@ class Endpoints(_Model):
 
     @classmethod
     def read(cls, state_dir: Path) -> Endpoints:
-        """The endpoints of a running stack.
+        """The endpoints of a running stack, or of a mesh elsewhere.
 
-        Raises: StackDown when there is none.
+        Raises: StackDown when there is none; OpsError when a description of one elsewhere is wrong.
         """
         found = cls.peek(state_dir)
+        if found is not None and found.state == "elsewhere":
+            return found
         if found is None or found.state == "stopped" or not _is_alive(found.stack_pid):
+            _explain(state_dir)
             raise StackDown(
                 f"no stack runs in {state_dir}; start one with `ordermesh dev` (or name another --state-dir)"
+            )
+        return found
+
+    @classmethod
+    def read_here(cls, state_dir: Path) -> Endpoints:
+        """The endpoints of a stack that runs on this machine, to be started, stopped, loaded or damaged.
+
+        Raises: StackDown when there is none; RunsElsewhere.
+        """
+        found = cls.read(state_dir)
+        if found.state == "elsewhere":
+            raise RunsElsewhere(
+                f"{state_dir / FILE} names a mesh that runs elsewhere; this is for a local one"
             )
         return found
 
@@ -153,14 +176,43 @@ class Endpoints(_Model):
         """Databases of the shards by name."""
         return {db.shard: db.dsn for db in self.databases if db.role == "shard" and db.shard is not None}
 
+    def shards(self) -> list[str]:
+        """Names of the shards, whether their databases are named or only their processes."""
+        return sorted({*self.shard_dsns(), *(each.shard for each in self.services if each.shard)})
+
     def replica_dsns(self) -> dict[str, str]:
         """Databases of the shards' replicas by the shard's name; none without --full."""
         return {db.shard: db.dsn for db in self.databases if db.role == "replica" and db.shard is not None}
 
     @property
     def control_dsn(self) -> str:
-        """The control database."""
-        return next(db.dsn for db in self.databases if db.role == "control")
+        """The control database.
+
+        Raises: OpsError where it is not named.
+        """
+        found = next((db.dsn for db in self.databases if db.role == "control"), None)
+        if found is None:
+            raise OpsError(f"{FILE} names no control database")
+        return found
+
+
+def _explain(state_dir: Path) -> None:
+    """Say what is wrong with a description that a person wrote.
+
+    Raises: OpsError.
+    """
+    try:
+        text = (state_dir / FILE).read_text(encoding="utf-8")
+    except OSError:
+        return
+    if '"elsewhere"' not in text:
+        return
+    try:
+        Endpoints.model_validate_json(text)
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise OpsError(f"{state_dir / FILE}: {where}: {first['msg']}") from None
 
 
 def _is_alive(pid: int) -> bool:

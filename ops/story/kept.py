@@ -25,8 +25,9 @@ Found = list[dict[str, Any]]
 class Kept:
     """Asks one Elasticsearch; what was written a moment ago is found as well."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str = "") -> None:
         self._url = url
+        self._headers = {"authorization": f"ApiKey {api_key}"} if api_key else {}
 
     def lines(self, *, orders: Iterable[str] = (), traces: Iterable[str] = ()) -> Found:
         """Lines about these orders or of these traces, the oldest first, `LINES_MAX` at most."""
@@ -46,7 +47,7 @@ class Kept:
             return []
         asked = {"size": most, "sort": [{"@timestamp": "asc"}], "query": {"bool": {"should": any_of}}}
         try:
-            with httpx.Client(base_url=self._url, timeout=TIMEOUT_S) as http:
+            with httpx.Client(base_url=self._url, timeout=TIMEOUT_S, headers=self._headers) as http:
                 if http.post(f"/{stream}/_refresh").status_code == _MISSING:
                     return []
                 answer = http.post(f"/{stream}/_search", json=asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -23,11 +23,15 @@ Labels = frozenset[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process's series at one moment. away: it shows nothing."""
+    """One process's series at one moment. name: of the second of a kind with `#2`. away: it shows nothing."""
 
     name: str
     away: bool = False
     series: Mapping[str, Mapping[Labels, float]] = field(default_factory=dict)
+
+    def goes_by(self, name: str) -> bool:
+        """Whether a name is its own, or of its kind."""
+        return name in (self.name, self.name.partition("#")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Reading:
         return [
             (dict(key) | {"process": process.name}, value)
             for process in self.processes
-            if of in (None, process.name)
+            if of is None or process.goes_by(of)
             for key, value in process.series.get(name, {}).items()
             if wanted <= key
         ]
@@ -68,7 +72,7 @@ class Reading:
 
     def shows(self, process: str) -> bool:
         """Whether a process shows anything."""
-        return any(each.name == process and not each.away for each in self.processes)
+        return any(each.goes_by(process) and not each.away for each in self.processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +126,15 @@ class Change:
 
 async def read(endpoints: Endpoints, *, only: str = "") -> Reading:
     """Ask every process of a stack at once, or those of one service; one that does not answer is away."""
-    named = {
-        f"{each.name}.{each.shard}" if each.shard else each.name: each.metrics_url
-        for each in endpoints.services
-        if each.metrics_url and only in ("", each.name)
-    }
+    kinds: Counter[str] = Counter()
+    named = []
+    for each in endpoints.services:
+        if each.metrics_url and only in ("", each.name):
+            kind = f"{each.name}.{each.shard}" if each.shard else each.name
+            kinds[kind] += 1
+            named.append((kind if kinds[kind] == 1 else f"{kind}#{kinds[kind]}", each.metrics_url))
     async with httpx.AsyncClient(timeout=SCRAPE_S) as client:
-        found = await asyncio.gather(*(_scrape(client, name, url) for name, url in named.items()))
+        found = await asyncio.gather(*(_scrape(client, name, url) for name, url in named))
     return Reading(time.monotonic(), tuple(found))
 
 
