@@ -166,13 +166,44 @@ def linked_span(
     It belongs to none of their traces and is linked to those that are sampled, `LINKS_MAX` at most; without
     any it is not sampled itself. always: sampled all the same, and linked to the others too.
     """
+    links = _links(traceparents, always=always)
+    with _span(name, kind, Context(), always or bool(links), links, attributes) as span:
+        yield span
+
+
+def begun_span(
+    name: str,
+    traceparents: Iterable[str],
+    *,
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Attributes | None = None,
+) -> Span:
+    """As `linked_span`, of work that goes on when its block has ended: `within` it, then `end` it."""
+    links = _links(traceparents, always=False)
+    context = set_value(SAMPLED, value=True, context=Context()) if links else Context()
+    return _tracer.start_span(name, context=context, kind=kind, links=links, attributes=attributes)
+
+
+def within(span: Span) -> AbstractContextManager[Span]:
+    """Let a span that was begun be the one of what runs now; it goes on after that, whatever was raised."""
+    return trace.use_span(span, record_exception=False, set_status_on_exception=False)
+
+
+def end(span: Span, raised: BaseException | None = None) -> None:
+    """End a span that was begun, failed when something was raised. Once: what comes later changes nothing."""
+    if not span.is_recording():
+        return
+    if raised is not None:
+        _note(span, raised)
+    span.end()
+
+
+def _links(traceparents: Iterable[str], *, always: bool) -> list[Link]:
     wanted = dict.fromkeys(
         parent for parent in traceparents if parent and (always or parent.endswith(_SAMPLED_FLAGS))
     )
     contexts = (trace.get_current_span(_parent(parent)).get_span_context() for parent in wanted)
-    links = [Link(context) for context in islice((each for each in contexts if each.is_valid), LINKS_MAX)]
-    with _span(name, kind, Context(), always or bool(links), links, attributes) as span:
-        yield span
+    return [Link(context) for context in islice((each for each in contexts if each.is_valid), LINKS_MAX)]
 
 
 def _child_span(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from opentelemetry.trace import Span
+
     from chassis.clock import Clock
     from history_svc.channel.leadership import Leadership
     from history_svc.channel.log import ShardLog, Starts
@@ -128,6 +130,7 @@ class Relay:
 class Flight:
     """A batch that was handed over: where it leaves each partition, and how many changes it holds.
 
+    span: goes on until the batch is acknowledged or given up.
     whole_at: everything committed before it is in this batch or in one before; None when more was unread.
     """
 
@@ -136,6 +139,13 @@ class Flight:
     changes: int
     read_at_s: float
     whole_at: datetime | None
+    span: Span
+
+    def fails(self) -> BaseException:
+        """Why it is given up: what the acknowledgement says, else that nobody waits for it any more."""
+        if self.acknowledged.done() and not self.acknowledged.cancelled():
+            return self.acknowledged.exception() or asyncio.CancelledError()
+        return asyncio.CancelledError()
 
 
 class Publishing:
@@ -198,6 +208,7 @@ class Publishing:
     def abandon(self) -> None:
         """Wait for nothing more; what was handed over is read again."""
         for flight in self._flights:
+            traces.end(flight.span, flight.fails())
             flight.acknowledged.cancel()
             metrics.RELAY_EVENTS.labels(self._log.shard, "failed").inc(flight.changes)
         self._flights.clear()
@@ -224,20 +235,22 @@ class Publishing:
             by_partition.setdefault(record.stream_partition, []).append(record)
         waiting = []
         links = [record.event.traceparent for record in records if record.event is not None]
-        with traces.linked_span(
+        span = traces.begun_span(
             "send ordermesh.order-events.v1",
             links,
             kind=SpanKind.PRODUCER,
             attributes=stream_facts(self._log.shard, len(links)),
-        ):
-            try:
+        )
+        try:
+            with traces.within(span):
                 for partition, mine in by_partition.items():
                     waiting.append(await self._send(partition, mine))
-            except BaseException:
-                for one in waiting:
-                    one.add_done_callback(_heard)
-                    one.cancel()
-                raise
+        except BaseException as failed:
+            traces.end(span, failed)
+            for one in waiting:
+                one.add_done_callback(_heard)
+                one.cancel()
+            raise
         acknowledged = asyncio.gather(*waiting)
         acknowledged.add_done_callback(_heard)
         self._flights.append(
@@ -247,6 +260,7 @@ class Publishing:
                 changes,
                 started_s,
                 self._tail.whole_at if self._tail.is_whole else None,
+                span,
             )
         )
 
@@ -278,7 +292,10 @@ class Publishing:
             async with asyncio.timeout(self._batching.acknowledge_s):
                 await asyncio.shield(flight.acknowledged)
         except TimeoutError:
-            raise EventsUnavailable("nothing is acknowledged") from None
+            failed = EventsUnavailable("nothing is acknowledged")
+            traces.end(flight.span, failed)
+            raise failed from None
+        traces.end(flight.span)
         self._flights.popleft()
         self._published.update(flight.positions)
         if flight.whole_at is not None:

@@ -10,13 +10,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY
 
-from chassis import faults
+from chassis import faults, traces
 from chassis.clock import SYSTEM_CLOCK
+from chassis.sampling import Wanted
 from chassis.testing import eventually
 from history_svc.channel.leadership import AFTER_TERM, Leadership
 from history_svc.channel.log import ShardLog, TermLost
+from history_svc.errors import EventsUnavailable
 from history_svc.events import Record
 from history_svc.position import BEGINNING, Position
 from history_svc.projector import relay
@@ -34,6 +39,8 @@ from tests.outboxes import COUNT, Outbox
 from tests.topics import MemoryTopic
 
 WITHIN_S = 30.0
+TRACED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+"""The trace of every change that an outbox of tests gets."""
 
 
 class KeptLetters:
@@ -50,7 +57,12 @@ class Running:
     """One process's relay of a shard."""
 
     def __init__(
-        self, shard_log: ShardLog, leadership: Leadership, topic: MemoryTopic, rows_max: int
+        self,
+        shard_log: ShardLog,
+        leadership: Leadership,
+        topic: MemoryTopic,
+        rows_max: int,
+        acknowledge_s: float,
     ) -> None:
         self.log = shard_log
         self.leadership = leadership
@@ -60,7 +72,7 @@ class Running:
             self.letters,
             SYSTEM_CLOCK,
             random.random,
-            Batching(rows_max, 100_000, beat_every_s=0.05),
+            Batching(rows_max, 100_000, beat_every_s=0.05, acknowledge_s=acknowledge_s),
         )
         self.tasks = [
             asyncio.create_task(loop.run(), name=loop.name)
@@ -93,10 +105,15 @@ def topic() -> MemoryTopic:
 
 @asynccontextmanager
 async def running(
-    outbox: Outbox, topic: MemoryTopic, *, rows_max: int = 20, holder: str = "one"
+    outbox: Outbox,
+    topic: MemoryTopic,
+    *,
+    rows_max: int = 20,
+    acknowledge_s: float = 30.0,
+    holder: str = "one",
 ) -> AsyncIterator[Running]:
     async with outbox.opened() as shard_log:
-        process = Running(shard_log, outbox.leadership(shard_log, holder), topic, rows_max)
+        process = Running(shard_log, outbox.leadership(shard_log, holder), topic, rows_max, acknowledge_s)
         try:
             yield process
         finally:
@@ -165,6 +182,51 @@ async def test_who_stops_notes_nothing_that_is_not_acknowledged_and_does_not_wai
     async with running(outbox, topic):
         await until(lambda: topic.follower().has(written))
         await until_noted(outbox, topic)
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(sampler=Wanted(0.0, exported=True))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(traces, "_tracer", provider.get_tracer("test"))
+    return exporter
+
+
+def sent(spans: InMemorySpanExporter) -> list[str]:
+    """How batches ended that were handed over: the error of those that failed."""
+    ended = [span for span in spans.get_finished_spans() if span.name.startswith("send ")]
+    assert all(len(span.links) == 1 for span in ended), "all of these changes come from one trace"
+    return [str((span.attributes or {}).get("error.type", "fine")) for span in ended]
+
+
+async def test_a_batch_is_under_way_until_it_is_acknowledged(outbox, topic, spans):
+    topic.hold()
+    written = await outbox.write(10, buckets=[1])
+    async with running(outbox, topic):
+        await until(lambda: topic.held)
+        assert sent(spans) == []
+        topic.release()
+        await until(lambda: sent(spans) == ["fine"])
+        assert topic.follower().has(written)
+    assert {record.event.traceparent for record in topic.records if record.event} == {TRACED}
+
+
+async def test_a_batch_that_is_refused_or_given_up_has_failed(outbox, topic, spans, monkeypatch):
+    def handed_over() -> int:
+        return sum(record.event is not None for record in topic.records)
+
+    monkeypatch.setattr(relay, "LAST_S", 0.05)
+    topic.hold()
+    await outbox.write(10, buckets=[1])
+    async with running(outbox, topic):
+        await until(lambda: handed_over() == 10)
+        for waiting in topic.held:
+            waiting.set_exception(EventsUnavailable("told to be refused"))
+        await until(lambda: sent(spans) == ["EventsUnavailable"])
+        await until(lambda: handed_over() == 20)
+    assert sent(spans) == ["EventsUnavailable", "CancelledError"], "nobody waited for the second one"
+    async with running(outbox, topic, rows_max=2, acknowledge_s=0.05):
+        await until(lambda: "EventsUnavailable" in sent(spans)[2:])
 
 
 async def test_cursors_move_only_over_the_unbroken_run_of_acknowledged_batches(outbox, topic):
