@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from archive_svc import damage, metrics, points, standing
+from archive_svc import metrics, points, standing
 from archive_svc.errors import LeaseLost
 from archive_svc.lifecycle import (
     DAMAGES_MAX,
@@ -191,10 +191,6 @@ class Archiver:
         except LeaseLost:
             raise
         except (Mismatch, SegmentDamaged, RowsRefused) as wrong:
-            if isinstance(wrong, SegmentDamaged):
-                damage.tell(
-                    self._catalog.shard, wrong.step, wrong.detail, month=month.name, during=step.value
-                )
             await self._quarantine(month, fence, f"{step.value}: {wrong}")
         except (OrdermeshError, S3Error) as failed:
             await self._failed(month, fence, step, failed)

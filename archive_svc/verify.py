@@ -65,8 +65,7 @@ class Verifier:
                     try:
                         await ahead.next()
                         read.append(segment)
-                    except SegmentDamaged as damaged:
-                        self._tell(month.name, segment, damaged)
+                    except SegmentDamaged:
                         await self._catalog.forget_segment(fence, month.archive_id, segment)
                         is_whole = False
                     # Postgres reads all of the month, so it is not waited for at the first segment.
@@ -105,7 +104,14 @@ class Verifier:
             await faults.point(points.AFTER_READ_BACK)
 
     async def read_back(self, segment: CataloguedSegment) -> bytes:
-        """A whole segment, read and proven. Raises: SegmentDamaged; S3Error."""
+        """A whole segment, read and proven; damage is told here, whoever reads. Raises: SegmentDamaged; S3Error."""
+        try:
+            return await self._read_back(segment)
+        except SegmentDamaged as damaged:
+            self._tell(segment, damaged)
+            raise
+
+    async def _read_back(self, segment: CataloguedSegment) -> bytes:
         from archive_svc.codec.proof import prove
 
         try:
@@ -134,22 +140,28 @@ class Verifier:
         try:
             await self.read_back(segment)
         except SegmentDamaged as damaged:
-            self._tell(f"{month:%Y-%m}", segment, damaged)
             return month, f"{segment.stored.key}: {damaged}"
         await self._catalog.note_verified(fence, archive_id, segment, self._enough_for)
         metrics.CHECKED.labels(self._catalog.shard).inc()
         return month, ""
 
     async def look(self, segment: CataloguedSegment) -> None:
-        """See that an object is as it was stored, by size and checksums. Raises: SegmentDamaged; S3Error."""
-        await must_be(self._store, segment.stored)
+        """See that an object is as it was stored, by size and checksums; damage is told.
 
-    def _tell(self, month: str, segment: CataloguedSegment, damaged: SegmentDamaged) -> None:
+        Raises: SegmentDamaged; S3Error.
+        """
+        try:
+            await must_be(self._store, segment.stored)
+        except SegmentDamaged as damaged:
+            self._tell(segment, damaged)
+            raise
+
+    def _tell(self, segment: CataloguedSegment, damaged: SegmentDamaged) -> None:
         damage.tell(
             self._catalog.shard,
             damaged.step,
             damaged.detail,
-            month=month,
+            month=segment.facts.about.get("month"),
             part=segment.part,
             table=segment.table,
             key=segment.stored.key,
