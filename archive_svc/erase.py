@@ -4,7 +4,7 @@ The new segment is read back and compared before it takes the old one's place, i
 notes who asked, why, and how many rows went; then the month's manifest is written anew, and the old objects
 are deleted. Only months that are in S3 alone: while their tables stand, the rows are there too, and one that
 is being copied would bring them back, so these are waited for. Amendments go at once, whatever else there is
-to wait for; those of a month below a legal hold go when it is lifted.
+to wait for; those of a month below a legal hold go when it is lifted. A month in quarantine is waited for.
 """
 
 from __future__ import annotations
@@ -94,10 +94,12 @@ class Eraser:
         # Before the segments are looked for: one that is committed in between is among these.
         waits |= {f"{month:%Y-%m}" for month in await self._catalog.frozen_with(erasure.user_id)}
         for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
-            if months[archive_id].state is not State.DROPPED:
-                waits.add(months[archive_id].name)
-            elif not segment.facts.groups_of(erasure.user_id):
+            if not segment.facts.groups_of(erasure.user_id):
                 continue
+            if months[archive_id].quarantined:
+                waits.add(f"{months[archive_id].name}, which is quarantined")
+            elif months[archive_id].state is not State.DROPPED:
+                waits.add(months[archive_id].name)
             elif held := await self._catalog.legal_hold(months[archive_id].month):
                 waits.add(held)
             else:

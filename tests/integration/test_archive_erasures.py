@@ -6,10 +6,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from archive_svc import metrics
 from archive_svc.amendment import AMENDMENT_TYPE, Noted, key_of
 from archive_svc.lifecycle import State
 from archive_svc.rebuild import Rebuilder, Rebuilt
 from archive_svc.retention import NOT_LOCKED, Retention
+from archive_svc.segment import Step
 from tests.archiving import AUGUST, SEPTEMBER, Archive, Twin, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
@@ -147,8 +149,42 @@ async def test_a_month_of_one_user_alone_is_empty_afterwards(
         assert await archive.value("SELECT count(*) FROM ordermesh.orders") == 0
 
 
+async def test_an_erasure_waits_for_a_month_in_quarantine_and_holds_up_nobody(archive: Archive) -> None:
+    await archived(archive)
+    await archive.shard.execute("UPDATE ordermesh.archive_months SET quarantined = 'why' WHERE month = $1", AUGUST)
+    before = {found.key for found in (await archive.store.list("orders/")).objects}
+    first, second = [
+        await archive.catalog.want_erasure(uuid4(), user_id, "a test", "he asked for it")
+        for user_id in (USER, "nobody.here")
+    ]
+    await archive.catalog.check_month(SEPTEMBER)
+    await archive.work()
+    after = {found.key for found in (await archive.store.list("orders/")).objects}
+    august = {segment.stored.key for segment in await archive.segments(AUGUST) if segment.table == "orders"}
+    september = {segment.stored.key for segment in await archive.segments(SEPTEMBER)}
+    assert august <= before, "nothing of it was written anew"
+    assert after <= august | september
+    first = await archive.catalog.want_erasure(first.erasure_id, USER, "a test", "again")
+    assert (first.ended_at, first.note) == (None, "waits for 2023-08, which is quarantined")
+    second = await archive.catalog.want_erasure(second.erasure_id, "nobody.here", "a test", "again")
+    assert second.ended_at is not None
+    assert await archive.catalog.due_check() is None, "segments were checked as well"
+
+    await archive.want(AUGUST)
+    await archive.shard.execute("UPDATE ordermesh.archive_erasures SET not_before = 'epoch'")
+    await archive.work()
+    first = await archive.catalog.want_erasure(first.erasure_id, USER, "a test", "again")
+    assert first.ended_at is not None
+
+
+def damages(step: Step) -> float:
+    """How often this kind of damage was told of the shard so far."""
+    return float(metrics.DAMAGES.labels("s1", step.value)._value.get())
+
+
 async def test_a_damaged_segment_is_not_written_anew(archive: Archive, server: InProcessS3) -> None:
     await archived(archive)
+    told = damages(Step.BYTES)
     objects = server.buckets[archive.store.settings.bucket].objects
     for segments in (await archive.segments(AUGUST), await archive.segments(SEPTEMBER)):
         for segment in segments:
@@ -159,6 +195,7 @@ async def test_a_damaged_segment_is_not_written_anew(archive: Archive, server: I
     erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
     assert (erasure.orders, erasure.ended_at) == (0, None)
     assert "SegmentDamaged" in erasure.note
+    assert damages(Step.BYTES) == told + 1, "whoever finds damage tells"
     other = await archive.catalog.want_erasure(uuid4(), "nobody.here", "a test", "they asked for it")
     assert await archive.archiver._erase(await archive.fence()), "one that fails holds up nobody"
     other = await archive.catalog.want_erasure(other.erasure_id, "nobody.here", "a test", "again")
