@@ -15,18 +15,17 @@ from uuid import uuid4
 import structlog
 
 from archive_svc import metrics, points, standing
+from archive_svc.editions import store_manifest
 from archive_svc.errors import LeaseLost
 from archive_svc.lifecycle import (
     DAMAGES_MAX,
     Month,
     State,
     Step,
-    manifest_key,
     next_due,
     pause_after,
     ripe_until,
 )
-from archive_svc.manifest import MANIFEST_TYPE, manifest_of
 from archive_svc.retention import NOT_LOCKED
 from archive_svc.segment import RowsRefused, SegmentDamaged
 from archive_svc.verify import Mismatch
@@ -285,14 +284,7 @@ class Archiver:
         await faults.point(points.AFTER_PROOF)
 
     async def _commit(self, month: Month, fence: int) -> None:
-        shard = self._catalog.shard
-        parts = await self._catalog.parts(month.archive_id)
-        segments = await self._catalog.segments(month.archive_id)
-        body = manifest_of(shard, month, parts, segments)
-        key = manifest_key(shard, month.month, month.archive_id, body)
-        manifest = await self._store.create(
-            key, body, content_type=MANIFEST_TYPE, retain_until=self._retention.until()
-        )
+        manifest = await store_manifest(self._catalog, self._store, self._retention, month, fence)
         await faults.point(points.AFTER_MANIFEST)
         await faults.point(points.BEFORE_COMMIT)
         blockers = await self._catalog.commit(month, fence, manifest, manifest.sha256, self._pacing.settle)

@@ -313,6 +313,12 @@ class Catalog:
             await self._database.fetchval(QUERIES.prove, month.month, fence, timeout_s=PLAN_S_MAX)
         )
 
+    async def raise_edition(self, fence: int, month: Month, edition: int) -> None:
+        """Number what a month's manifest says higher. Raises: LeaseLost, also when it has that number."""
+        await self._must(
+            await self._database.fetchval(QUERIES.raise_edition, fence, month.archive_id, edition)
+        )
+
     async def commit(
         self, month: Month, fence: int, manifest: Stored, sha256: str, settle: timedelta
     ) -> tuple[str, ...]:
@@ -465,7 +471,7 @@ class Catalog:
 def _month(row: Any) -> Month:
     names = (
         *("month", "archive_id", "quarantined", "begins_at", "ends_at", "orders_oid", "journal_oid"),
-        *("frozen_at", "detach_from", "drop_from", "failures", "damages", "not_before"),
+        *("frozen_at", "detach_from", "drop_from", "failures", "damages", "not_before", "edition"),
     )
     return Month(
         state=State(row["state"]),

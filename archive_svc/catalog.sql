@@ -167,6 +167,11 @@ SELECT t.part, {sums}
 -- Note that a month is proven. $1: month; $2: fence.
 SELECT ordermesh.prove_month($1, $2);
 
+-- name: raise_edition
+-- Number what a month's manifest says higher. $1: fence; $2: archive_id; $3: edition.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+UPDATE ordermesh.archive_months SET edition = $3 FROM held WHERE archive_id = $2 AND edition < $3 RETURNING true;
+
 -- name: commit
 -- Turn readers to the copy. $1: month; $2: fence; $3: manifest; $4: its version; $5: its sha256; $6: settle.
 SELECT ordermesh.commit_month($1, $2, $3, $4, $5, $6);
@@ -228,7 +233,7 @@ INSERT INTO {table} ({columns}) SELECT {values} FROM copied AS c;
 
 -- name: adopt
 -- Make the catalog of a month again. $1: manifest; $2: its key; $3: version; $4: sha256; $5: grace; $6: actor; $7: reason.
-SELECT ordermesh.adopt_month($1, $2, $3, $4, $5, $6, $7);
+SELECT ordermesh.adopt_edition($1, $2, $3, $4, $5, $6, $7);
 
 -- name: adopt_amendment
 -- Note an amendment again of its object; nothing when it is noted, or its user was erased since. $1 to $8: as `amend`; $9: when it was made.

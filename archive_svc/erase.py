@@ -22,10 +22,11 @@ from archive_svc import metrics, points
 from archive_svc.amendment import key_below, prefix_of
 from archive_svc.catalog import QUERIES, CataloguedSegment
 from archive_svc.columns import COPY_BACK_OPTIONS, SHAPES
+from archive_svc.editions import store_manifest
 from archive_svc.errors import LeaseLost, LegalHold
 from archive_svc.export import store_whole
-from archive_svc.lifecycle import State, data_key, manifest_key
-from archive_svc.manifest import MANIFEST_TYPE, about, manifest_of
+from archive_svc.lifecycle import State, data_key
+from archive_svc.manifest import about
 from archive_svc.retention import NOT_LOCKED
 from archive_svc.segment import SegmentDamaged
 from chassis import faults
@@ -167,16 +168,7 @@ class Eraser:
 
     async def _renew_manifest(self, month: Month, erasure: Erasure, fence: int) -> None:
         """Write the manifest of a month as its catalog is now; the old one is left behind and deleted."""
-        body = manifest_of(
-            self._catalog.shard,
-            month,
-            await self._catalog.parts(month.archive_id),
-            await self._catalog.segments(month.archive_id),
-        )
-        key = manifest_key(self._catalog.shard, month.month, month.archive_id, body)
-        stored = await self._store.create(
-            key, body, content_type=MANIFEST_TYPE, retain_until=self._retention.until()
-        )
+        stored = await store_manifest(self._catalog, self._store, self._retention, month, fence)
         await self._catalog.renew_manifest(fence, erasure, month.archive_id, stored)
 
     async def _delete_left_behind(self, erasure: Erasure, fence: int) -> set[str]:

@@ -8,6 +8,7 @@ lose what they need. Before it a month can be thawed, after it restored.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -89,6 +90,7 @@ _BACK = {
 """What brings a month back, from where it stands; a detach that was begun is ended first."""
 CHANGES_TABLES = frozenset({Step.FREEZE, Step.LEAVE, Step.DETACH, Step.DROP, Step.MAKE_TABLES, Step.RESTORE})
 """Steps that the kill switch stops. A thaw is not one of them: it gives back."""
+_EDITION = re.compile(r"-(\d{10})\.json$")
 _BEFORE_COMMIT = frozenset(WAY[: WAY.index(State.COMMITTED)])
 
 
@@ -100,6 +102,7 @@ class Month:
     quarantined:  why a person has to look; empty when nobody has to.
     orders_oid, journal_oid: its tables while it has some.
     orders_hash, journal_hash: of all rows before they were copied and when they were proven; each is a sum.
+    edition:      of what its manifest would say; grows with every change of that. 0: none has a number.
     detach_from, drop_from:  when they may be detached, and dropped; aware.
     failures:     of the step that is due, in a row; it waits until `not_before`.
     damages:      segments that did not read back as they were written.
@@ -116,6 +119,7 @@ class Month:
     journal_oid: int | None = None
     orders_hash: int | None = None
     journal_hash: int | None = None
+    edition: int = 0
     frozen_at: datetime | None = None
     detach_from: datetime | None = None
     drop_from: datetime | None = None
@@ -199,10 +203,17 @@ def manifest_prefix(shard: str) -> str:
     return f"_manifest/orders/v1/shard={shard}/"
 
 
-def manifest_key(shard: str, month: date, archive_id: UUID, body: bytes) -> str:
-    """Where a month's manifest is stored; what it says is in the key, so each edition has one of its own."""
-    edition = hashlib.sha256(body).hexdigest()[:16]
-    return f"{manifest_prefix(shard)}{month:%Y-%m}/{archive_id}-{edition}.json"
+def manifest_key(shard: str, month: Month, body: bytes) -> str:
+    """Where a month's manifest is stored: what it says is in the key, and which edition it is."""
+    said = hashlib.sha256(body).hexdigest()[:16]
+    name = f"{month.archive_id}-{said}-{month.edition:010}.json"
+    return f"{manifest_prefix(shard)}{month.name}/{name}"
+
+
+def edition_of(key: str) -> int:
+    """Which edition a manifest is, by its key; 0 for one from before they were numbered."""
+    match = _EDITION.search(key)
+    return int(match[1]) if match else 0
 
 
 def mismatches(expected: Sequence[tuple[str, object, object]]) -> str:

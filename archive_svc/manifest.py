@@ -1,6 +1,8 @@
 """A month's manifest: everything that its catalog says, so that a lost catalog can be made again of it. Pure.
 
-It says nothing of when: the same segments give the same bytes, so that storing it twice is storing it once.
+It says nothing of when: the same edition gives the same bytes, so that storing it twice is storing it once.
+Editions are numbered by the shard, under the lease: whoever was replaced has an older one, whenever he stores
+it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ def manifest_of(
         "shard": shard,
         "month": month.name,
         "archive_id": str(month.archive_id),
+        "edition": month.edition,
         "begins_at": month.begins_at.isoformat(),
         "ends_at": month.ends_at.isoformat(),
         "orders": sum(part.order_count for part in parts),

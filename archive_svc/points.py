@@ -13,6 +13,9 @@ AFTER_READ_BACK = declare("archive.after_read_back", "A segment was read back an
 AFTER_PROOF = declare(
     "archive.after_proof", "Every row is proven to be in a segment; readers know nothing of it."
 )
+BEFORE_MANIFEST = declare(
+    "archive.before_manifest", "A manifest is in memory, and nobody asks any more whether it may be stored."
+)
 AFTER_MANIFEST = declare("archive.after_manifest", "The manifest is stored; readers still read the tables.")
 BEFORE_COMMIT = declare("archive.before_commit", "Everything is ready; readers still read the tables.")
 AFTER_COMMIT = declare("archive.after_commit", "Readers read the copy; the tables are all there.")

@@ -15,14 +15,15 @@ import structlog
 
 from archive_svc import amendment
 from archive_svc.amendment import AmendmentUnreadable, amendments_prefix
-from archive_svc.lifecycle import manifest_prefix
+from archive_svc.editions import all_below
+from archive_svc.lifecycle import edition_of, manifest_prefix
 from archive_svc.manifest import ManifestUnreadable, objects_of, parsed
 from archive_svc.segment import SegmentDamaged
 from archive_svc.verify import must_be
 from chassis.s3 import S3Error
 
 if TYPE_CHECKING:
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from archive_svc.amendment import Noted
     from archive_svc.catalog import Catalog
@@ -97,18 +98,16 @@ class Rebuilder:
         return key, noted
 
     async def _newest(self) -> dict[str, Found]:
-        """The last manifest of each month; earlier ones are of copies that were restored or given up."""
-        prefix, after = manifest_prefix(self._catalog.shard), ""
+        """The last manifest of each month, by its edition; earlier ones are of copies that were restored or
+        given up, whenever they were stored.
+        """
+        prefix = manifest_prefix(self._catalog.shard)
         newest: dict[str, Found] = {}
-        while True:
-            page = await self._store.list(prefix, after=after)
-            for found in page.objects:
-                month = found.key.removeprefix(prefix).split("/")[0]
-                if month not in newest or found.stored_at >= newest[month].stored_at:
-                    newest[month] = found
-            if not page.more:
-                return newest
-            after = page.objects[-1].key
+        for found in await all_below(self._store, prefix):
+            month = found.key.removeprefix(prefix).split("/")[0]
+            if month not in newest or _age(found) >= _age(newest[month]):
+                newest[month] = found
+        return newest
 
     async def _month(self, month: str, found: Found, actor: str, reason: str) -> Rebuilt:
         try:
@@ -134,3 +133,8 @@ class Rebuilder:
                 await must_be(self._store, meant)
 
         await asyncio.gather(*map(look, objects))
+
+
+def _age(manifest: Found) -> tuple[int, datetime]:
+    """What is greater is newer. When it was stored counts for those alone that have no number."""
+    return edition_of(manifest.key), manifest.stored_at

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from archive_svc.lifecycle import manifest_prefix
+from archive_svc.lifecycle import edition_of, manifest_prefix
 from archive_svc.statement.files import statements_prefix
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _MONTH_OF = {
     "SEGMENT": re.compile(r"/month=(\d{4}-\d{2})/part-\d{5}-[0-9a-f]{32}\.parquet"),
-    "MANIFEST": re.compile(r"/(\d{4}-\d{2})/[0-9a-f-]{36}-[0-9a-f]{16}\.json"),
+    "MANIFEST": re.compile(r"/(\d{4}-\d{2})/[0-9a-f-]{36}-[0-9a-f]{16}(?:-\d{10})?\.json"),
 }
 _STATEMENT = re.compile(r"/([0-9a-f-]{36})/\d+\.zip")
 
@@ -61,6 +61,7 @@ class Place:
 class Known:
     """What the shard knows of a month.
 
+    edition:  of what it knows; it numbers its manifests, and knows of every one up to this.
     is_asked: whether the catalog has a row of it. is_here: whether its tables hang on their parents.
     is_held:  whether a legal hold keeps all of it.
     """
@@ -70,6 +71,7 @@ class Known:
     is_asked: bool
     is_here: bool
     is_held: bool
+    edition: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,18 @@ def _standing(manifest: Named, known: Known | None, listed: Mapping[str, Named])
         return Standing.AHEAD
     if manifest.found.key == known.manifest_key:
         return Standing.CURRENT
-    current = listed.get(known.manifest_key)
-    # In the same second nobody can say which is the newer one.
-    if current is not None and manifest.found.stored_at < current.found.stored_at:
+    current, edition = listed.get(known.manifest_key), edition_of(manifest.found.key)
+    if edition or known.edition:
+        # One that was replaced may store his manifest at any time, but not number it anew. The month's tables
+        # alone are its last edition when no copy counts any more.
+        is_spoken_for = current is not None or (known.is_here and not known.manifest_key)
+        is_older = is_spoken_for and edition < known.edition
+    else:
+        # In the same second nobody can say which is the newer one.
+        is_older = current is not None and manifest.found.stored_at < current.found.stored_at
+    if is_older:
         return Standing.SUPERSEDED
-    if known.is_here or (known.manifest_key and current is None):
+    if known.is_here or (known.manifest_key and current is None) or 0 < edition <= known.edition:
         return Standing.KEPT
     return Standing.AHEAD
 

@@ -16,6 +16,7 @@ from uuid import uuid4
 import structlog
 
 from archive_svc import metrics, points
+from archive_svc.editions import all_below
 from archive_svc.errors import LeaseLost
 from archive_svc.manifest import ManifestUnreadable, objects_of, parsed
 from archive_svc.strays import Kind, Known, Standing, named, places_of, refusal, standings
@@ -232,14 +233,8 @@ class Sweeper:
     async def _manifests(self) -> list[Named]:
         """Every manifest of the shard; a month has one or few."""
         place = next(each for each in self._places if each.kind is Kind.MANIFEST)
-        found: list[Named] = []
-        after = ""
-        while True:
-            page = await self._store.list(place.prefix, after=after)
-            found += [each for line in page.objects if (each := named(place, line)) is not None]
-            if not page.more:
-                return found
-            after = page.objects[-1].key
+        listed = await all_below(self._store, place.prefix)
+        return [each for found in listed if (each := named(place, found)) is not None]
 
     async def _strays(
         self,

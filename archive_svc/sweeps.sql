@@ -23,7 +23,8 @@ SELECT * FROM ordermesh.archive_sweeps WHERE ended_at IS NULL ORDER BY created_a
 -- What the shard knows of months: those that hang on its tables, were ever asked for, or are below a legal hold.
 WITH here AS (SELECT (begins_at AT TIME ZONE 'UTC')::date AS month FROM ordermesh.months_here()),
 held AS (SELECT month FROM ordermesh.archive_legal_holds WHERE month IS NOT NULL AND lifted_at IS NULL)
-SELECT to_char(month, 'YYYY-MM') AS month, coalesce(m.manifest_key, '') AS manifest_key, m.month IS NOT NULL AS is_asked,
+SELECT to_char(month, 'YYYY-MM') AS month, coalesce(m.manifest_key, '') AS manifest_key,
+       coalesce(m.edition, 0) AS edition, m.month IS NOT NULL AS is_asked,
        h.month IS NOT NULL AS is_here, l.month IS NOT NULL AS is_held
   FROM here h FULL JOIN ordermesh.archive_months m USING (month) FULL JOIN held l USING (month);
 

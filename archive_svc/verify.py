@@ -104,7 +104,10 @@ class Verifier:
             await faults.point(points.AFTER_READ_BACK)
 
     async def read_back(self, segment: CataloguedSegment) -> bytes:
-        """A whole segment, read and proven; damage is told here, whoever reads. Raises: SegmentDamaged; S3Error."""
+        """A whole segment, read and proven; damage is told here, whoever reads.
+
+        Raises: SegmentDamaged; S3Error.
+        """
         try:
             return await self._read_back(segment)
         except SegmentDamaged as damaged:

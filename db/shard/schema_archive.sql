@@ -49,6 +49,7 @@ CREATE TABLE archive_months (
     reason           text        NOT NULL CHECK (char_length(reason) BETWEEN 1 AND 512),
     created_at       timestamptz NOT NULL,
     updated_at       timestamptz NOT NULL,
+    edition          bigint      NOT NULL DEFAULT 0,
     CONSTRAINT a_frozen_month_has_tables CHECK (state IN ('WANTED', 'THAWED', 'RESTORING', 'RESTORED', 'DROPPED')
                                                 OR (orders_oid IS NOT NULL AND journal_oid IS NOT NULL)),
     CONSTRAINT a_proven_month_has_numbers CHECK (state NOT IN ('VERIFIED', 'COMMITTED', 'DETACHING', 'GRACE', 'DROPPED')
@@ -61,6 +62,8 @@ COMMENT ON COLUMN archive_months.archive_id IS 'Names this copy of the month in 
 COMMENT ON COLUMN archive_months.reach IS 'The state in which it is to be; whoever archives takes it there step by step.';
 COMMENT ON COLUMN archive_months.quarantined IS 'Why a person has to look; nothing is done to the month until somebody says so.';
 COMMENT ON COLUMN archive_months.damages IS 'Segments that did not read back as they were written, since somebody asked for the month.';
+COMMENT ON COLUMN archive_months.edition IS
+    'Of what the month''s manifest would say: grows with every change of that, and when its copy is given up. 0: none has a number.';
 COMMENT ON COLUMN archive_months.orders_hash IS 'Of every row when it was proven; the table is only dropped while it has the same.';
 
 CREATE TABLE archive_parts (
@@ -118,6 +121,19 @@ CREATE FUNCTION ordermesh.is_archived(p_at timestamptz) RETURNS boolean
     LANGUAGE sql STABLE
     RETURN EXISTS (SELECT FROM ordermesh.archive_months m
                     WHERE m.committed_at IS NOT NULL AND m.begins_at <= p_at AND p_at < m.ends_at);
+
+-- Numbers what a month's manifest would say: when it is proven, when its copy is given up, and when rows are taken out of it.
+CREATE FUNCTION ordermesh.next_edition() RETURNS trigger
+    LANGUAGE plpgsql AS $$
+BEGIN
+    IF (NEW.state <> OLD.state AND NEW.state IN ('VERIFIED', 'THAWED'))
+       OR (NEW.state = OLD.state AND NEW.state IN ('DROPPED', 'RESTORED', 'WANTED')
+           AND (NEW.order_count, NEW.journal_count) IS DISTINCT FROM (OLD.order_count, OLD.journal_count)) THEN
+        NEW.edition := OLD.edition + 1;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER next_edition BEFORE UPDATE ON ordermesh.archive_months FOR EACH ROW EXECUTE FUNCTION ordermesh.next_edition();
 
 -- Refuses every change of a month that is being archived. SQLSTATE SH002; the detail says which month it is.
 CREATE FUNCTION ordermesh.refuse_frozen() RETURNS trigger

@@ -214,4 +214,15 @@ BEGIN
     RETURN true;
 END $$;
 
-INSERT INTO schema_migrations (name) VALUES ('0011_archive_upkeep');
+-- Makes the catalog of a month again of its manifest, as adopt_month does, and goes on with its number. Returns whether this was done.
+CREATE FUNCTION ordermesh.adopt_edition(p_manifest jsonb, p_key text, p_version text, p_sha256 text, p_grace interval,
+                                        p_actor text, p_reason text) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT ordermesh.adopt_month(p_manifest, p_key, p_version, p_sha256, p_grace, p_actor, p_reason) THEN RETURN false; END IF;
+    UPDATE ordermesh.archive_months SET edition = coalesce((p_manifest->>'edition')::bigint, 0)
+     WHERE archive_id = (p_manifest->>'archive_id')::uuid;
+    RETURN true;
+END $$;
+
+INSERT INTO schema_migrations (name) VALUES ('0011_archive_upkeep'), ('0023_archive_editions');

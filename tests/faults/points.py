@@ -96,6 +96,7 @@ ARCHIVE_POINTS = (
     "archive.after_export",
     "archive.after_read_back",
     "archive.after_proof",
+    "archive.before_manifest",
     "archive.after_manifest",
     "archive.before_commit",
     "archive.after_commit",

@@ -8,13 +8,18 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from archive_svc import points
+from archive_svc.errors import LeaseLost
 from archive_svc.lifecycle import State
+from archive_svc.rebuild import Rebuilder, Rebuilt
+from chassis import faults
 from chassis.testing import eventually
 from tests.archiving import AUGUST, Archive, Twin, fill, opened
 from tests.buckets import Place
@@ -26,6 +31,7 @@ COUNT = 400
 FROZEN_AT = (
     ("archive.after_first_chunk", State.PLANNED),
     ("s3.after_put", State.PLANNED),
+    ("archive.before_manifest", State.VERIFIED),
     ("archive.after_manifest", State.VERIFIED),
     ("archive.before_detach", State.DETACHING),
     ("archive.before_drop", State.GRACE),
@@ -132,6 +138,48 @@ async def test_an_archiver_that_was_frozen_comes_back_and_does_no_harm(
     stored = {found.key for found in (await archive.store.list("")).objects}
     manifest = await archive.value("SELECT manifest_key FROM ordermesh.archive_months")
     assert stored == {*segments, manifest}, "what it stored in vain was swept, and nothing else"
+
+
+async def test_a_manifest_of_one_who_was_replaced_is_not_the_newest_whenever_he_stores_it(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He stands still before he stores it; the month is thawed, changed, and archived again meanwhile."""
+    await archive.want(AUGUST)
+    month = await archive.work(until=State.VERIFIED)
+    old, twin = await archive.fence(), Twin(archive)
+    first = {segment.stored.key for segment in await archive.segments()}
+
+    async def meanwhile(name: str) -> None:
+        if name != points.BEFORE_MANIFEST:
+            return
+        monkeypatch.undo()
+        await archive.shard.execute("UPDATE ordermesh.archive_lease SET fence = fence + 1")
+        await archive.want(AUGUST, State.THAWED)
+        assert (await archive.work()).state is State.THAWED
+        await archive.shard.execute("UPDATE ordermesh.orders SET description = 'written after the thaw'")
+        await twin.remember()
+        await archive.want(AUGUST)
+        assert (await archive.work()).state is State.DROPPED
+
+    monkeypatch.setattr(faults, "point", meanwhile)
+    with pytest.raises(LeaseLost):
+        await archive.archiver._commit(month, old)
+    good = await archive.value("SELECT manifest_key FROM ordermesh.archive_months")
+    stored = {found.key: found.stored_at for found in (await archive.store.list("_manifest/")).objects}
+    (late,) = stored.keys() - {good}
+    assert stored[late] >= stored[good], "it was stored last"
+
+    wanted = await archive.sweeps.want(uuid4(), "a test", "what is there?", deletes=False)
+    await archive.work()
+    walk = await archive.sweeps.want(wanted.sweep_id, "a test", "again", deletes=False)
+    assert (walk.ended_at is not None, walk.refusal) == (True, "")
+    strays = {each.key for each in await archive.sweeps.strays_of(walk.sweep_id, 1000)}
+    assert strays == {late, *first}, "nobody needs the first copy"
+    await archive.shard.execute("DELETE FROM ordermesh.archive_months")
+    rebuilder = Rebuilder(archive.catalog, archive.store, timedelta(0))
+    assert await rebuilder.rebuild("a test", "lost") == [Rebuilt("2023-08")]
+    assert await archive.value("SELECT manifest_key FROM ordermesh.archive_months") == good
+    assert await twin.differences(AUGUST) == {}
 
 
 async def test_a_kill_between_the_halves_of_a_detach_is_ended_by_the_next_one(

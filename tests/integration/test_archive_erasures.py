@@ -151,7 +151,9 @@ async def test_a_month_of_one_user_alone_is_empty_afterwards(
 
 async def test_an_erasure_waits_for_a_month_in_quarantine_and_holds_up_nobody(archive: Archive) -> None:
     await archived(archive)
-    await archive.shard.execute("UPDATE ordermesh.archive_months SET quarantined = 'why' WHERE month = $1", AUGUST)
+    await archive.shard.execute(
+        "UPDATE ordermesh.archive_months SET quarantined = 'why' WHERE month = $1", AUGUST
+    )
     before = {found.key for found in (await archive.store.list("orders/")).objects}
     first, second = [
         await archive.catalog.want_erasure(uuid4(), user_id, "a test", "he asked for it")

@@ -1,0 +1,51 @@
+"""Stores the manifest of a month as its catalog is now, and finds those that there are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from archive_svc import points
+from archive_svc.lifecycle import edition_of, manifest_key, manifest_prefix
+from archive_svc.manifest import MANIFEST_TYPE, manifest_of
+from chassis import faults
+
+if TYPE_CHECKING:
+    from archive_svc.catalog import Catalog
+    from archive_svc.lifecycle import Month
+    from archive_svc.retention import Retention
+    from chassis.s3 import Found, ObjectStore, Stored
+
+
+async def all_below(store: ObjectStore, prefix: str) -> list[Found]:
+    """Every manifest below a prefix; a month has one or few. Raises: S3Error."""
+    found: list[Found] = []
+    after = ""
+    while True:
+        page = await store.list(prefix, after=after)
+        found += page.objects
+        if not page.more:
+            return found
+        after = page.objects[-1].key
+
+
+async def store_manifest(
+    catalog: Catalog, store: ObjectStore, retention: Retention, month: Month, fence: int
+) -> Stored:
+    """Store a month's manifest under a number that no other one of the month has, or exceeds. Idempotent.
+
+    Raises: LeaseLost; S3Error; what chassis.pg raises.
+    """
+    parts, segments = await catalog.parts(month.archive_id), await catalog.segments(month.archive_id)
+    body = manifest_of(catalog.shard, month, parts, segments)
+    key = manifest_key(catalog.shard, month, body)
+    others = await all_below(store, f"{manifest_prefix(catalog.shard)}{month.name}/")
+    newest = max((edition_of(each.key) for each in others if each.key != key), default=0)
+    if newest and newest >= month.edition:
+        # The shard came back older than S3 is, and numbers again.
+        await catalog.raise_edition(fence, month, newest + 1)
+        month = replace(month, edition=newest + 1)
+        body = manifest_of(catalog.shard, month, parts, segments)
+        key = manifest_key(catalog.shard, month, body)
+    await faults.point(points.BEFORE_MANIFEST)
+    return await store.create(key, body, content_type=MANIFEST_TYPE, retain_until=retention.until())

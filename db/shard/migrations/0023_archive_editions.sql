@@ -1,0 +1,33 @@
+-- Manifests are numbered by the shard, so that one of somebody who was replaced is never the newest, whenever he stores it.
+
+SET search_path = ordermesh, public;
+
+ALTER TABLE archive_months ADD COLUMN edition bigint NOT NULL DEFAULT 0;
+COMMENT ON COLUMN archive_months.edition IS
+    'Of what the month''s manifest would say: grows with every change of that, and when its copy is given up. 0: none has a number.';
+
+-- Numbers what a month's manifest would say: when it is proven, when its copy is given up, and when rows are taken out of it.
+CREATE FUNCTION ordermesh.next_edition() RETURNS trigger
+    LANGUAGE plpgsql AS $$
+BEGIN
+    IF (NEW.state <> OLD.state AND NEW.state IN ('VERIFIED', 'THAWED'))
+       OR (NEW.state = OLD.state AND NEW.state IN ('DROPPED', 'RESTORED', 'WANTED')
+           AND (NEW.order_count, NEW.journal_count) IS DISTINCT FROM (OLD.order_count, OLD.journal_count)) THEN
+        NEW.edition := OLD.edition + 1;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER next_edition BEFORE UPDATE ON ordermesh.archive_months FOR EACH ROW EXECUTE FUNCTION ordermesh.next_edition();
+
+-- Makes the catalog of a month again of its manifest, as adopt_month does, and goes on with its number. Returns whether this was done.
+CREATE FUNCTION ordermesh.adopt_edition(p_manifest jsonb, p_key text, p_version text, p_sha256 text, p_grace interval,
+                                        p_actor text, p_reason text) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT ordermesh.adopt_month(p_manifest, p_key, p_version, p_sha256, p_grace, p_actor, p_reason) THEN RETURN false; END IF;
+    UPDATE ordermesh.archive_months SET edition = coalesce((p_manifest->>'edition')::bigint, 0)
+     WHERE archive_id = (p_manifest->>'archive_id')::uuid;
+    RETURN true;
+END $$;
+
+INSERT INTO schema_migrations (name) VALUES ('0023_archive_editions');
