@@ -50,7 +50,8 @@ class MonthView:
 
     orders: about, while it is only in the tables; exactly, when they were counted.
     parts, segments, verified, restored: how many are planned, stored, read back, copied back.
-    verified_at: since then every segment was read back. due: how many wait to be read once more.
+    verified_at: since then every segment was read back. due: how many wait to be read once more;
+                 in quarantine 0, but until somebody's wish for it has an answer.
     locked_until: until when S3 keeps some of it locked.
     legal_hold:   why it may not be given up; empty when it may.
     """
@@ -269,9 +270,13 @@ class Catalog:
         row = await self._database.fetchrow(QUERIES.due_check)
         return None if row is None else (row["month"], row["archive_id"], _segment(row))
 
-    async def check_month(self, month: date) -> None:
-        """Let a month's segments be read once more now."""
-        await self._database.execute(QUERIES.check_month, month)
+    async def check_month(self, month: date, actor: str) -> None:
+        """Let a month's segments be read once more now; one in quarantine is let go when all are whole."""
+        await self._database.execute(QUERIES.check_month, month, actor)
+
+    async def release(self, fence: int) -> list[tuple[date, str]]:
+        """Let months out of quarantine that are proven whole since somebody asked; which, and who asked."""
+        return [(row["month"], row["actor"]) for row in await self._database.fetch(QUERIES.release, fence)]
 
     async def note_seen(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> None:
         """Note that the object is there as it was written. Raises: LeaseLost."""

@@ -44,18 +44,21 @@ WITH here AS (
 stored AS (
     SELECT p.archive_id, count(DISTINCT p.part) AS parts, count(s.key) AS segments, sum(s.size_bytes)::bigint AS bytes,
            count(s.verified_at) AS verified, count(s.restored_at) AS restored, min(s.verified_at) AS verified_at,
-           count(*) FILTER (WHERE s.check_from <= clock_timestamp()) AS due,
+           count(*) FILTER (WHERE s.check_from <= clock_timestamp())::int AS due,
            max(s.locked_until) FILTER (WHERE s.locked_until > clock_timestamp()) AS locked_until
       FROM ordermesh.archive_parts p LEFT JOIN ordermesh.archive_segments s USING (archive_id, part)
      GROUP BY 1)
 SELECT month, m.state, m.reach, coalesce(m.quarantined, '') AS quarantined, coalesce(m.note, '') AS note,
        coalesce(m.order_count, h.rows, 0) AS order_count, s.bytes AS stored_bytes, s.parts, s.segments, s.verified, s.restored,
-       s.verified_at, s.due, s.locked_until, coalesce(ordermesh.legal_hold(month, NULL), '') AS legal_hold,
+       s.verified_at, s.locked_until,
+       CASE WHEN coalesce(m.quarantined, '') = '' THEN s.due WHEN r.archive_id IS NULL THEN 0 ELSE greatest(s.due, 1) END AS due,
+       coalesce(ordermesh.legal_hold(month, NULL), '') AS legal_hold,
        coalesce(h.bytes, pg_total_relation_size(m.orders_oid) + pg_total_relation_size(m.journal_oid), 0) AS table_bytes,
        m.committed_at, m.detach_from, m.drop_from, coalesce(m.actor, '') AS actor, coalesce(m.reason, '') AS reason,
        CASE WHEN h.month IS NULL OR m.state NOT IN ('WANTED', 'THAWED', 'RESTORED') THEN '{}'
             ELSE ordermesh.month_blockers(month, $1) END AS blockers
   FROM here h FULL JOIN ordermesh.archive_months m USING (month) LEFT JOIN stored s ON s.archive_id = m.archive_id
+  LEFT JOIN ordermesh.archive_releases r ON r.archive_id = m.archive_id AND r.ended_at IS NULL
  ORDER BY month;
 
 -- name: floor
@@ -134,16 +137,36 @@ UPDATE ordermesh.archive_segments s
   FROM held WHERE s.archive_id = $2 AND s.part = $3 AND s.of_table = $4 AND s.sha256 = $5 RETURNING true;
 
 -- name: due_check
--- The segment that is to be read once more before all others, of months that readers read from their copies.
+-- The segment that is to be read once more before all others, of months that readers read from their copies. Of those in quarantine
+-- only when somebody asked for it.
 SELECT s.*, m.month FROM ordermesh.archive_segments s JOIN ordermesh.archive_months m USING (archive_id)
- WHERE m.committed_at IS NOT NULL AND m.quarantined = '' AND s.check_from <= clock_timestamp()
+ WHERE m.committed_at IS NOT NULL AND s.check_from <= clock_timestamp()
+   AND (m.quarantined = '' OR EXISTS (SELECT FROM ordermesh.archive_releases r WHERE r.archive_id = m.archive_id AND r.ended_at IS NULL))
  ORDER BY s.check_from, s.key LIMIT 1;
 
 -- name: check_month
--- Let a month's segments be read once more now. $1: month.
-UPDATE ordermesh.archive_segments s SET check_from = clock_timestamp()
-  FROM ordermesh.archive_months m
- WHERE m.month = $1 AND m.archive_id = s.archive_id AND m.committed_at IS NOT NULL;
+-- Let a month's segments be read once more now; one in quarantine is let go when all are whole. $1: month; $2: actor.
+WITH due AS (UPDATE ordermesh.archive_segments s SET check_from = clock_timestamp()
+               FROM ordermesh.archive_months m
+              WHERE m.month = $1 AND m.archive_id = s.archive_id AND m.committed_at IS NOT NULL)
+INSERT INTO ordermesh.archive_releases (archive_id, month, quarantined, actor, asked_at)
+SELECT archive_id, month, quarantined, $2, clock_timestamp() FROM ordermesh.archive_months
+ WHERE month = $1 AND committed_at IS NOT NULL AND quarantined <> ''
+ON CONFLICT (archive_id) WHERE ended_at IS NULL DO UPDATE SET actor = excluded.actor, asked_at = excluded.asked_at;
+
+-- name: release
+-- Let months out of quarantine of which every segment was read back and is whole since somebody asked; which, and who. $1: fence.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
+proven AS (UPDATE ordermesh.archive_releases r SET ended_at = clock_timestamp()
+             FROM held, ordermesh.archive_months m
+            WHERE r.ended_at IS NULL AND m.archive_id = r.archive_id
+              AND NOT EXISTS (SELECT FROM ordermesh.archive_segments s
+                               WHERE s.archive_id = r.archive_id AND (s.verified_at IS NULL OR s.verified_at < r.asked_at))
+        RETURNING r.archive_id, r.actor)
+UPDATE ordermesh.archive_months m
+   SET quarantined = '', note = '', failures = 0, damages = 0, not_before = 'epoch', updated_at = clock_timestamp()
+  FROM proven WHERE m.archive_id = proven.archive_id AND m.quarantined <> ''
+RETURNING m.month, proven.actor;
 
 -- name: seen
 -- The object is there as it was written. As `verified`.
@@ -359,8 +382,11 @@ SELECT ordermesh.restore_month($1, $2);
 SELECT $1::oid::regclass::text AS orders, $2::oid::regclass::text AS order_journal;
 
 -- name: quarantine
--- Nothing is done to the month until somebody says so. $1: month; $2: fence; $3: why.
-WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $2 FOR SHARE)
+-- Nothing is done to the month until somebody says so; who wanted it to be let go has his answer. $1: month; $2: fence; $3: why.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $2 FOR SHARE),
+answered AS (UPDATE ordermesh.archive_releases r SET ended_at = clock_timestamp(), note = left($3, 512)
+               FROM held, ordermesh.archive_months m
+              WHERE m.month = $1 AND r.archive_id = m.archive_id AND r.ended_at IS NULL)
 UPDATE ordermesh.archive_months SET quarantined = left($3, 512), note = left($3, 512), updated_at = clock_timestamp()
   FROM held WHERE month = $1 RETURNING true;
 

@@ -103,7 +103,7 @@ class ArchiveService:
         found: list[pb.Month] = []
         for catalog in self._of(request.shard):
             there = catalog.until(call.deadline)
-            await there.check_month(month)
+            await there.check_month(month, call.subject.name)
             view = await self._view(there, month)
             if view is not None and view.committed_at is not None:
                 found.append(wire.month(catalog.shard, view))

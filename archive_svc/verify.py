@@ -136,6 +136,8 @@ class Verifier:
 
         Raises: LeaseLost; S3Error; what chassis.pg raises.
         """
+        for month, actor in await self._catalog.release(fence):
+            log.info("month_released", shard=self._catalog.shard, month=f"{month:%Y-%m}", actor=actor)
         due = await self._catalog.due_check()
         if due is None:
             return None

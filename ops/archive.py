@@ -61,8 +61,8 @@ def is_there(month: Month) -> bool:
 
 
 def is_read(month: Month) -> bool:
-    """Whether no segment of a month waits to be read back once more, or a person has to look."""
-    return not month.due_count or bool(month.quarantined)
+    """Whether no segment of a month waits to be read back once more; a person may have to look all the same."""
+    return not month.due_count
 
 
 async def followed(

@@ -27,6 +27,21 @@ CREATE TABLE archive_replaced (
 );
 COMMENT ON TABLE archive_replaced IS 'Objects that another took the place of because of an erasure, with how many rows it has less.';
 
+CREATE TABLE archive_releases (
+    archive_id  uuid        NOT NULL,
+    month       date        NOT NULL,
+    quarantined text        NOT NULL,
+    actor       text        NOT NULL CHECK (char_length(actor) BETWEEN 1 AND 64),
+    asked_at    timestamptz NOT NULL,
+    ended_at    timestamptz,
+    note        text        NOT NULL DEFAULT '' CHECK (char_length(note) <= 512),
+    PRIMARY KEY (archive_id, asked_at)
+);
+COMMENT ON TABLE archive_releases IS
+    'Months in quarantine that somebody wants to be let go once every segment is read back whole; note: why one was not.';
+COMMENT ON COLUMN archive_releases.quarantined IS 'Why the month was in quarantine when it was asked for.';
+CREATE UNIQUE INDEX archive_releases_open ON archive_releases (archive_id) WHERE ended_at IS NULL;
+
 -- Begins to bring back a month whose tables are gone: makes them, empty and alone. Returns whether it is to be done.
 CREATE FUNCTION ordermesh.begin_restore(p_month date, p_fence bigint) RETURNS boolean
     LANGUAGE plpgsql SET timezone = 'UTC' SET lock_timeout = '2s' AS $$

@@ -167,7 +167,8 @@ def verify(
 ) -> None:
     """Read every segment of an archived month back once more, and compare it.
 
-    Exit code 1 when one is damaged, or not all were read in time.
+    A month that waits for a person is let go when all of it is whole. Exit code 1 when a segment is damaged, or not
+    all were read in time.
 
     \b
     Example:

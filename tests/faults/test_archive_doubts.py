@@ -5,7 +5,7 @@ quarantined, and no table is touched while there is a doubt.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -136,6 +136,12 @@ async def test_a_segment_that_is_lost_after_the_commit_keeps_the_tables(
     assert await archive.exists("orders_2023_08")
 
 
+async def due(archive: Archive) -> int:
+    """How many segments of August wait to be read once more, as operators see it."""
+    views = await archive.catalog.overview(datetime.now(UTC))
+    return next(view.due for view in views if view.month == AUGUST)
+
+
 async def test_what_is_archived_is_read_again_and_again_and_damage_is_found(
     archive: Archive, server: InProcessS3
 ) -> None:
@@ -144,16 +150,36 @@ async def test_what_is_archived_is_read_again_and_again_and_damage_is_found(
     assert server.seen["GetObject"]
     before = server.seen["GetObject"]
     assert not await archive.archiver.once(await archive.fence()), "nothing is due for a year"
-    await archive.catalog.check_month(AUGUST)
+    await archive.catalog.check_month(AUGUST, "a test")
     await archive.work()
     assert server.seen["GetObject"] == before + len(await archive.segments())
 
     victim = (await archive.segments())[2]
     flip(version_of(server, archive, victim).body)
-    await archive.catalog.check_month(AUGUST)
+    await archive.catalog.check_month(AUGUST, "a test")
     month = await archive.work()
     assert month.state is State.DROPPED
     assert victim.stored.key in month.quarantined
+
+    # Nothing reads it again by itself; who asks gets an answer, and the month when all of it is whole.
+    before = server.seen["GetObject"]
+    await archive.shard.execute("UPDATE ordermesh.archive_segments SET check_from = 'epoch'")
+    await archive.work()
+    assert (server.seen["GetObject"], await due(archive)) == (before, 0)
+    await archive.catalog.check_month(AUGUST, "ops:ann")
+    assert await due(archive) == len(await archive.segments())
+    assert victim.stored.key in (await archive.work()).quarantined
+    assert await due(archive) == 0
+    flip(version_of(server, archive, victim).body)
+    await archive.catalog.check_month(AUGUST, "ops:bob")
+    assert (await archive.work()).quarantined == ""
+    said = await archive.rows("SELECT actor, note FROM ordermesh.archive_releases ORDER BY asked_at")
+    assert [(row["actor"], victim.stored.key in row["note"]) for row in said] == [
+        ("ops:ann", True),
+        ("ops:bob", False),
+    ]
+    await archive.want(AUGUST, State.RESTORED)
+    assert (await archive.work()).state is State.RESTORED
 
 
 async def test_rows_that_postgres_has_and_the_copy_has_not_quarantine_the_month(archive: Archive) -> None:

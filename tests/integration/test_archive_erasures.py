@@ -73,7 +73,7 @@ async def test_a_user_is_gone_from_every_month_and_nobody_else_is(
     assert before & after, "segments without a row of his stay as they are"
 
     # The months can be proven, restored, and their catalog made again.
-    await archive.catalog.check_month(AUGUST)
+    await archive.catalog.check_month(AUGUST, "a test")
     assert (await archive.work()).quarantined == ""
     await archive.shard.execute("DELETE FROM ordermesh.archive_months")
     rebuilder = Rebuilder(archive.catalog, archive.store, archive.archiver._pacing.grace)
@@ -159,7 +159,7 @@ async def test_an_erasure_waits_for_a_month_in_quarantine_and_holds_up_nobody(ar
         await archive.catalog.want_erasure(uuid4(), user_id, "a test", "he asked for it")
         for user_id in (USER, "nobody.here")
     ]
-    await archive.catalog.check_month(SEPTEMBER)
+    await archive.catalog.check_month(SEPTEMBER, "a test")
     await archive.work()
     after = {found.key for found in (await archive.store.list("orders/")).objects}
     august = {segment.stored.key for segment in await archive.segments(AUGUST) if segment.table == "orders"}

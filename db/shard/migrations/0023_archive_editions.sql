@@ -1,4 +1,5 @@
 -- Manifests are numbered by the shard, so that one of somebody who was replaced is never the newest, whenever he stores it.
+-- A month in quarantine is let go when all of it is proven whole again.
 
 SET search_path = ordermesh, public;
 
@@ -18,6 +19,21 @@ BEGIN
     RETURN NEW;
 END $$;
 CREATE TRIGGER next_edition BEFORE UPDATE ON ordermesh.archive_months FOR EACH ROW EXECUTE FUNCTION ordermesh.next_edition();
+
+CREATE TABLE archive_releases (
+    archive_id  uuid        NOT NULL,
+    month       date        NOT NULL,
+    quarantined text        NOT NULL,
+    actor       text        NOT NULL CHECK (char_length(actor) BETWEEN 1 AND 64),
+    asked_at    timestamptz NOT NULL,
+    ended_at    timestamptz,
+    note        text        NOT NULL DEFAULT '' CHECK (char_length(note) <= 512),
+    PRIMARY KEY (archive_id, asked_at)
+);
+COMMENT ON TABLE archive_releases IS
+    'Months in quarantine that somebody wants to be let go once every segment is read back whole; note: why one was not.';
+COMMENT ON COLUMN archive_releases.quarantined IS 'Why the month was in quarantine when it was asked for.';
+CREATE UNIQUE INDEX archive_releases_open ON archive_releases (archive_id) WHERE ended_at IS NULL;
 
 -- Makes the catalog of a month again of its manifest, as adopt_month does, and goes on with its number. Returns whether this was done.
 CREATE FUNCTION ordermesh.adopt_edition(p_manifest jsonb, p_key text, p_version text, p_sha256 text, p_grace interval,

@@ -147,7 +147,7 @@ class Month(_message.Message):
     reason: _builtins.str
     """Why."""
     due_count: _builtins.int
-    """Segments that wait to be read back once more."""
+    """Segments that wait to be read back once more; in quarantine 0 but while somebody's VerifyMonth goes on."""
     legal_hold: _builtins.str
     """Why it may not be given up; empty when it may."""
     @_builtins.property

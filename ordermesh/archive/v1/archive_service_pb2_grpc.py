@@ -125,7 +125,7 @@ class ArchiveServiceServicer:
 
     def VerifyMonth(self, request, context):
         """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
-        quarantine.
+        quarantine; one that is in quarantine is let go when all of it is whole.
 
         For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
         """

@@ -52,7 +52,7 @@ class ArchiveServiceStub:
     """
     VerifyMonth: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]
     """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
-    quarantine.
+    quarantine; one that is in quarantine is let go when all of it is whole.
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
     """
@@ -127,7 +127,7 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     """
     VerifyMonth: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]  # type: ignore[assignment]
     """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
-    quarantine.
+    quarantine; one that is in quarantine is let go when all of it is whole.
 
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
     """
@@ -217,7 +217,7 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_archive_service_pb2.VerifyMonthResponse, _abc.Awaitable[_archive_service_pb2.VerifyMonthResponse]]:
         """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
-        quarantine.
+        quarantine; one that is in quarantine is let go when all of it is whole.
 
         For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
         """
