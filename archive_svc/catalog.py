@@ -357,13 +357,13 @@ class Catalog:
         grace: timedelta,
         actor: str,
         reason: str,
+        instead_of: str = "",
     ) -> bool:
         """Make the catalog of a month again of its manifest; False when the shard has or knows the month."""
-        return bool(
-            await self._database.fetchval(
-                QUERIES.adopt, manifest, where.key, where.version_id, sha256, grace, actor, reason
-            )
-        )
+        said = (manifest, where.key, where.version_id, sha256, grace, actor, reason)
+        if instead_of:
+            return bool(await self._database.fetchval(QUERIES.replace, *said, instead_of))
+        return bool(await self._database.fetchval(QUERIES.adopt, *said))
 
     async def adopt_amendment(self, noted: Noted) -> bool:
         """Note an amendment again; False when it is noted, or its user was erased since."""
@@ -477,6 +477,7 @@ def _month(row: Any) -> Month:
     names = (
         *("month", "archive_id", "quarantined", "begins_at", "ends_at", "orders_oid", "journal_oid"),
         *("frozen_at", "detach_from", "drop_from", "failures", "damages", "not_before", "edition"),
+        "manifest_key",
     )
     return Month(
         state=State(row["state"]),

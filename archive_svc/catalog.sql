@@ -58,7 +58,7 @@ SELECT month, m.state, m.reach, coalesce(m.quarantined, '') AS quarantined, coal
        CASE WHEN h.month IS NULL OR m.state NOT IN ('WANTED', 'THAWED', 'RESTORED') THEN '{}'
             ELSE ordermesh.month_blockers(month, $1) END AS blockers
   FROM here h FULL JOIN ordermesh.archive_months m USING (month) LEFT JOIN stored s ON s.archive_id = m.archive_id
-  LEFT JOIN ordermesh.archive_releases r ON r.archive_id = m.archive_id AND r.ended_at IS NULL
+  LEFT JOIN (SELECT archive_id FROM ordermesh.archive_releases WHERE ended_at IS NULL) AS r ON r.archive_id = m.archive_id
  ORDER BY month;
 
 -- name: floor
@@ -257,6 +257,10 @@ INSERT INTO {table} ({columns}) SELECT {values} FROM copied AS c;
 -- name: adopt
 -- Make the catalog of a month again. $1: manifest; $2: its key; $3: version; $4: sha256; $5: grace; $6: actor; $7: reason.
 SELECT ordermesh.adopt_edition($1, $2, $3, $4, $5, $6, $7);
+
+-- name: replace
+-- Let a newer manifest take the place of a month's catalog. $1 to $7: as `adopt`; $8: the manifest that the catalog shows now.
+SELECT ordermesh.replace_edition($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: adopt_amendment
 -- Note an amendment again of its object; nothing when it is noted, or its user was erased since. $1 to $8: as `amend`; $9: when it was made.

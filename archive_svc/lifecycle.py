@@ -102,6 +102,7 @@ class Month:
     quarantined:  why a person has to look; empty when nobody has to.
     orders_oid, journal_oid: its tables while it has some.
     orders_hash, journal_hash: of all rows before they were copied and when they were proven; each is a sum.
+    manifest_key: of the one that its catalog shows; empty when none does.
     edition:      of what its manifest would say; grows with every change of that. 0: none has a number.
     detach_from, drop_from:  when they may be detached, and dropped; aware.
     failures:     of the step that is due, in a row; it waits until `not_before`.
@@ -119,6 +120,7 @@ class Month:
     journal_oid: int | None = None
     orders_hash: int | None = None
     journal_hash: int | None = None
+    manifest_key: str = ""
     edition: int = 0
     frozen_at: datetime | None = None
     detach_from: datetime | None = None

@@ -1,6 +1,7 @@
 """Makes a lost catalog again of the manifests in S3.
 
-Only months that the shard knows nothing of and has no rows of: what it has is never overruled. Every object
+Only months that the shard knows nothing of and has no rows of: what it has is not overruled, but for a month
+that it shows by objects which are gone, when somebody says so and a newer manifest is whole. Every object
 that a manifest names is looked at first, and all of it is read back later, before a table is dropped for it.
 """
 
@@ -9,27 +10,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from archive_svc import amendment
 from archive_svc.amendment import AmendmentUnreadable, amendments_prefix
 from archive_svc.editions import all_below
-from archive_svc.lifecycle import edition_of, manifest_prefix
+from archive_svc.lifecycle import State, edition_of, manifest_prefix
 from archive_svc.manifest import ManifestUnreadable, objects_of, parsed
 from archive_svc.segment import SegmentDamaged
 from archive_svc.verify import must_be
 from chassis.s3 import S3Error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime, timedelta
 
     from archive_svc.amendment import Noted
     from archive_svc.catalog import Catalog
+    from archive_svc.lifecycle import Month
     from chassis.s3 import Found, ObjectStore, Stored
 
 log = structlog.get_logger("rebuild")
+KNOWN = "the shard has it, or knows of it"
 UNREADABLE_MAX = 100
 LOOKS_MAX = 8
 """Objects that are looked at side by side."""
@@ -37,10 +41,14 @@ LOOKS_MAX = 8
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What became of one month. because: why it was not made again; empty when it was."""
+    """What became of one month. because: why it was not made again; empty when it was.
+
+    is_replaceable: the shard knows it by a manifest of which objects are gone; a newer one is whole.
+    """
 
     month: str
     because: str = ""
+    is_replaceable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +67,18 @@ class Rebuilder:
         self._store = store
         self._grace = grace
 
-    async def rebuild(self, actor: str, reason: str) -> list[Rebuilt]:
+    async def rebuild(self, actor: str, reason: str, *, replaces: bool = False) -> list[Rebuilt]:
         """Make again what is missing, month by month. Idempotent.
 
+        replaces: also what shows objects that are gone, when a newer manifest shows none that is; without it
+                  these months are named.
         Raises: S3Error when the manifests cannot be listed; what chassis.pg raises.
         """
         newest = await self._newest()
-        return [await self._month(month, found, actor, reason) for month, found in sorted(newest.items())]
+        return [
+            await self._month(month, found, actor, reason, replaces)
+            for month, found in sorted(newest.items())
+        ]
 
     async def amendments(self) -> Amendments:
         """Note again what was found out about orders after they were archived. Idempotent.
@@ -109,7 +122,7 @@ class Rebuilder:
                 newest[month] = found
         return newest
 
-    async def _month(self, month: str, found: Found, actor: str, reason: str) -> Rebuilt:
+    async def _month(self, month: str, found: Found, actor: str, reason: str, replaces: bool) -> Rebuilt:
         try:
             where = await self._store.head(found.key)
             body = await self._store.read(where)
@@ -118,11 +131,37 @@ class Rebuilder:
         except (S3Error, SegmentDamaged, ManifestUnreadable) as wrong:
             log.error("month_not_rebuilt", shard=self._catalog.shard, month=month, because=str(wrong))
             return Rebuilt(month, f"{found.key}: {wrong}")
-        sha256 = hashlib.sha256(body).hexdigest()
-        if not await self._catalog.adopt(manifest, where, sha256, self._grace, actor, reason):
-            return Rebuilt(month, "the shard has it, or knows of it")
-        log.info("month_rebuilt", shard=self._catalog.shard, month=month)
+        said = (manifest, where, hashlib.sha256(body).hexdigest(), self._grace, actor, reason)
+        if await self._catalog.adopt(*said):
+            log.info("month_rebuilt", shard=self._catalog.shard, month=month)
+            return Rebuilt(month)
+        known = next((each for each in await self._catalog.months() if each.name == month), None)
+        if known is None or not (gone := await self._gone(known, found, manifest)):
+            return Rebuilt(month, KNOWN)
+        if not replaces:
+            return Rebuilt(month, f"{gone} is gone, and {found.key} is whole and newer", is_replaceable=True)
+        if not await self._catalog.adopt(*said, instead_of=known.manifest_key):
+            return Rebuilt(month, KNOWN)
+        log.warning("month_replaced", shard=self._catalog.shard, month=month, instead_of=known.manifest_key)
         return Rebuilt(month)
+
+    async def _gone(self, known: Month, found: Found, manifest: Mapping[str, Any]) -> str:
+        """An object that the catalog of a month in S3 alone shows and that is gone, when a manifest is newer.
+
+        Such a catalog is older than S3 is: a database that came back from before an erasure.
+        """
+        edition = edition_of(found.key)
+        is_newer = edition > known.edition or (
+            not edition and not known.edition and manifest["archive_id"] == str(known.archive_id)
+        )
+        if known.state is not State.DROPPED or found.key == known.manifest_key or not is_newer:
+            return ""
+        for segment in await self._catalog.segments(known.archive_id):
+            try:
+                await must_be(self._store, segment.stored)
+            except SegmentDamaged:
+                return segment.stored.key
+        return ""
 
     async def _look(self, objects: list[Stored]) -> None:
         """See that every object is there as it was stored. Raises: SegmentDamaged; S3Error."""

@@ -201,12 +201,15 @@ class ArchiveService:
             raise StorageUnavailable
         rebuilder = Rebuilder(catalog.until(call.deadline), self._objects, self._pacing.grace)
         try:
-            rebuilt = await rebuilder.rebuild(call.subject.name, request.reason)
+            rebuilt = await rebuilder.rebuild(call.subject.name, request.reason, replaces=request.replace)
             amendments = await rebuilder.amendments()
         except S3Error as failed:
             raise StorageUnavailable from failed
         return pb.RebuildCatalogResponse(
-            months=[pb.RebuildCatalogResponse.Found(month=r.month, reason=r.because) for r in rebuilt],
+            months=[
+                pb.RebuildCatalogResponse.Found(month=r.month, reason=r.because, replaceable=r.is_replaceable)
+                for r in rebuilt
+            ],
             amendment_count=amendments.noted,
             unreadable_amendments=amendments.unreadable,
         )

@@ -61,7 +61,7 @@ def is_there(month: Month) -> bool:
 
 
 def is_read(month: Month) -> bool:
-    """Whether no segment of a month waits to be read back once more; a person may have to look all the same."""
+    """Whether no segment of a month waits to be read back once more; a person may have to look yet."""
     return not month.due_count
 
 

@@ -240,4 +240,21 @@ BEGIN
     RETURN true;
 END $$;
 
+-- Lets a newer manifest take the place of the catalog of a month that is in S3 alone, which shows another one. Returns whether this was
+-- done: not when the month stands elsewhere by now.
+CREATE FUNCTION ordermesh.replace_edition(p_manifest jsonb, p_key text, p_version text, p_sha256 text, p_grace interval,
+                                          p_actor text, p_reason text, p_old_key text) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+BEGIN
+    -- Whoever archives the shard is between two changes.
+    PERFORM FROM ordermesh.archive_lease FOR UPDATE;
+    DELETE FROM ordermesh.archive_months
+     WHERE month = (p_manifest->>'month' || '-01')::date AND state = 'DROPPED' AND manifest_key = p_old_key;
+    IF NOT FOUND THEN RETURN false; END IF;
+    IF NOT ordermesh.adopt_edition(p_manifest, p_key, p_version, p_sha256, p_grace, p_actor, p_reason) THEN
+        RAISE 'the tables of % are here', p_manifest->>'month';
+    END IF;
+    RETURN true;
+END $$;
+
 INSERT INTO schema_migrations (name) VALUES ('0011_archive_upkeep'), ('0023_archive_editions');

@@ -167,8 +167,8 @@ def verify(
 ) -> None:
     """Read every segment of an archived month back once more, and compare it.
 
-    A month that waits for a person is let go when all of it is whole. Exit code 1 when a segment is damaged, or not
-    all were read in time.
+    A month that waits for a person is let go when all of it is whole. Exit code 1 when a segment is damaged,
+    or not all were read in time.
 
     \b
     Example:
@@ -373,17 +373,21 @@ def rebuild_catalog(
     reason: Why,
     actor: Actor,
     state_dir: StateDir,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also what shows objects that are gone.")
+    ] = False,
     form: Output = Format.TABLE,
 ) -> None:
     """Make a shard's lost catalog again of the manifests in S3; what it has stays as it is.
 
-    Exit code 1 when a month that the shard does not have could not be made again.
+    A month of which the catalog shows objects that are gone is made again of a newer manifest with --replace.
+    Exit code 1 when a month that the shard does not have could not be made again, or one is to be replaced.
 
     \b
     Example:
       ordermesh archive rebuild-catalog --shard s1 --reason "the database was restored from last night"
     """
-    request = pb.RebuildCatalogRequest(shard=the_shard, reason=reason)
+    request = pb.RebuildCatalogRequest(shard=the_shard, reason=reason, replace=replace)
     answer = ask(
         state_dir,
         lambda mesh: mesh.archive.RebuildCatalog(request, timeout=REBUILD_S_MAX, metadata=spoken_by(actor)),
@@ -393,7 +397,11 @@ def rebuild_catalog(
     output.note(f"{answer.amendment_count:,} amendments were noted again")
     for key in answer.unreadable_amendments:
         output.note(f"{key} cannot be read")
-    if answer.unreadable_amendments or any(each.reason.startswith("_manifest/") for each in answer.months):
+    replaceable = [each.month for each in answer.months if each.replaceable]
+    if replaceable:
+        output.note(f"nothing was done to {', '.join(replaceable)}; with --replace the newer manifest counts")
+    is_bad = any(each.reason.startswith("_manifest/") for each in answer.months)
+    if answer.unreadable_amendments or replaceable or is_bad:
         raise typer.Exit(ExitCode.NO)
 
 

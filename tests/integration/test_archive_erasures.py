@@ -9,7 +9,7 @@ import pytest
 from archive_svc import metrics
 from archive_svc.amendment import AMENDMENT_TYPE, Noted, key_of
 from archive_svc.lifecycle import State
-from archive_svc.rebuild import Rebuilder, Rebuilt
+from archive_svc.rebuild import KNOWN, Rebuilder, Rebuilt
 from archive_svc.retention import NOT_LOCKED, Retention
 from archive_svc.segment import Step
 from tests.archiving import AUGUST, SEPTEMBER, Archive, Twin, fill, opened
@@ -18,6 +18,8 @@ from tests.conftest import DatabaseFactory
 from tests.inprocess_s3 import InProcessS3
 
 USER = "user.7"
+CATALOG = ("archive_months", "archive_parts", "archive_segments")
+MANIFESTS = "SELECT manifest_key FROM ordermesh.archive_months ORDER BY month"
 
 
 @pytest.fixture
@@ -280,3 +282,49 @@ async def test_amendments_go_although_a_segment_is_damaged(archive: Archive, ser
     erasure = await archive.catalog.want_erasure(erasure.erasure_id, USER, "a test", "again")
     assert erasure.ended_at is None
     assert await amendments(archive) == set()
+
+
+async def test_a_catalog_from_before_an_erasure_is_replaced_when_somebody_says_so(
+    archive: Archive, server: InProcessS3
+) -> None:
+    """A backup brings the database back as it was; the objects that it shows were deleted since."""
+    twin = await archived(archive)
+    for name in CATALOG:
+        await archive.shard.execute(f"CREATE TABLE public.backup_{name} AS SELECT * FROM ordermesh.{name}")
+    await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+    await archive.work()
+    newest = {row["manifest_key"] for row in await archive.rows(MANIFESTS)}
+    await archive.shard.execute("DELETE FROM ordermesh.archive_months")
+    for name in CATALOG:
+        await archive.shard.execute(f"INSERT INTO ordermesh.{name} SELECT * FROM public.backup_{name}")
+    older = {row["manifest_key"] for row in await archive.rows(MANIFESTS)}
+    assert not older & newest
+
+    rebuilder = Rebuilder(archive.catalog, archive.store, archive.archiver._pacing.grace)
+    told = await rebuilder.rebuild("a test", "restored from last night")
+    assert [(each.month, each.is_replaceable) for each in told] == [("2023-08", True), ("2023-09", True)]
+    assert {row["manifest_key"] for row in await archive.rows(MANIFESTS)} == older, "nothing was done"
+    replaced = await rebuilder.rebuild("a test", "restored from last night", replaces=True)
+    assert replaced == [Rebuilt("2023-08"), Rebuilt("2023-09")]
+    assert {row["manifest_key"] for row in await archive.rows(MANIFESTS)} == newest
+    await twin.forget(USER)
+    assert await twin.differences(AUGUST, SEPTEMBER) == {}
+    assert await rebuilder.rebuild("a test", "again", replaces=True) == [
+        Rebuilt("2023-08", KNOWN),
+        Rebuilt("2023-09", KNOWN),
+    ]
+
+
+async def test_a_catalog_whose_objects_are_there_is_not_replaced(archive: Archive) -> None:
+    await archived(archive)
+    await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+    await archive.work()
+    before = await archive.rows(MANIFESTS)
+    await archive.shard.execute("UPDATE ordermesh.archive_months SET edition = 0, manifest_key = 'older'")
+    rebuilder = Rebuilder(archive.catalog, archive.store, archive.archiver._pacing.grace)
+    assert await rebuilder.rebuild("a test", "to see", replaces=True) == [
+        Rebuilt("2023-08", KNOWN),
+        Rebuilt("2023-09", KNOWN),
+    ]
+    assert [row["manifest_key"] for row in await archive.rows(MANIFESTS)] == ["older", "older"]
+    assert len(before) == 2

@@ -990,19 +990,23 @@ class RebuildCatalogRequest(_message.Message):
 
     SHARD_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard."""
     reason: _builtins.str
     """Why, 1 to 512 characters."""
+    replace: _builtins.bool
+    """Also what shows objects that are gone, when a newer manifest shows none that is; without it such months are only named."""
     def __init__(
         self,
         *,
         shard: _builtins.str = ...,
         reason: _builtins.str = ...,
+        replace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "replace", b"replace", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1022,19 +1026,23 @@ class RebuildCatalogResponse(_message.Message):
 
         MONTH_FIELD_NUMBER: _builtins.int
         REASON_FIELD_NUMBER: _builtins.int
+        REPLACEABLE_FIELD_NUMBER: _builtins.int
         month: _builtins.str
         """The month, `2023-08`."""
         reason: _builtins.str
         """Why it was not made again; empty when it was."""
+        replaceable: _builtins.bool
+        """It shows objects that are gone, a newer manifest shows none that is, and nothing was done."""
         def __init__(
             self,
             *,
             month: _builtins.str = ...,
             reason: _builtins.str = ...,
+            replaceable: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "reason", b"reason"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "reason", b"reason", "replaceable", b"replaceable"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
