@@ -8,6 +8,8 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
+import structlog
+
 from archive_svc import damage, metrics, points
 from archive_svc.ahead import Ahead, ended, in_thread
 from archive_svc.columns import SHAPES
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     Counted = Mapping[tuple[int, str], tuple[Sum, ...]]
 
+log = structlog.get_logger("verify")
 READ_AT_ONCE = 2
 """Segments that are in memory, whole: one is compared while the next is fetched."""
 
