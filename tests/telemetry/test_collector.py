@@ -20,7 +20,7 @@ SETTINGS = {
     "receivers/otlp": {"protocols"},
     "processors/memory_limiter": {"check_interval", "limit_mib", "spike_limit_mib"},
     "processors/batch": {"send_batch_size", "send_batch_max_size", "timeout"},
-    "exporters/otlphttp": {
+    "exporters/otlp_http": {
         *("endpoint", "encoding", "compression", "timeout", "retry_on_failure", "sending_queue"),
     },
     "extensions/health_check": {"endpoint"},
@@ -58,7 +58,7 @@ def test_it_refuses_before_it_is_full_and_loses_nothing_that_it_took(config: dic
     assert pipeline["processors"] == ["memory_limiter", "batch"], "the first refuses, the last fills requests"
     memory = config["processors"]["memory_limiter"]
     assert 0 < memory["spike_limit_mib"] < memory["limit_mib"]
-    shipper = config["exporters"]["otlphttp/shipper"]
+    shipper = config["exporters"]["otlp_http/shipper"]
     queue = shipper["sending_queue"]
     assert queue["enabled"]
     assert 0 < queue["queue_size"] <= 10_000
@@ -76,7 +76,7 @@ def test_requests_fit_those_who_send_and_the_shipper_that_takes(config: dict[str
     taken = config["receivers"]["otlp"]["protocols"]["http"]
     assert taken["max_request_body_size"] == intake.BODY_BYTES_MAX
     assert f"ORDERMESH_OTLP_ENDPOINT=http://{taken['endpoint']}{intake.PATH}" in PATH.read_text("utf-8")
-    shipper = config["exporters"]["otlphttp/shipper"]
+    shipper = config["exporters"]["otlp_http/shipper"]
     assert (shipper["encoding"], shipper["compression"]) == ("proto", "gzip"), "as the shipper reads"
     assert not shipper["endpoint"].endswith(intake.PATH), "the exporter adds it"
     assert config["processors"]["batch"]["send_batch_max_size"] <= SPANS_MAX
