@@ -18,6 +18,7 @@ import logging
 import re
 import socket
 import sys
+from contextlib import suppress
 from datetime import date, datetime, timezone
 from enum import Enum
 from importlib.metadata import version
@@ -30,7 +31,7 @@ import structlog
 from opentelemetry import trace
 
 from chassis.output import Output
-from chassis.tracebacks import stack_trace
+from chassis.tracebacks import stack_trace, without_people
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -46,7 +47,12 @@ NAME_CHARS_MAX = 64
 ITEMS_MAX = 32
 DEPTH_MAX = 3
 LIBRARY_SAID = "library_said"
-"""The action of lines that a library says through `logging`; its words are the message."""
+"""The action of lines that a library says through `logging`; what it says them with is the message."""
+TALKS_OF_NOBODY = frozenset({"aiokafka", "grpc", "opentelemetry", "py", "urllib3", "uvicorn"})
+"""Libraries, by the first word of their loggers, that speak of connections and of code: all they say is
+written. Of others only the first line of the form is, without what is filled in, which may be anybody's.
+"""
+_QUOTED = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"|<[^>]*>")
 HASHED = frozenset({"user_id", "user.id", "user"})
 """Fields that name a user; only `user.hash` is written."""
 DROPPED = frozenset(
@@ -168,12 +174,8 @@ class LibraryHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; a broken one is told and not raised, as `logging` wants it."""
-        try:
-            said = record.getMessage()
-        except Exception:  # noqa: BLE001 - a library's mistake in its own message
-            said = str(record.msg)
         event = {
-            "event": said,
+            "event": _said_by(record),
             "event.action": LIBRARY_SAID,
             "log.logger": record.name,
             "exc_info": record.exc_info[1] if record.exc_info else None,
@@ -239,6 +241,16 @@ def bind(**facts: object) -> None:
 def forget() -> None:
     """Say none of the facts that were bound before; a call begins with it."""
     structlog.contextvars.clear_contextvars()
+
+
+def _said_by(record: logging.LogRecord) -> str:
+    """What a library says, as far as a log may have it."""
+    if record.name.partition(".")[0] in TALKS_OF_NOBODY:
+        with suppress(Exception):  # a library's mistake in its own message
+            return without_people(record.getMessage())
+    if not isinstance(record.msg, str):
+        return _named(record.msg)
+    return _QUOTED.sub("(...)", without_people(record.msg.strip().partition("\n")[0]))
 
 
 def _put_error(line: dict[str, Any], failed: object) -> None:

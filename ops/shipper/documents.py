@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 UNSTRUCTURED = "unstructured"
 """The action of lines that are no JSON: what a runtime writes before or beside our logs."""
-TEXT_CHARS_MAX = 8192
+_TEXT_BYTES_MAX = 1024
+_TOLD = re.compile(
+    r'Traceback \(most recent call last\):|  File "[^"\n]{1,512}", line \d+, in [\w<>.]{1,128}'
+)
+"""Lines of a trace back that are shipped as they are."""
+_RAISED = re.compile(
+    r"((?:[a-z_]\w*\.)+[A-Z]\w{1,64}|[A-Z]\w{0,64}(?:Error|Exception|Warning|Interrupt|Exit|Group))(: .*)?"
+)
+"""The line of a trace back that says what was raised: its type is shipped, and not its words."""
 _AT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
 
 
@@ -38,12 +46,23 @@ class LineDocuments:
         document = {
             "@timestamp": self._latest.get(line.file) or datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             "log.level": "warning",
-            "message": line.text[: 4 * TEXT_CHARS_MAX].decode(errors="replace")[:TEXT_CHARS_MAX],
+            "message": _told(line.text),
             "event.action": UNSTRUCTURED,
             "service.name": name.partition(".")[0],
             "log.offset": line.offset,
         }
         return orjson.dumps(document)
+
+
+def _told(text: bytes) -> str:
+    """What is shipped of a line that nobody made safe: it may quote anybody. The file has all of it."""
+    said = text[:_TEXT_BYTES_MAX].decode(errors="replace")
+    if _TOLD.fullmatch(said):
+        return said
+    raised = _RAISED.fullmatch(said)
+    if raised is not None:
+        return raised[1]
+    return f"({len(text)} bytes that are in the file only)"
 
 
 def span_of(line: Line) -> tuple[str, bytes]:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import aiosmtplib
+import grpc
+import pydantic
 import pytest
 from time_machine import travel
 
 from chassis import logs
-from chassis.tracebacks import stack_trace
+from chassis.logs import Lines
+from chassis.mail import NotSent
+from chassis.supervise import LoopDied
+from chassis.tracebacks import OURS, stack_trace
+from tests.tidy.tree import SHIPPED
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 KEY = b"a key of the tests"
@@ -104,13 +113,15 @@ def test_spans_that_wait_are_handed_over_at_stop_and_lines_lead_to_them(lines: l
 def test_a_trace_back_stays_on_its_line(lines: list[dict[str, Any]]) -> None:
     (line,) = named(lines, "call_failed")
     assert line["error.type"] == "ValueError"
-    assert "ValueError: two\nlines" in line["error.stack_trace"]
+    first, *_, last = line["error.stack_trace"].splitlines()
+    assert first.startswith('  File "<string>", line ')
+    assert last == "ValueError", "what it quotes stays inside"
 
 
 def test_what_libraries_say_has_the_same_form(lines: list[dict[str, Any]]) -> None:
     said = [line for line in lines if line["event.action"] == logs.LIBRARY_SAID]
     lost, broke, warned = said
-    assert lost["message"] == "connection 7 lost\\u000aINFO all is well"
+    assert lost["message"] == "connection %s lost", "nothing that was filled in, and one line"
     assert (lost["log.logger"], lost["log.level"]) == ("driver.of.somebody", "warning")
     assert (lost["service.name"], lost["trace.id"]) == ("order_svc", TRACE_ID)
     assert (broke["log.level"], broke["error.type"]) == ("error", "ValueError")
@@ -277,8 +288,90 @@ def test_a_trace_back_says_what_broke_and_quotes_no_row() -> None:
         breaks()
     text = stack_trace(raised.value)
     assert "canary" not in text
-    assert text.index("sqlstate=23505 table=orders constraint=orders_pkey") < text.index("cannot write")
+    assert text.index("sqlstate=23505 table=orders constraint=orders_pkey") < text.index("\nRuntimeError")
+    assert "cannot write" not in text, "nobody knows what it quotes"
     assert "in breaks" in text
     line = rendered(exc_info=ExceptionGroup("both", [Refused(), ValueError("y" * 100_000)]))
     assert b"canary" not in line
     assert len(line) < 2 * logs.STACK_CHARS_MAX
+
+
+class Wish(pydantic.BaseModel):
+    """What somebody sends."""
+
+    amount: int
+
+
+def raised(make: Callable[[], object]) -> BaseException:
+    try:
+        make()
+    except Exception as caught:  # noqa: BLE001 - whatever it is
+        return caught
+    raise AssertionError("nothing was raised")
+
+
+def throw(error: BaseException) -> Callable[[], object]:
+    def thrown() -> None:
+        raise error
+
+    return thrown
+
+
+CANARY = "canary@example.org"
+REFUSED = aiosmtplib.SMTPRecipientRefused(550, f"<{CANARY}> is nobody", CANARY)
+AWAY = grpc.aio.AioRpcError(
+    grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details=CANARY
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Wish.model_validate({"amount": CANARY}), "pydantic_core._pydantic_core.ValidationError"),
+        (lambda: int(CANARY), "ValueError"),
+        (lambda: {"": 1}[CANARY], "KeyError"),
+        (
+            lambda: Path(f"/nowhere/{CANARY}").read_text(),
+            "FileNotFoundError: [Errno 2] No such file or directory",
+        ),
+        (throw(REFUSED), "aiosmtplib.errors.SMTPRecipientRefused: code=550"),
+        (throw(aiosmtplib.SMTPRecipientsRefused([REFUSED])), "aiosmtplib.errors.SMTPRecipientsRefused"),
+        (throw(NotSent(f"550 {CANARY}", may_pass=False)), "chassis.mail.NotSent"),
+        (throw(AWAY), "grpc.aio._call.AioRpcError: UNAVAILABLE"),
+        (throw(ConnectionRefusedError(111, "Connect call failed ('10.0.0.1', 5432)")), "('10.0.0.1', 5432)"),
+        (throw(LoopDied(f"the loop of {CANARY}")), "chassis.supervise.LoopDied: the loop of (address)"),
+        (lambda: None.canary, "AttributeError: name=canary"),  # type: ignore[attr-defined]
+    ],
+)
+def test_of_what_others_raise_only_what_quotes_nobody_is_told(make: Callable[[], object], told: str) -> None:
+    text = stack_trace(raised(make))
+    assert CANARY not in text
+    assert text.endswith(told)
+
+
+def test_our_own_exceptions_say_what_they_say() -> None:
+    assert set(SHIPPED) <= OURS
+
+
+@pytest.mark.parametrize(
+    ("logger", "form", "filled_in", "said"),
+    [
+        ("some.driver", "lost %s", (CANARY,), "lost %s"),
+        ("some.driver", f"lost {CANARY}", (), "lost (address)"),
+        ("some.driver", f"lost 'the {CANARY[:6]}' and more", (), "lost (...) and more"),
+        ("asyncio", f"Task exception was never retrieved\nexception={CANARY!r}", (), "Task exception was"),
+        ("aiokafka.conn", "Unable to connect to %s:%s", ("broker", 9092), "Unable to connect to broker:9092"),
+        ("aiokafka.conn", "%s %s", ("too few",), "%s %s"),
+        ("some.driver", Refused(), (), "<Refused>"),
+    ],
+)
+def test_of_what_a_library_says_the_form_is_told(
+    logger: str, form: Any, filled_in: tuple[Any, ...], said: str
+) -> None:
+    written: list[bytes] = []
+    handler = logs.LibraryHandler(Lines({}, None), written.append)
+    handler.emit(logging.LogRecord(logger, logging.WARNING, "x.py", 1, form, filled_in, None))
+    (line,) = map(json.loads, written)
+    assert CANARY[:6] not in written[0].decode()
+    assert line["message"].startswith(said)
+    assert (line["event.action"], line["log.logger"]) == (logs.LIBRARY_SAID, logger)

@@ -176,7 +176,7 @@ def test_an_ecs_line_is_its_own_document_to_the_byte() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Traceback (most recent call last):",
+        "Killed",
         "{",
         "[1]",
         '{"a":1}',
@@ -191,7 +191,30 @@ def test_a_line_that_is_none_is_wrapped_with_the_time_of_the_one_before(text: st
     _, body = documents.of(line(text, offset=9))
     wrapped = orjson.loads(body)
     assert (wrapped["@timestamp"], wrapped["event.action"]) == (AT, UNSTRUCTURED)
-    assert (wrapped["message"], wrapped["service.name"], wrapped["log.offset"]) == (text, "order_svc", 9)
+    size = f"({len(text)} bytes that are in the file only)"
+    assert (wrapped["message"], wrapped["service.name"], wrapped["log.offset"]) == (size, "order_svc", 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Traceback (most recent call last):", ""),
+        ('  File "/srv/order_svc/app.py", line 7, in serve', ""),
+        ("    int(user)", "(13 bytes that are in the file only)"),
+        ("ValueError: invalid literal for int(): 'canary'", "ValueError"),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 error",
+            "pydantic_core._pydantic_core.ValidationError",
+        ),
+        ("  Input should be an integer, input_value='canary'", "(50 bytes that are in the file only)"),
+        ("KeyboardInterrupt", ""),
+        ("Canary", "(6 bytes that are in the file only)"),
+        ("Canary: is not at home", "(22 bytes that are in the file only)"),
+    ],
+)
+def test_of_a_trace_back_it_is_shipped_where_and_what_was_raised(text: str, told: str) -> None:
+    body = orjson.loads(LineDocuments().of(line(text))[1])
+    assert body["message"] == (told or text)
 
 
 def test_bytes_that_are_no_text_are_a_document_all_the_same() -> None:
