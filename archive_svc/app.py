@@ -17,8 +17,10 @@ from archive_svc.detach import Detacher
 from archive_svc.erase import Eraser
 from archive_svc.holds import Holds
 from archive_svc.keeper import Keeper
+from archive_svc.looking import Looking
 from archive_svc.restore import Restorer
 from archive_svc.service import ArchiveService
+from archive_svc.standing import Standing, Standings
 from archive_svc.statement import running as statements
 from archive_svc.statement.places import AtProxy
 from archive_svc.store import PartitionStore
@@ -125,6 +127,8 @@ async def _shard(settings: ArchiveSettings, name: str, objects: ObjectStore | No
         ]
         if objects is not None:
             loops.append(_archiver(settings, wanted, catalog, sweeps, objects))
+            standing = Standing(Standings(name, database), catalog, sweeps, settings.pacing())
+            loops.append(Looking(standing, SYSTEM_CLOCK, JITTER))
         yield Shard(catalog, sweeps, Holds(name, database), loops)
 
 

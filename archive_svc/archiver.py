@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from archive_svc import metrics, points, standing
+from archive_svc import metrics, points
 from archive_svc.editions import store_manifest
 from archive_svc.errors import LeaseLost
 from archive_svc.lifecycle import (
@@ -176,7 +176,6 @@ class Archiver:
         """
         control = await self._catalog.control()
         months = await self._catalog.months()
-        standing.tell(self._catalog.shard, months, control)
         if self._pacing.reach is not None and await self._want(control.at, self._pacing.reach):
             return True
         due = next_due(months, control.at, is_halted=control.is_halted)

@@ -88,8 +88,23 @@ STATEMENT_READ_BYTES = meters.counter(
     "Bytes of segments read for statements.",
     {"shard": _SHARD},
 )
+ARCHIVED_UNTIL = meters.gauge(
+    "ordermesh_archive_archived_until_seconds",
+    "Every month that was to go before this instant is read from its copy; unix time.",
+    {"shard": None},
+)
+ERASED_UNTIL = meters.gauge(
+    "ordermesh_archive_erased_until_seconds",
+    "Every erasure asked for before this instant is carried out, or held; unix time.",
+    {"shard": None},
+)
 HALTED = meters.gauge(
     "ordermesh_archive_halted", "1 while the kill switch keeps tables as they are.", {"shard": None}
+)
+UNHALTED_UNTIL = meters.gauge(
+    "ordermesh_archive_unhalted_until_seconds",
+    "When the kill switch was set, or the present while it is off; unix time.",
+    {"shard": None},
 )
 STRAYS = meters.gauge(
     "ordermesh_archive_strays",
@@ -98,6 +113,11 @@ STRAYS = meters.gauge(
 )
 STRAY_BYTES = meters.gauge(
     "ordermesh_archive_stray_bytes", "How large the objects are that nothing names.", {"shard": None}
+)
+SWEEP_REFUSED = meters.gauge(
+    "ordermesh_archive_sweep_refused",
+    "1 while the last walk called nothing a stray, since the catalog knows less than S3 does. Alarm above 0.",
+    {"shard": None},
 )
 SWEPT = meters.counter(
     "ordermesh_archive_swept_total",

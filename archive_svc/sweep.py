@@ -177,7 +177,6 @@ class Sweeper:
         self._throttle = throttle
         self._sweeping = sweeping
         self._places = places_of(sweeps.shard)
-        self._is_told = False
 
     async def sweep_some(self, fence: int, at: datetime) -> bool:
         """One round of the oldest walk; whether there was one. Goes on where it was.
@@ -187,8 +186,6 @@ class Sweeper:
         """
         sweep = await self._sweeps.due(fence, self._sweeping)
         if sweep is None:
-            if not self._is_told:
-                await self._tell()
             return False
         if sweep.place >= len(self._places):
             await self._end(fence, sweep, "")
@@ -216,19 +213,11 @@ class Sweeper:
 
     async def _end(self, fence: int, sweep: Sweep, refused: str) -> None:
         await self._sweeps.end(fence, sweep, refused)
-        shard, totals = self._sweeps.shard, await self._tell()
+        shard, totals = self._sweeps.shard, await self._sweeps.totals()
         if refused:
             log.error("sweep_refused", shard=shard, because=refused)
         elif totals.strays:
             log.warning("strays_found", shard=shard, strays=totals.strays, size_bytes=totals.stray_bytes)
-
-    async def _tell(self) -> Totals:
-        """Show what the last walk found, also of the process before."""
-        totals = await self._sweeps.totals()
-        metrics.STRAYS.labels(self._sweeps.shard).set(totals.strays)
-        metrics.STRAY_BYTES.labels(self._sweeps.shard).set(totals.stray_bytes)
-        self._is_told = True
-        return totals
 
     async def _manifests(self) -> list[Named]:
         """Every manifest of the shard; a month has one or few."""

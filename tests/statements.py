@@ -222,7 +222,7 @@ async def opened(
             f"127.0.0.1:{server.port}", service="archive_svc", tls=trust.files("shard_proxy")
         )
         await stack.enter_async_context(channel)
-        sweeper = sweeper_of(store, pool, objects, after=timedelta(hours=1))
+        sweeper = sweeper_of(store, objects, after=timedelta(hours=1))
         places = HandPlaces()
         worker = worker_of(store, objects, maker, TURNS, places, wakes)
         stub = pb_grpc.StatementServiceStub(channel)
@@ -243,11 +243,8 @@ def worker_of(
     return Worker(store, objects, maker, turns, places, wakes, SYSTEM_CLOCK, lambda: 0.0, holder="a test")
 
 
-def sweeper_of(
-    store: StatementStore, database: pg.Database, objects: ObjectStore, *, after: timedelta
-) -> Sweeper:
-    outbox = MailOutbox(store.shard, database)
-    return Sweeper(store, outbox, objects, SYSTEM_CLOCK, lambda: 0.0, after=after, look_s=0.02)
+def sweeper_of(store: StatementStore, objects: ObjectStore, *, after: timedelta) -> Sweeper:
+    return Sweeper(store, objects, SYSTEM_CLOCK, lambda: 0.0, after=after, look_s=0.02)
 
 
 @asynccontextmanager

@@ -13,6 +13,11 @@ WAITING = meters.gauge(
     "Statements that are not over yet, by where they stand.",
     {"shard": None, "state": None},
 )
+MADE_UNTIL = meters.gauge(
+    "ordermesh_statements_made_until_seconds",
+    "Every statement asked for before this instant is over; unix time.",
+    {"shard": None},
+)
 TURNS = meters.counter(
     "ordermesh_statement_turns_total",
     "Turns of workers at statements, by what came of them.",

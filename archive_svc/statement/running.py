@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+from archive_svc.looking import Looking
 from archive_svc.statement.amending import Amender
 from archive_svc.statement.deadmails import DeadMails
 from archive_svc.statement.fetching import Fetcher
@@ -19,6 +20,7 @@ from archive_svc.statement.maker import StatementMaker
 from archive_svc.statement.outbox import MailOutbox
 from archive_svc.statement.postman import Postman
 from archive_svc.statement.service import StatementService
+from archive_svc.statement.standing import Standing
 from archive_svc.statement.store import StatementStore
 from archive_svc.statement.sweeper import Sweeper
 from archive_svc.statement.wakes import Wakes
@@ -123,9 +125,9 @@ def _loops(
     for number in range(settings.statements.workers):
         holder = f"{socket.gethostname()}:{os.getpid()}:{number}"
         yield Worker(store, objects, maker, turns, places, wakes, SYSTEM_CLOCK, JITTER, holder=holder)
+    yield Looking(Standing(store, outbox), SYSTEM_CLOCK, JITTER)
     yield Sweeper(
         store,
-        outbox,
         objects,
         SYSTEM_CLOCK,
         JITTER,

@@ -168,3 +168,8 @@ UPDATE ordermesh.statements SET is_clean = true
 -- How many statements are where.
 SELECT state, count(*) AS statements FROM ordermesh.statements
  WHERE state IN ('WAITING', 'PLANNING', 'READING', 'RENDERING', 'STORING') GROUP BY 1;
+
+-- name: made_until
+-- Since when the oldest statement waits that is not over, or is being made; now, when there is none.
+SELECT coalesce(min(asked_at), clock_timestamp()) FROM ordermesh.statements
+ WHERE state IN ('WAITING', 'PLANNING', 'READING', 'RENDERING', 'STORING');

@@ -248,6 +248,11 @@ class StatementStore:
         """Note that nothing is left of it but what stays; not when it was begun again meanwhile."""
         await self._database.execute(QUERIES.cleaned, left.statement_id, left.fence, left.stays)
 
+    async def made_until(self) -> datetime:
+        """Every statement that was asked for before this instant is over."""
+        at: datetime = await self._database.fetchval(QUERIES.made_until)
+        return at
+
     async def counts(self) -> dict[str, int]:
         """How many of those that are being made are where."""
         return {row["state"]: row["statements"] for row in await self._database.fetch(QUERIES.counts)}

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from archive_svc.statement import metrics, standing
+from archive_svc.statement import metrics
 from archive_svc.statement.files import fence_of, prefix_of
-from archive_svc.statement.store import RUNNING
 from chassis.errors import OrdermeshError
 from chassis.s3 import ObjectNotFound, S3Error
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
-    from archive_svc.statement.outbox import MailOutbox
     from archive_svc.statement.store import Leftover, StatementStore
     from chassis.clock import Clock
     from chassis.s3 import ObjectStore
@@ -29,9 +27,8 @@ log = structlog.get_logger("statements")
 
 
 class Sweeper:
-    """A loop over the statements of one shard that are over; it shows how all of them and their mails stand.
+    """A loop over the statements of one shard that are over.
 
-    outbox: the mails of the same shard; they wait, and somebody is to see it, also where nobody sends any.
     after:  how long after a statement's end its objects are looked for: longer than a worker that lost its
             turn may still be storing one.
     jitter: gives 0 to 1.
@@ -40,7 +37,6 @@ class Sweeper:
     def __init__(
         self,
         store: StatementStore,
-        outbox: MailOutbox,
         objects: ObjectStore,
         clock: Clock,
         jitter: Callable[[], float],
@@ -50,7 +46,6 @@ class Sweeper:
     ) -> None:
         self.name = f"statements.{store.shard}.sweep"
         self._store = store
-        self._outbox = outbox
         self._objects = objects
         self._clock = clock
         self._jitter = jitter
@@ -70,7 +65,6 @@ class Sweeper:
         """Do what is due. Idempotent. Raises: what chassis.pg raises."""
         if gone := await self._store.expire():
             metrics.EXPIRED.labels(self._store.shard).inc(gone)
-        standing.tell_mails(self._store.shard, await self._outbox.standing())
         for left in await self._store.unclean(self._after):
             try:
                 await self._clean(left)
@@ -79,7 +73,6 @@ class Sweeper:
                 log.warning("file_not_removed", id=str(left.statement_id), because=str(failed))
                 continue
             await self._store.cleaned(left)
-        standing.tell(self._store.shard, await self._store.counts(), RUNNING)
 
     async def _clean(self, left: Leftover) -> None:
         """Remove every file of a statement but the one that stays, and those of turns that began since."""

@@ -92,6 +92,38 @@ BOARD = Board(
                     "Months set aside",
                     "They wait for a person; nothing of them was deleted.",
                 ),
+                watch(
+                    "MonthsStay",
+                    "Months that were to leave",
+                    "For how long the oldest has been due; and how many hang on their tables by half.",
+                    unit="s",
+                ),
+                watch(
+                    "ErasuresWait",
+                    "Users who are to be erased",
+                    "For how long the oldest waits that nothing holds; and tries that failed in an hour.",
+                    unit="s",
+                ),
+                watch(
+                    "CatalogBehind",
+                    "Catalogs that know too little",
+                    "1 while the last walk over the bucket met copies that the shard does not know.",
+                ),
+                watch(
+                    "ArchiveHalted",
+                    "Kill switch",
+                    "For how long it has kept the tables of each shard; nothing while it is off.",
+                    unit="s",
+                    more=(
+                        gauge(
+                            "ordermesh_archive_halted",
+                            "shard",
+                            where=_SHARD,
+                            legend="1 while {{shard}} is halted",
+                            of="max",
+                        ),
+                    ),
+                ),
                 Panel(
                     "series",
                     "Failures by what was done",
@@ -133,18 +165,9 @@ BOARD = Board(
                 ),
                 Panel(
                     "series",
-                    "Halted, and checks",
-                    "1 while the kill switch keeps tables; segments read once more and found whole.",
-                    (
-                        gauge(
-                            "ordermesh_archive_halted",
-                            "shard",
-                            where=_SHARD,
-                            legend="{{shard}} halted",
-                            of="max",
-                        ),
-                        rate("ordermesh_archive_checked_total", legend="checked a second"),
-                    ),
+                    "Checks",
+                    "Segments read once more and found whole.",
+                    (rate("ordermesh_archive_checked_total", legend="checked a second"),),
                 ),
             ),
         ),
@@ -168,6 +191,12 @@ BOARD = Board(
                         rate("ordermesh_statement_files_removed_total", where=_SHARD, legend="files removed"),
                     ),
                     unit="ops",
+                ),
+                watch(
+                    "StatementsAreNotMade",
+                    "Oldest statement that is not over",
+                    "How long ago it was asked for, on each shard.",
+                    unit="s",
                 ),
                 watch(
                     "StatementsFail",

@@ -91,7 +91,7 @@ async def test_a_kill_at_any_point_ends_in_one_file_and_one_mail(
     assert told(over).state == told(over).READY
     assert await statements.value("SELECT count(*) FROM ordermesh.statement_mails") == 1
 
-    sweeper = sweeper_of(statements.store, statements.database, statements.objects, after=timedelta(0))
+    sweeper = sweeper_of(statements.store, statements.objects, after=timedelta(0))
     await sweeper.once()
     named = await statements.value("SELECT object_key FROM ordermesh.statements")
     assert await statements.keys() == [named]

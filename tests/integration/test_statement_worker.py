@@ -12,8 +12,11 @@ import grpc
 import pytest
 from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2
+from prometheus_client import REGISTRY
 
 from archive_svc.statement.files import fence_of, prefix_of
+from archive_svc.statement.outbox import MailOutbox
+from archive_svc.statement.standing import Standing
 from archive_svc.statement.sweeper import Sweeper
 from chassis.errors import InternalError, OrderArchived, Reason, ShardUnavailable
 from chassis.s3 import PUT_BYTES_MAX
@@ -41,7 +44,7 @@ async def statements(tmp_path, shard_database: DatabaseFactory, s3: InProcessS3)
 
 
 def sweeper_at_once(statements: Statements) -> Sweeper:
-    return sweeper_of(statements.store, statements.database, statements.objects, after=timedelta(0))
+    return sweeper_of(statements.store, statements.objects, after=timedelta(0))
 
 
 class Hold:
@@ -153,6 +156,34 @@ async def test_what_cannot_pass_fails_at_once_says_why_and_is_begun_again_by_the
     # As of the first time: the same file whenever it is made.
     first, second = statements.maker.wishes
     assert first.as_of == second.as_of
+
+
+async def test_a_statement_that_nobody_makes_is_told_by_when_it_was_asked_for(statements: Statements) -> None:
+    standing = Standing(statements.store, MailOutbox("s1", statements.database))
+
+    async def shown() -> tuple[timedelta, float | None]:
+        """How long ago the oldest was asked for that is not over, and how many wait."""
+        now = await statements.value("SELECT clock_timestamp()")
+        await standing.tell()
+        until_s = REGISTRY.get_sample_value("ordermesh_statements_made_until_seconds", {"shard": "s1"})
+        assert until_s is not None
+        labels = {"shard": "s1", "state": "WAITING"}
+        waiting = REGISTRY.get_sample_value("ordermesh_statements", labels)
+        return timedelta(seconds=round((now.timestamp() - until_s) / 3600) * 3600), waiting
+
+    assert await shown() == (timedelta(0), 0)
+    operation = await statements.request()
+    await statements.later(hours=3)
+    assert await shown() == (timedelta(hours=3), 1)
+    statements.maker.failures.append(ShardUnavailable(shard="s1"))
+    assert await statements.worker.once()
+    assert await shown() == (timedelta(hours=3), 1), "a turn that failed makes nothing"
+    await statements.database.execute("UPDATE ordermesh.statements SET not_before = 'epoch'")
+    assert await statements.worker.once()
+    assert told(await statements.wait(operation)).state == State.READY
+    assert await shown() == (timedelta(0), 0)
+    standing.forget()
+    assert REGISTRY.get_sample_value("ordermesh_statement_mails_dead", {"shard": "s1"}) is None
 
 
 async def test_a_worker_that_dies_each_time_ends_in_a_failure(statements: Statements) -> None:

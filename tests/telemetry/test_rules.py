@@ -126,6 +126,41 @@ def test_recovery_that_is_gone_altogether_is_told_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("alert", "series", "values", "at"),
+    [
+        ("MonthsStay", 'ordermesh_archive_months{shard="s1", state="DETACHING"}', "0x60 1x400 0x60", "450m"),
+        ("ErasuresWait", 'ordermesh_archive_failures_total{action="ERASE"}', "0x60 1+0.1x200 21x200", "250m"),
+    ],
+)
+def test_what_is_begun_and_not_ended_is_told_long_before_it_is_late(
+    tmp_path: Path, alert: str, series: str, values: str, at: str
+) -> None:
+    rule_file = tmp_path / "rules.yml"
+    rule_file.write_text(yaml.safe_dump(rules.rules()))
+    document = {
+        "rule_files": [str(rule_file)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": series, "values": values}],
+                "promql_expr_test": [
+                    {
+                        "expr": f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)',
+                        "eval_time": moment,
+                        "exp_samples": [{"value": fires}],
+                    }
+                    for moment, fires in (("59m", 0), (at, 1), ("520m", 0))
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "begun.yml"
+    path.write_text(yaml.safe_dump(document))
+    promtool("test", "rules", path)
+
+
+@pytest.mark.parametrize(
     ("failing", "at", "fires"), [("0x100 1x100", "104m", 0), ("0x100 1+1x100", "130m", 1)]
 )
 def test_where_hardly_anybody_calls_one_failure_wakes_nobody_and_many_do(
