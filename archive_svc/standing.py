@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from archive_svc import metrics
 from archive_svc.lateness import Stay, archived_until
 from archive_svc.lifecycle import State
-from chassis import pg
+from chassis import meters, pg
 from chassis.store_spans import traced
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ class Standing:
 
     def forget(self) -> None:
         """Take away the gauges that are no times."""
-        for gauge in COUNTS:
-            gauge.remove_by_labels({"shard": self.shard})
+        meters.forget(*COUNTS, shard=self.shard)
 
     def _tell_times(self, times: Times, stays: Sequence[Stay]) -> None:
         shard, pacing = self.shard, self._pacing

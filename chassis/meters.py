@@ -61,6 +61,12 @@ def histogram(
     return metric
 
 
+def forget(*gauges: Gauge, **labels: str) -> None:
+    """Show gauges no longer of what these labels name: others know by now, or nobody does."""
+    for each in gauges:
+        each.remove_by_labels(labels)
+
+
 def know(**vocabularies: Iterable[str]) -> None:
     """Say what labels of these vocabularies may be, such as `shard=["s1", "s2"]`; adds to what is known.
 

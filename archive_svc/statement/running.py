@@ -11,7 +11,6 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from archive_svc.looking import Looking
 from archive_svc.statement.amending import Amender
 from archive_svc.statement.deadmails import DeadMails
 from archive_svc.statement.fetching import Fetcher
@@ -27,6 +26,7 @@ from archive_svc.statement.wakes import Wakes
 from archive_svc.statement.worker import Worker
 from chassis import pg
 from chassis.clock import SYSTEM_CLOCK
+from chassis.looking import Looking
 from chassis.tokens import PageTokens
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from archive_svc.statement import metrics
 from archive_svc.statement.store import RUNNING
+from chassis import meters
 
 if TYPE_CHECKING:
     from archive_svc.statement import outbox
@@ -42,8 +43,7 @@ class Standing:
 
     def forget(self) -> None:
         """Take away the gauges that are no times."""
-        for gauge in COUNTS:
-            gauge.remove_by_labels({"shard": self.shard})
+        meters.forget(*COUNTS, shard=self.shard)
 
 
 def tell_mails(shard: str, standing: outbox.Standing) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from chassis import faults, pg
+from chassis import faults, meters, pg
 from chassis.errors import OrdermeshError
 from history_svc import metrics
 
@@ -30,6 +30,8 @@ PING_S = 2.0
 PING_TIMEOUT_S = 2.0
 SILENCE_S = 15
 AGAIN_S_MAX = 5.0
+TOLD = (metrics.FENCE_AGE, metrics.OUTBOX_BYTES, metrics.OPERATIONS_OPEN, metrics.MONTHS_UNSERVED)
+"""Gauges that only who leads a shard tells of it; what it told is not true for ever."""
 AFTER_TERM = faults.declare(
     "lead.after_term", "a new term is written; whoever led before writes no cursor any more"
 )
@@ -95,6 +97,9 @@ class Leadership:
             working.cancel()
             lost.cancel()
             await asyncio.wait((working, lost))
+            if self.term != term:
+                # Not before: what was under way may tell once more.
+                meters.forget(*TOLD, shard=self._log.shard)
         if not working.cancelled():
             working.result()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from chassis import meters
 from history_svc import metrics
 from history_svc.channel import dead
 from history_svc.channel.log import LogReplaced
@@ -87,6 +88,8 @@ class OutboxSource:
         if self._tail is not None and self._term == self._leadership.term is not None:
             return self._tail
         self._tail = None
+        if self._leadership.term is None:
+            meters.forget(metrics.FENCE_AGE, metrics.INDEX_HELD, shard=self._log.shard)
         try:
             async with asyncio.timeout(max(0.0, end - self._clock.monotonic())):
                 term = await self._leadership.until_leading()

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from chassis import pg
 from chassis.clock import SYSTEM_CLOCK
@@ -179,6 +180,17 @@ async def test_only_who_leads_lets_days_go(world: World):
         tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in (retention, leadership)]
         await eventually(world.floor)
         assert leadership.term == 1
-        for task in tasks:
-            task.cancel()
+        assert shown() is not None
+        tasks[1].cancel()
+
+        async def is_gone() -> bool:
+            return shown() is None
+
+        await eventually(is_gone)
+        tasks[0].cancel()
         await asyncio.wait(tasks)
+
+
+def shown() -> float | None:
+    """How large the outbox is, as this process tells it."""
+    return REGISTRY.get_sample_value("ordermesh_outbox_bytes", {"shard": "s1"})

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
+from prometheus_client import REGISTRY
 
 from chassis.clock import SYSTEM_CLOCK
 from chassis.testing import eventually
@@ -79,9 +80,12 @@ async def test_one_reads_at_a_time_and_who_leads_again_begins_at_the_stored_wate
         follower.take_in(await one.source.take(bytes_max=BYTES, wait_s=0.1))
     assert await two.source.take(bytes_max=BYTES, wait_s=0.1) == []
 
+    await one.source.take(bytes_max=BYTES, wait_s=0.1)
+    assert fence_age() is not None
     await one.resign()
     await two.until_leading()
     assert await one.source.take(bytes_max=BYTES, wait_s=0.1) == []
+    assert fence_age() is None, "whoever leads now tells it"
     second = await outbox.write(16)
     other = Follower()
     while not other.has(first + second):
@@ -101,6 +105,11 @@ async def test_one_reads_at_a_time_and_who_leads_again_begins_at_the_stored_wate
         again.take_in(await one.source.take(bytes_max=BYTES, wait_s=0.1))
     assert not set(again.events) & set(first + second)
     assert again.gaps == []
+
+
+def fence_age() -> float | None:
+    """As this process tells it."""
+    return REGISTRY.get_sample_value("ordermesh_outbox_fence_age_seconds", {"shard": "s1"})
 
 
 async def test_a_log_of_another_epoch_makes_the_reader_begin_anew(outbox, processes):
