@@ -99,7 +99,9 @@ def grown(before: set[Series], after: set[Series]) -> list[Series]:
 async def read(endpoints: Endpoints, reads: int = READS) -> dict[str, Read]:
     """What each process shows, by its name; processes in turns."""
     found: dict[str, Read] = {}
-    async with httpx.AsyncClient(timeout=10.0) as client:
+    # A process closes a connection that nobody used for five seconds, also in the moment of its next use.
+    limits = httpx.Limits(keepalive_expiry=2.0)
+    async with httpx.AsyncClient(timeout=10.0, limits=limits) as client:
         for _ in range(reads):
             for each in endpoints.services:
                 if each.metrics_url is None:
