@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TIMELINES: dict[str, dict[str, Any]] = tomllib.loads(
     (Path(__file__).parent / "alerts.toml").read_text(encoding="utf-8")
 )
+pytestmark = pytest.mark.timeout(400)
 PHASE_MIN = 60
 NOT_OURS = {"up", "process_start_time_seconds"}
 """What Prometheus and its client library show by themselves."""
