@@ -27,7 +27,8 @@ def _no_span(*_: Any, **__: Any) -> Iterator[Any]:
 def main() -> None:
     for name in ("server_span", "client_span", "work_span", "linked_span"):
         setattr(traces, name, _no_span)
-    traces.begun_span = lambda *_, **__: INVALID_SPAN
+    for name in ("begun_span", "begun_work"):
+        setattr(traces, name, lambda *_, **__: INVALID_SPAN)
     traces.traceparent = traces.trace_id = lambda: ""
     traces.failed = lambda *_: None
     store_spans.traced = lambda store: store

@@ -107,7 +107,12 @@ def flush(timeout_s: float = 5.0) -> None:
 
 def traceparent() -> str:
     """The W3C trace context of the work that runs now, or an empty string."""
-    context = trace.get_current_span().get_span_context()
+    return traceparent_of(trace.get_current_span())
+
+
+def traceparent_of(span: Span) -> str:
+    """The W3C trace context of a span, or an empty string."""
+    context = span.get_span_context()
     if not context.is_valid:
         return ""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
@@ -130,9 +135,14 @@ def server_span(
 ) -> AbstractContextManager[Span]:
     """The span of a served call, child of the caller's when `traceparent` came along.
 
-    always: sample it even when neither the ratio nor the caller would have it.
+    always: sample it even when neither the ratio nor the caller would have it. Nearly all calls come
+    unsampled, and have none of the SDK's detours.
     """
-    return _child_span(name.strip("/"), SpanKind.SERVER, metadata.get("traceparent", ""), always=always)
+    parent = metadata.get("traceparent", "")
+    unsampled = None if always else _UNSAMPLED.fullmatch(parent)
+    if unsampled is not None:
+        return _Within(_unrecorded(unsampled[1], unsampled[2]))
+    return _span(name.strip("/"), SpanKind.SERVER, _parent(parent), always)
 
 
 def client_span(name: str, attributes: Attributes | None = None) -> AbstractContextManager[Span]:
@@ -149,7 +159,7 @@ def work_span(
     name: str, parent: str = "", attributes: Attributes | None = None
 ) -> AbstractContextManager[Span]:
     """The span of background work that goes on with what a caller began, in the trace of `parent`."""
-    return _child_span(name, SpanKind.INTERNAL, parent, attributes=attributes)
+    return last(begun_work(name, parent, attributes))
 
 
 @contextmanager
@@ -176,17 +186,34 @@ def begun_span(
     traceparents: Iterable[str],
     *,
     kind: SpanKind = SpanKind.INTERNAL,
+    always: bool = False,
     attributes: Attributes | None = None,
 ) -> Span:
-    """As `linked_span`, of work that goes on when its block has ended: `within` it, then `end` it."""
-    links = _links(traceparents, always=False)
-    context = set_value(SAMPLED, value=True, context=Context()) if links else Context()
+    """As `linked_span`, of work that goes on when its block has ended: `within` it, then `end` it.
+
+    One that is never ended is never shown.
+    """
+    links = _links(traceparents, always=always)
+    context = set_value(SAMPLED, value=True, context=Context()) if always or links else Context()
     return _tracer.start_span(name, context=context, kind=kind, links=links, attributes=attributes)
+
+
+def begun_work(name: str, parent: str = "", attributes: Attributes | None = None) -> Span:
+    """As `work_span`, of work that is begun before its block: until its `last` one, or `end`."""
+    unsampled = _UNSAMPLED.fullmatch(parent)
+    if unsampled is not None:
+        return _unrecorded(unsampled[1], unsampled[2])
+    return _tracer.start_span(name, context=_parent(parent), attributes=attributes)
 
 
 def within(span: Span) -> AbstractContextManager[Span]:
     """Let a span that was begun be the one of what runs now; it goes on after that, whatever was raised."""
-    return trace.use_span(span, record_exception=False, set_status_on_exception=False)
+    return _Within(span)
+
+
+def last(span: Span) -> AbstractContextManager[Span]:
+    """Let a span that was begun be the one of what runs now, and end it with that."""
+    return _Within(span, ends=True)
 
 
 def end(span: Span, raised: BaseException | None = None) -> None:
@@ -206,34 +233,33 @@ def _links(traceparents: Iterable[str], *, always: bool) -> list[Link]:
     return [Link(context) for context in islice((each for each in contexts if each.is_valid), LINKS_MAX)]
 
 
-def _child_span(
-    name: str, kind: SpanKind, parent: str, *, always: bool = False, attributes: Attributes | None = None
-) -> AbstractContextManager[Span]:
-    """A span within the caller's. Nearly all calls come unsampled and end here, without the SDK's detours."""
-    unsampled = None if always else _UNSAMPLED.fullmatch(parent)
-    if unsampled is not None:
-        return _Unrecorded(unsampled[1], unsampled[2])
-    return _span(name, kind, _parent(parent), always, attributes=attributes)
+def _unrecorded(trace_id: str, flags: str) -> Span:
+    """Goes on with an unsampled trace: a span with an id of its own, and nothing to record."""
+    span_id = random.getrandbits(64) or 1
+    return NonRecordingSpan(
+        SpanContext(int(trace_id, 16), span_id, is_remote=False, trace_flags=TraceFlags(int(flags)))
+    )
 
 
-class _Unrecorded:
-    """Goes on with an unsampled trace, for a `with`: a span with an id of its own, and nothing to record."""
+class _Within:
+    """A span for a `with`; lighter than what OpenTelemetry has for it. ends: the span, with the block."""
 
-    __slots__ = ("_span", "_token")
+    __slots__ = ("_ends", "_span", "_token")
 
-    def __init__(self, trace_id: str, flags: str) -> None:
-        span_id = random.getrandbits(64) or 1
-        context = SpanContext(int(trace_id, 16), span_id, is_remote=False, trace_flags=TraceFlags(int(flags)))
-        self._span = NonRecordingSpan(context)
+    def __init__(self, span: Span, *, ends: bool = False) -> None:
+        self._span = span
+        self._ends = ends
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> Span:
         self._token = attach(trace.set_span_in_context(self._span))
         return self._span
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, raised: BaseException | None, __: object) -> None:
         if self._token is not None:
             detach(self._token)
+        if self._ends:
+            end(self._span, raised)
 
 
 @contextmanager

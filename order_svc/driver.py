@@ -30,7 +30,6 @@ from order_svc.order import Change, Decision, Order, Seen, Stage, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from opentelemetry.trace import Span
@@ -146,26 +145,30 @@ class LegDriver:
                 await self._measure_clock()
                 created = await orders.create(make(), epoch=epoch, fingerprint=fingerprint)
             if created.tally is not None:
-                submitting = await self._start(_Written(created.order, created.tally, begun_at))
+                written = _Written(created.order, created.tally, begun_at)
+                submitting = await self._start(written, span_of(created.order, self._clock.now()))
             return created
         finally:
             if not submitting:
                 self._slots[upstream].release()
 
-    async def _start(self, written: _Written) -> bool:
-        """Submit in a task of its own, that gives the slot back; False when this process stops or is full."""
+    async def _start(self, written: _Written, span: Span) -> bool:
+        """Submit in a task of its own, that gives the slot back; False when this process stops or is full.
+
+        span: of the submission, begun.
+        """
         order = written.order
         try:
-            self._owned.start(self._submit(written), name=f"submit {order.order_id}")
+            self._owned.start(self._submit(written, span), name=f"submit {order.order_id}")
         except (Stopping, Overloaded):
             await self._settle(order.order_id, self._not_sent(order, "stopping"), None)
             return False
         return True
 
-    async def _submit(self, written: _Written) -> None:
+    async def _submit(self, written: _Written, span: Span) -> None:
         order = written.order
         try:
-            with span_of(order, self._clock.now()):
+            with traces.last(span):
                 logs.bind(order_id=str(order.order_id))
                 event = await self._call(order, written.begun_at)
                 settling_at = self._clock.monotonic()
@@ -271,11 +274,14 @@ class LegDriver:
         submitting = False
         try:
             begun_at = self._clock.monotonic()
-            event = SubmitBegun(event_id=uuid4(), actor=ACTOR, traceparent=order.traceparent)
+            # Of a submission that is not made it is never ended, and so never shown.
+            span = span_of(order, self._clock.now())
+            parent = traces.traceparent_of(span)
+            event = SubmitBegun(event_id=uuid4(), actor=ACTOR, traceparent=parent)
             seen = None if known is None else known.seen(begun_at)
             decided = await self._decide(order.order_id, event, points.BEGIN, seen)
             if decided.is_written and decided.order.stage is Stage.SUBMITTING:
-                submitting = await self._start(_written(decided, begun_at))
+                submitting = await self._start(_written(decided, begun_at), span)
         except (*PASSING, StaleRoute) as failed:
             # Perhaps journaled, certainly not called: its timer leads to a probe, or a READY one to a claim.
             log.warning("submission_not_begun", order_id=str(order.order_id), reason=failed.reason)
@@ -343,12 +349,14 @@ class LegDriver:
                     await self._give_back(claim, until=self._clock.monotonic())
 
 
-def span_of(order: Order, at: datetime) -> AbstractContextManager[Span]:
-    """The span of a submission: soon after the order's creation part of its trace, later linked to it."""
+def span_of(order: Order, at: datetime) -> Span:
+    """The span of a submission, begun: soon after the order's creation part of its trace, later linked to
+    it. What is journaled of the submission points at it.
+    """
     about = {"order_id": str(order.order_id), "upstream": order.upstream}
     if at - order.created_at < SAME_TRACE:
-        return traces.work_span("submit", order.traceparent, about)
-    return traces.linked_span("submit", [order.traceparent], always=True, attributes=about)
+        return traces.begun_work("submit", order.traceparent, about)
+    return traces.begun_span("submit", [order.traceparent], always=True, attributes=about)
 
 
 def _written(decided: Decided, begun_at: float) -> _Written:

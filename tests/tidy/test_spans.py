@@ -11,7 +11,7 @@ from scripts import docs
 from telemetry import spans
 from tests.tidy.tree import SHIPPED, text, tree, written
 
-MAKERS = ("client_span", "work_span", "linked_span", "begun_span")
+MAKERS = ("client_span", "work_span", "linked_span", "begun_span", "begun_work")
 SAYERS = ("describe", "say_about", "stream_facts", *MAKERS)
 OF_THE_CHASSIS = ("chassis/traces.py", "chassis/store_spans.py")
 PYTHON = written(".py", under=SHIPPED)
