@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +15,8 @@ from archive_svc.detach import Detacher
 from archive_svc.erase import Eraser
 from archive_svc.holds import Holds
 from archive_svc.keeper import Keeper
+from archive_svc.looking import Looking
+from archive_svc.recall import Recalls
 from archive_svc.restore import Restorer
 from archive_svc.service import ArchiveService
 from archive_svc.standing import Standing, Standings
@@ -29,13 +29,12 @@ from archive_svc.verify import Verifier
 from chassis import admin, auth, meters, pg, process, rpc, supervise
 from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
-from chassis.looking import Looking
 from chassis.s3 import open_store
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     import grpc
 
@@ -57,9 +56,13 @@ async def serve(settings: ArchiveSettings) -> None:
         stack.enter_context(process.started("archive_svc", settings))
         objects = await stack.enter_async_context(open_store(settings.s3)) if settings.s3 else None
         meters.know(shard=settings.shards)
-        shards = [
-            await stack.enter_async_context(_shard(settings, name, objects)) for name in settings.shards
-        ]
+        databases = {
+            name: await stack.enter_async_context(
+                pg.open_database(_of(settings, name), name=f"archive-{name}")
+            )
+            for name in settings.shards
+        }
+        shards = [_shard(settings, name, databases, objects) for name in databases]
         identity = ServerIdentity(TlsFiles(settings.tls_dir, "archive_svc"))
         gate = rpc.Gate(
             auth.BehindProxy(auth.SubjectVerifier(settings.subject_dir)),
@@ -105,40 +108,41 @@ class Shard:
     loops: list[Loop]
 
 
-@asynccontextmanager
-async def _shard(settings: ArchiveSettings, name: str, objects: ObjectStore | None) -> AsyncIterator[Shard]:
-    """One shard's connections, its keeper and, with an S3, its archiver; nothing connects before it runs."""
-    wanted = pg.PgSettings(
+def _of(settings: ArchiveSettings, name: str) -> pg.PgSettings:
+    """How a shard is connected to; nothing connects before something runs."""
+    return pg.PgSettings(
         dsn=settings.shards[name].get_secret_value(),
         pool_size=settings.pool_size,
         queue=QUEUE_PER_CONNECTION * settings.pool_size,
     )
-    async with pg.open_database(wanted, name=f"archive-{name}") as database:
-        catalog, sweeps = Catalog(name, database), Sweeps(name, database)
-        loops: list[Loop] = [
-            Keeper(
-                PartitionStore(name, database),
-                settings.ahead(),
-                SYSTEM_CLOCK,
-                JITTER,
-                look_s=settings.look_s,
-                again_s=settings.again_s,
-            )
-        ]
-        if objects is not None:
-            loops.append(_archiver(settings, wanted, catalog, sweeps, objects))
-            standing = Standing(Standings(name, database), catalog, sweeps, settings.pacing())
-            loops.append(Looking(standing, SYSTEM_CLOCK, JITTER))
-        yield Shard(catalog, sweeps, Holds(name, database), loops)
+
+
+def _shard(
+    settings: ArchiveSettings, name: str, databases: Mapping[str, pg.Database], objects: ObjectStore | None
+) -> Shard:
+    """One shard's keeper and, with an S3, its archiver. databases: of all shards, for erasures."""
+    catalog, sweeps = Catalog(name, databases[name]), Sweeps(name, databases[name])
+    loops: list[Loop] = [
+        Keeper(
+            PartitionStore(name, databases[name]),
+            settings.ahead(),
+            SYSTEM_CLOCK,
+            JITTER,
+            look_s=settings.look_s,
+            again_s=settings.again_s,
+        )
+    ]
+    if objects is not None:
+        loops.append(_archiver(settings, catalog, sweeps, objects, Recalls(databases)))
+        standing = Standing(Standings(name, databases[name]), catalog, sweeps, settings.pacing())
+        loops.append(Looking(standing, SYSTEM_CLOCK, JITTER))
+    return Shard(catalog, sweeps, Holds(name, databases[name]), loops)
 
 
 def _archiver(
-    settings: ArchiveSettings,
-    wanted: pg.PgSettings,
-    catalog: Catalog,
-    sweeps: Sweeps,
-    objects: ObjectStore,
+    settings: ArchiveSettings, catalog: Catalog, sweeps: Sweeps, objects: ObjectStore, recalls: Recalls
 ) -> Archiver:
+    wanted = _of(settings, catalog.shard)
     throttle = Throttle(settings.archive_bytes_per_s, SYSTEM_CLOCK)
     name = f"archive-{catalog.shard}"
     sessions = partial(pg.open_session, wanted.model_copy(update={"session": PATIENT}), name=name)
@@ -152,11 +156,11 @@ def _archiver(
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
-        Eraser(catalog, objects, verifier, sessions, retention),
+        Eraser(catalog, objects, verifier, sessions, recalls, retention),
         Sweeper(sweeps, objects, Throttle(settings.sweep_objects_per_s, SYSTEM_CLOCK), settings.sweeping()),
         pacing,
         SYSTEM_CLOCK,
         JITTER,
-        holder=f"{socket.gethostname()}:{os.getpid()}",
+        holder=process.holder(),
         retention=retention,
     )

@@ -419,6 +419,11 @@ class Catalog:
         """The copies that an erasure took rows out of."""
         return [row["archive_id"] for row in await self._database.fetch(QUERIES.erased_months, erasure_id)]
 
+    async def erased_until(self, erasure_id: UUID) -> datetime:
+        """When an erasure last took something out of the archive, or was asked for."""
+        at: datetime = await self._database.fetchval(QUERIES.erased_until, erasure_id)
+        return at
+
     async def renew_manifest(self, fence: int, erasure: Erasure, archive_id: UUID, stored: Stored) -> None:
         """Note where a month's manifest is now. Raises: LeaseLost."""
         await self._must(

@@ -315,6 +315,11 @@ SELECT ordermesh.legal_hold($1, $2);
 -- The copies that an erasure took rows out of. $1: erasure.
 SELECT DISTINCT archive_id FROM ordermesh.archive_replaced WHERE erasure_id = $1;
 
+-- name: erased_until
+-- When an erasure last took something out, or was asked for: by the clock of the shard. $1: erasure.
+SELECT GREATEST(created_at, (SELECT max(at) FROM ordermesh.archive_replaced WHERE erasure_id = $1))
+  FROM ordermesh.archive_erasures WHERE erasure_id = $1;
+
 -- name: renew_manifest
 -- $1: fence; $2: erasure; $3: archive_id; $4: key; $5: version; $6: sha256. The old one is left behind.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),

@@ -5,6 +5,7 @@ notes who asked, why, and how many rows went; then the month's manifest is writt
 are deleted. Only months that are in S3 alone: while their tables stand, the rows are there too, and one that
 is being copied would bring them back, so these are waited for. Amendments go at once, whatever else there is
 to wait for; those of a month below a legal hold go when it is lifted. A month in quarantine is waited for.
+What went is recalled from the user's statements, on every shard (see `recall`).
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from chassis.errors import OrdermeshError
 from chassis.s3 import ObjectLocked, ObjectNotFound, S3Error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from uuid import UUID
 
     from archive_svc.catalog import Catalog, Erasure
     from archive_svc.columns import Shape
     from archive_svc.lifecycle import Month
+    from archive_svc.recall import Recalls
     from archive_svc.retention import Retention
     from archive_svc.verify import Verifier
     from chassis.pg import Session
@@ -61,12 +63,14 @@ class Eraser:
         store: ObjectStore,
         verifier: Verifier,
         sessions: Callable[[], AbstractAsyncContextManager[Session]],
+        recalls: Recalls,
         retention: Retention = NOT_LOCKED,
     ) -> None:
         self._catalog = catalog
         self._store = store
         self._verifier = verifier
         self._sessions = sessions
+        self._recalls = recalls
         self._retention = retention
 
     async def erase_one(self, fence: int) -> bool:
@@ -82,6 +86,8 @@ class Eraser:
             await self._carry_out(erasure, fence)
         except (OrdermeshError, S3Error, SegmentDamaged) as failed:
             if not isinstance(failed, LeaseLost):
+                # Some of it may have gone before one failed, and that may fail for long.
+                await self._recall(erasure)
                 await self._catalog.defer_erasure(fence, erasure, AGAIN, f"{type(failed).__name__}: {failed}")
             raise
         return True
@@ -92,8 +98,28 @@ class Eraser:
             await self._catalog.defer_erasure(fence, erasure, AGAIN, held)
             return
         waits = await self._delete_amendments(erasure, fence)
+        waits |= await self._rewrite_all(months, erasure, fence)
+        touched = set(await self._catalog.erased_months(erasure.erasure_id))
+        for month in await self._catalog.months():  # Read again: their counts and hashes are others by now.
+            if month.archive_id in touched:
+                await self._renew_manifest(month, erasure, fence)
+        await faults.point(points.BEFORE_RECALL)
+        waits |= await self._recall(erasure)
+        waits |= await self._delete_left_behind(erasure, fence)
+        if not waits:  # Once more: one that was under way when it was asked for may have come since.
+            waits = await self._delete_amendments(erasure, fence)
+        if not waits:
+            waits = await self._recall(erasure, is_over=True)
+        if waits:
+            await self._catalog.defer_erasure(fence, erasure, AGAIN, f"waits for {', '.join(sorted(waits))}")
+            return
+        await self._catalog.end_erasure(fence, erasure)
+        log.info("user_erased", shard=self._catalog.shard, erasure_id=str(erasure.erasure_id))
+
+    async def _rewrite_all(self, months: Mapping[UUID, Month], erasure: Erasure, fence: int) -> set[str]:
+        """Write every segment with rows of the user anew; what keeps those that stay for now."""
         # Before the segments are looked for: one that is committed in between is among these.
-        waits |= {f"{month:%Y-%m}" for month in await self._catalog.frozen_with(erasure.user_id)}
+        waits = {f"{month:%Y-%m}" for month in await self._catalog.frozen_with(erasure.user_id)}
         for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
             if not segment.facts.groups_of(erasure.user_id):
                 continue
@@ -105,18 +131,13 @@ class Eraser:
                 waits.add(held)
             else:
                 await self._rewrite(months[archive_id], segment, erasure, fence)
-        touched = set(await self._catalog.erased_months(erasure.erasure_id))
-        for month in await self._catalog.months():  # Read again: their counts and hashes are others by now.
-            if month.archive_id in touched:
-                await self._renew_manifest(month, erasure, fence)
-        waits |= await self._delete_left_behind(erasure, fence)
-        if not waits:  # Once more: one that was under way when it was asked for may have come since.
-            waits = await self._delete_amendments(erasure, fence)
-        if waits:
-            await self._catalog.defer_erasure(fence, erasure, AGAIN, f"waits for {', '.join(sorted(waits))}")
-            return
-        await self._catalog.end_erasure(fence, erasure)
-        log.info("user_erased", shard=self._catalog.shard, erasure_id=str(erasure.erasure_id))
+        return waits
+
+    async def _recall(self, erasure: Erasure, *, is_over: bool = False) -> set[str]:
+        """Recall the user's statements; the shards that are to be told yet."""
+        until = None if is_over else await self._catalog.erased_until(erasure.erasure_id)
+        silent = await self._recalls.recall(self._catalog.shard, erasure, until)
+        return {f"statements on {shard}" for shard in silent}
 
     async def _rewrite(self, month: Month, old: CataloguedSegment, erasure: Erasure, fence: int) -> None:
         from archive_svc.codec.erasing import without

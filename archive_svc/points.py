@@ -36,6 +36,9 @@ BEFORE_SWAP = declare("archive.before_swap", "A segment without a user's rows is
 AFTER_AMENDMENT = declare(
     "archive.after_amendment", "An amendment is stored in S3; the shard does not know, and nobody was told."
 )
+BEFORE_RECALL = declare(
+    "archive.before_recall", "A user's rows are out of the archive; statements may show them still."
+)
 BEFORE_DELETE = declare(
     "archive.before_delete", "Segments and manifest without a user's rows count; the old ones are there."
 )

@@ -31,6 +31,7 @@ from archive_svc.detach import Detacher
 from archive_svc.erase import Eraser
 from archive_svc.export import Exporter
 from archive_svc.lifecycle import State
+from archive_svc.recall import Recalls
 from archive_svc.restore import Restorer
 from archive_svc.statement.fetching import Fetcher
 from archive_svc.statement.legs import SESSION, ShardReader
@@ -185,7 +186,7 @@ async def archived(dsn: str, store: ObjectStore) -> None:
             verifier,
             Detacher(catalog, verifier, sessions),
             Restorer(catalog, verifier, sessions),
-            Eraser(catalog, store, verifier, sessions),
+            Eraser(catalog, store, verifier, sessions, Recalls({SHARD: database})),
             Sweeper(Sweeps(SHARD, database), store, throttle, Sweeping(timedelta(0), None, deletes=False)),
             PACING,
             SYSTEM_CLOCK,

@@ -24,6 +24,7 @@ from archive_svc.erase import Eraser
 from archive_svc.export import Exporter
 from archive_svc.holds import Holds
 from archive_svc.lifecycle import Month, State
+from archive_svc.recall import Recalls
 from archive_svc.restore import Restorer
 from archive_svc.retention import NOT_LOCKED, Retention
 from archive_svc.segment import Step
@@ -138,6 +139,7 @@ async def opened(
     bucket: str = "",
     pacing: Pacing = PACING,
     retention: Retention = NOT_LOCKED,
+    others: Mapping[str, pg.Database] | None = None,
     **changes: Any,
 ) -> AsyncIterator[Archive]:
     """A prepared shard of a fresh database, with August and September 2023 and everything searchable."""
@@ -153,7 +155,7 @@ async def opened(
         locks = retention.keeps is not None
         store = await stack.enter_async_context(place.store(bucket, object_lock=locks))
         await store.make_bucket(locks=locks)
-        yield archive_of(database, shard, store, replace(pacing, **changes), retention)
+        yield archive_of(database, shard, store, replace(pacing, **changes), retention, others)
 
 
 def archive_of(
@@ -162,8 +164,9 @@ def archive_of(
     store: ObjectStore,
     pacing: Pacing,
     retention: Retention = NOT_LOCKED,
+    others: Mapping[str, pg.Database] | None = None,
 ) -> Archive:
-    """Who archives a shard that is there already."""
+    """Who archives a shard that is there already. others: shards on which statements may stand as well."""
     catalog, sweeps = Catalog("s1", shard), Sweeps("s1", shard)
     throttle = Throttle(1e9, SYSTEM_CLOCK)
     verifier = Verifier(catalog, store, throttle, enough_for=pacing.enough_for)
@@ -182,7 +185,7 @@ def archive_of(
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
-        Eraser(catalog, store, verifier, sessions, retention),
+        Eraser(catalog, store, verifier, sessions, Recalls({"s1": shard, **(others or {})}), retention),
         Sweeper(sweeps, store, throttle, SWEEPING),
         pacing,
         SYSTEM_CLOCK,

@@ -137,20 +137,6 @@ WITH gone AS (
 )
 SELECT count(*) FROM gone;
 
--- name: forget
--- Let statements go that may show what was erased from the archive since, with what they say of it. How many. An erasure may wait for
--- years: what was asked for after it last took something out shows nothing of that, and stays until it ends.
-WITH gone AS (
-    UPDATE ordermesh.statements s
-       SET state = 'EXPIRED', is_clean = false, expires_at = clock_timestamp(), totals = '[]', read_orders = 0
-      FROM ordermesh.archive_erasures e
-     WHERE s.user_id = e.user_id AND s.state = 'READY' AND s.as_of <= COALESCE(
-           e.ended_at,
-           GREATEST(e.created_at, (SELECT max(r.at) FROM ordermesh.archive_replaced r WHERE r.erasure_id = e.erasure_id)))
-    RETURNING 1
-)
-SELECT count(*) FROM gone;
-
 -- name: unclean
 -- Ended statements of which objects may be left, once nobody who lost their turn can store one any more. $1: after how long;
 -- $2: at most so many.

@@ -234,10 +234,9 @@ class StatementStore:
         _must(await self._database.fetchval(QUERIES.fail, *_turn(mine), why.code, why.reason, why.message))
 
     async def expire(self) -> int:
-        """Let those go whose time is over, or whose user was erased from the archive; how many."""
+        """Let those go whose time is over; how many."""
         late: int = await self._database.fetchval(QUERIES.expire, SWEEP_MAX)
-        erased: int = await self._database.fetchval(QUERIES.forget)
-        return late + erased
+        return late
 
     async def unclean(self, after: timedelta) -> list[Leftover]:
         """Ended statements of which objects may be left."""

@@ -108,7 +108,7 @@ ARCHIVE_POINTS = (
     "archive.after_drop",
 )
 """A month's way out of a shard; tests/faults/test_archive_kills.py kills the process at each of them."""
-ERASE_POINTS = ("archive.before_swap", "archive.after_swap", "archive.before_delete")
+ERASE_POINTS = ("archive.before_swap", "archive.after_swap", "archive.before_recall", "archive.before_delete")
 """A user's way out of the archive; killed there by the same tests."""
 AMEND_POINTS = ("archive.after_amendment",)
 """An amendment's way; a process of its own dies there in the same tests."""

@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 
 import grpc
 import pytest
-from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2
 from prometheus_client import REGISTRY
 
@@ -303,46 +302,6 @@ async def test_a_file_that_cannot_go_keeps_no_other(statements: Statements, s3: 
     assert await statements.value("SELECT count(*) FROM ordermesh.statements WHERE is_clean") == 1
     await statements.sweeper.once()
     assert await statements.keys() == []
-
-
-async def test_a_user_who_is_erased_leaves_no_statement(statements: Statements) -> None:
-    asked = await statements.request()
-    assert await statements.worker.once()
-    await statements.database.execute(
-        "INSERT INTO ordermesh.archive_erasures (erasure_id, user_id, actor, reason, created_at)"
-        " VALUES (gen_random_uuid(), 'alice', 'mira', 'they asked for it', clock_timestamp())"
-    )
-    await statements.sweeper.once()
-    over = told(await statements.wait(asked))
-    assert (over.state, over.order_count, list(over.totals)) == (State.EXPIRED, 0, [])
-    assert await statements.keys() == []
-
-    # While the erasure waits for something, what is asked for stays until more is taken out.
-    async def asked_for() -> operations_pb2.Operation:
-        operation = await statements.request()
-        assert operation.name != asked.name
-        assert await statements.worker.once()
-        await statements.sweeper.once()
-        assert told(await statements.wait(operation)).state == State.READY
-        return operation
-
-    for key in ("one", "two"):
-        shown = await asked_for()
-        await statements.database.execute(
-            "INSERT INTO ordermesh.archive_replaced (key, version_id, erasure_id, archive_id, row_count, at)"
-            " SELECT $1, '', erasure_id, gen_random_uuid(), 1, clock_timestamp()"
-            " FROM ordermesh.archive_erasures",
-            key,
-        )
-        await statements.sweeper.once()
-        assert told(await statements.wait(shown)).state == State.EXPIRED
-
-    # What may show something all the same goes with its end; what is asked for after that stays.
-    shown = await asked_for()
-    await statements.database.execute("UPDATE ordermesh.archive_erasures SET ended_at = clock_timestamp()")
-    await statements.sweeper.once()
-    assert told(await statements.wait(shown)).state == State.EXPIRED
-    await asked_for()
 
 
 async def test_an_s3_that_is_away_for_too_long_is_named(statements: Statements, s3: InProcessS3) -> None:

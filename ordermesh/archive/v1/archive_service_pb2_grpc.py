@@ -134,7 +134,8 @@ class ArchiveServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseUser(self, request, context):
-        """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
+        """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays. The user's
+        statements go from every shard, whichever shard's archive it is.
 
         The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
         SHARD_UNAVAILABLE.

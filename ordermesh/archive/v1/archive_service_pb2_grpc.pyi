@@ -57,7 +57,8 @@ class ArchiveServiceStub:
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
     """
     EraseUser: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.EraseUserRequest, _archive_service_pb2.EraseUserResponse]
-    """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
+    """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays. The user's
+    statements go from every shard, whichever shard's archive it is.
 
     The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
     SHARD_UNAVAILABLE.
@@ -132,7 +133,8 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND or SHARD_UNAVAILABLE.
     """
     EraseUser: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.EraseUserRequest, _archive_service_pb2.EraseUserResponse]  # type: ignore[assignment]
-    """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
+    """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays. The user's
+    statements go from every shard, whichever shard's archive it is.
 
     The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
     SHARD_UNAVAILABLE.
@@ -228,7 +230,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _archive_service_pb2.EraseUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_archive_service_pb2.EraseUserResponse, _abc.Awaitable[_archive_service_pb2.EraseUserResponse]]:
-        """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays.
+        """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays. The user's
+        statements go from every shard, whichever shard's archive it is.
 
         The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
         SHARD_UNAVAILABLE.

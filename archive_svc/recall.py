@@ -1,0 +1,57 @@
+"""Recalls the statements of a user who is erased, on every shard: they stand on one, and read of all of them.
+
+What was taken out is out before a statement is recalled for it. So one that begins, or begins again, after
+that shows nothing of it, and none from before is left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chassis import pg
+from chassis.errors import OrdermeshError
+from chassis.store_spans import traced
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from archive_svc.catalog import Erasure
+
+log = structlog.get_logger("erase")
+QUERIES = pg.queries("archive_svc", "recall.sql")
+
+
+@traced
+class Recalls:
+    """The statements of all shards. databases: by shard; all that a statement may stand on."""
+
+    def __init__(self, databases: Mapping[str, pg.Database]) -> None:
+        self._databases = databases
+
+    async def recall(self, erasing: str, erasure: Erasure, until: datetime | None) -> set[str]:
+        """Recall what may show something that a shard's archive lost by then; the shards that do not answer.
+
+        erasing: the shard whose archive it is. until: by its clock; None when the erasure is over.
+        Idempotent: what was recalled for once, and asked for since, stays.
+        """
+        silent: set[str] = set()
+        for shard, database in self._databases.items():
+            try:
+                recalled = await database.fetchval(
+                    QUERIES.recall, erasure.erasure_id, erasure.user_id, erasing, until
+                )
+            except OrdermeshError as failed:
+                log.warning("statements_not_recalled", shard=shard, reason=failed.reason)
+                silent.add(shard)
+                continue
+            if recalled:
+                log.info(
+                    "statements_recalled",
+                    shard=shard,
+                    statements=recalled,
+                    erasure_id=str(erasure.erasure_id),
+                )
+        return silent
