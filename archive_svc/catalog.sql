@@ -2,7 +2,7 @@
 
 -- name: take_lease
 -- Take the shard, or keep it.
--- $1: holder; $2: how long. The fence, for who had it or found it free; no row otherwise.
+-- $1: holder, what nobody else is called; $2: how long. The fence, for who had it or found it free; no row otherwise.
 UPDATE ordermesh.archive_lease
    SET fence = fence + CASE WHEN holder = $1 AND lease_until > clock_timestamp() THEN 0 ELSE 1 END,
        holder = $1, lease_until = clock_timestamp() + $2

@@ -4,9 +4,12 @@ handed over.
 
 from __future__ import annotations
 
+import os
+import socket
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from chassis import faults, logs, metrics, traces
 
@@ -43,3 +46,11 @@ def started(service: str, settings: ProcessSettings, **facts: str) -> Iterator[N
         yield
     finally:
         traces.flush()
+
+
+def holder() -> str:
+    """What somebody calls himself who holds a lease: where he runs, for people, and what nobody else is called.
+
+    In containers every process may have the same name and number, and another holder would be taken for itself.
+    """
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid4()}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +22,7 @@ from archive_svc.statement.store import StatementStore
 from archive_svc.statement.sweeper import Sweeper
 from archive_svc.statement.wakes import Wakes
 from archive_svc.statement.worker import Worker
-from chassis import pg
+from chassis import pg, process
 from chassis.clock import SYSTEM_CLOCK
 from chassis.looking import Looking
 from chassis.tokens import PageTokens
@@ -122,8 +120,8 @@ def _loops(
 ) -> Iterator[Loop]:
     """Who works on one shard's statements."""
     turns = settings.statements.turns()
-    for number in range(settings.statements.workers):
-        holder = f"{socket.gethostname()}:{os.getpid()}:{number}"
+    for _ in range(settings.statements.workers):
+        holder = process.holder()
         yield Worker(store, objects, maker, turns, places, wakes, SYSTEM_CLOCK, JITTER, holder=holder)
     yield Looking(Standing(store, outbox), SYSTEM_CLOCK, JITTER)
     yield Sweeper(
