@@ -61,7 +61,7 @@ class Pacing:
     """How old a month has to be, and how long its tables stay when nobody reads them any more.
 
     reach:        how far months go by themselves when they are old enough; None when somebody has to ask.
-    lease:        how long a process that died keeps the shard.
+    lease:        how long a process that died keeps the shard; a living one tries to keep it as long.
     look_s:       pause after a look that found nothing to do.
     enough_for:   a segment that was read back is read once more after so long, for ever.
     part_bytes:   of rows in a part; a segment is a fraction of it.
@@ -79,7 +79,7 @@ class Pacing:
 
 
 class Archiver:
-    """A loop that archives one shard. jitter: gives 0 to 1."""
+    """A loop that archives one shard. holder: what nobody else is called. jitter: gives 0 to 1."""
 
     def __init__(
         self,
@@ -154,9 +154,27 @@ class Archiver:
             await self._give_back(fence)
 
     async def _renew(self, fence: int) -> None:
+        """Keep the lease. Raises: LeaseLost; why it could not be renewed, once it may be somebody else's.
+
+        A step may lock the lease for seconds, such as a freeze that waits for who writes; that is waited out.
+        """
+        lease_s = self._pacing.lease.total_seconds()
+        kept_at = self._clock.monotonic()
+        pause_s = lease_s / 3
         while True:
-            await self._clock.sleep(self._pacing.lease.total_seconds() / 3)
-            await self._catalog.renew_lease(fence, self._pacing.lease)
+            await self._clock.sleep(pause_s)
+            asked_at = self._clock.monotonic()
+            try:
+                await self._catalog.renew_lease(fence, self._pacing.lease)
+            except LeaseLost:
+                raise
+            except OrdermeshError as failed:
+                if self._clock.monotonic() - kept_at >= lease_s:
+                    raise
+                log.info("lease_not_renewed", shard=self._catalog.shard, reason=failed.reason)
+                pause_s = lease_s / 30
+            else:
+                kept_at, pause_s = asked_at, lease_s / 3
 
     async def _work(self, fence: int) -> None:
         while True:
