@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archive_svc.columns import ORDERS
-from archive_svc.errors import LeaseLost, MonthCommitted
-from archive_svc.lifecycle import Month, State
+from archive_svc.errors import LeaseLost, MonthAhead, MonthComesBack, MonthCommitted, MonthInTables
+from archive_svc.lifecycle import Course, Month, Refusal, State, course, never_left
 from archive_svc.segment import Facts, Key, Sum
 from chassis import pg
+from chassis.errors import Contended, InvalidField
 from chassis.ids import id_time
 from chassis.s3 import Stored
 from chassis.store_spans import traced
@@ -25,8 +26,17 @@ if TYPE_CHECKING:
 
     from archive_svc.amendment import Noted
     from archive_svc.columns import Shape
+    from chassis.errors import OrdermeshError
 
 QUERIES = pg.queries("archive_svc", "catalog.sql")
+WANTS_MAX = 5
+"""Tries to ask for a month that goes on meanwhile."""
+REFUSALS: Mapping[Refusal, type[OrdermeshError]] = {
+    Refusal.IN_TABLES: MonthInTables,
+    Refusal.COMMITTED: MonthCommitted,
+    Refusal.PAST: MonthAhead,
+    Refusal.COMES_BACK: MonthComesBack,
+}
 PLAN_S_MAX = 1800.0
 """Cutting or proving a month reads all of it."""
 
@@ -48,7 +58,8 @@ class Control:
 class MonthView:
     """A month as operators see it. state, reach: None when nobody asked for it.
 
-    orders: about, while it is only in the tables; exactly, when they were counted.
+    orders: about, while it is only in the tables; exactly, when they were counted. row_bytes: of its tables,
+            while they are attached, without indexes.
     parts, segments, verified, restored: how many are planned, stored, read back, copied back.
     verified_at: since then every segment was read back. due: how many wait to be read once more;
                  in quarantine 0, but until somebody's wish for it has an answer.
@@ -63,6 +74,7 @@ class MonthView:
     note: str
     orders: int
     table_bytes: int
+    row_bytes: int
     stored_bytes: int
     parts: int
     segments: int
@@ -181,15 +193,54 @@ class Catalog:
         at: datetime | None = await self._database.fetchval(QUERIES.floor)
         return at
 
-    async def want(self, month: date, archive_id: UUID, reach: State, actor: str, reason: str) -> Month:
-        """Ask for a month to be taken that far; one that goes already is only told how far. Idempotent.
+    async def knows(self, request_id: UUID, month: date, reach: State) -> bool:
+        """Whether a request was made here before. Raises: InvalidField when it was for another wish."""
+        row = await self._database.fetchrow(QUERIES.wish, request_id)
+        if row is not None and (row["month"], row["reach"]) != (month, reach):
+            raise _reused()
+        return row is not None
 
-        Raises: MonthCommitted when it is to be thawed and readers read its copy; nothing was changed then.
+    def course(self, month: date, state: State | None, reach: State) -> Course:
+        """What a wish does to a month. Raises: `REFUSALS` when it would lead nowhere."""
+        said = course(state, reach)
+        if isinstance(said, Refusal):
+            raise REFUSALS[said](
+                shard=self.shard, month=f"{month:%Y-%m}", state=state or "HOT", reach=reach.value
+            )
+        return said
+
+    async def want(
+        self,
+        month: date,
+        archive_id: UUID,
+        reach: State,
+        actor: str,
+        reason: str,
+        *,
+        request_id: UUID | None = None,
+        may_stay: bool = False,
+    ) -> None:
+        """Ask for a month to be somewhere; one that goes already is only told how far. Idempotent by the id.
+
+        request_id: None when nobody asks again. may_stay: one that is in its tables is not to come back.
+        Raises: as `course`, and nothing is changed then; InvalidField when the id was of another wish;
+        Contended when the month moves again and again meanwhile.
         """
-        row = await self._database.fetchrow(QUERIES.want, month, archive_id, reach, actor, reason)
-        if row is None:
-            raise MonthCommitted(shard=self.shard, month=f"{month:%Y-%m}")
-        return _month(row)
+        for _ in range(WANTS_MAX):
+            if request_id is not None and await self.knows(request_id, month, reach):
+                return
+            seen = await self._database.fetchval(QUERIES.state_of, month)
+            state = None if seen is None else State(seen)
+            stays = may_stay and never_left(state, reach)
+            stays = stays or self.course(month, state, reach) is Course.STAY
+            said = await self._database.fetchval(
+                QUERIES.want, request_id, month, archive_id, reach, seen, stays, actor, reason
+            )
+            if said == "REUSED":
+                raise _reused()
+            if said != "MOVED":
+                return
+        raise Contended(shard=self.shard)
 
     async def freeze(self, month: Month, fence: int, ripe_until: datetime) -> tuple[str, ...]:
         """Stop changes of a month; why not, or nothing. Raises: LeaseLost; Contended while it is written."""
@@ -339,6 +390,10 @@ class Catalog:
         rows = await self._database.fetch(QUERIES.attached, month.orders_oid, month.journal_oid)
         return [Hanging(row["leaf"], row["parent"], row["is_pending"]) for row in rows]
 
+    async def has_drifted(self, month: Month) -> bool:
+        """Whether the tables of a month that is taken off are not what was proven. Reads all of them."""
+        return bool(await self._database.fetchval(QUERIES.drifted, month.month, timeout_s=PLAN_S_MAX))
+
     async def part_with(self, month: Month, fence: int, grace: timedelta) -> None:
         """Note that the tables of a month stand alone. Raises: LeaseLost, also when they do not."""
         await self._must(await self._database.fetchval(QUERIES.part_with, month.month, fence, grace))
@@ -359,11 +414,20 @@ class Catalog:
         reason: str,
         instead_of: str = "",
     ) -> bool:
-        """Make the catalog of a month again of its manifest; False when the shard has or knows the month."""
+        """Make the catalog of a month again of its manifest.
+
+        False when the shard has or knows the month, or its tables stand as no step leaves them.
+        instead_of: the manifest that its catalog shows now, to be replaced.
+        """
         said = (manifest, where.key, where.version_id, sha256, grace, actor, reason)
         if instead_of:
             return bool(await self._database.fetchval(QUERIES.replace, *said, instead_of))
         return bool(await self._database.fetchval(QUERIES.adopt, *said))
+
+    async def is_odd(self, month: date, begins_at: datetime) -> bool:
+        """Whether the tables of a month stand as no step of the archive leaves them."""
+        stand: str = await self._database.fetchval(QUERIES.tables_stand, month, begins_at)
+        return stand == "ODD"
 
     async def adopt_amendment(self, noted: Noted) -> bool:
         """Note an amendment again; False when it is noted, or its user was erased since."""
@@ -478,6 +542,10 @@ class Catalog:
             raise LeaseLost(shard=self.shard)
 
 
+def _reused() -> InvalidField:
+    return InvalidField.of("request_id", "was used for another wish")
+
+
 def _month(row: Any) -> Month:
     names = (
         *("month", "archive_id", "quarantined", "begins_at", "ends_at", "orders_oid", "journal_oid"),
@@ -502,6 +570,7 @@ def _view(row: Any) -> MonthView:
         note=row["note"],
         orders=row["order_count"],
         table_bytes=row["table_bytes"],
+        row_bytes=row["row_bytes"],
         stored_bytes=row["stored_bytes"] or 0,
         parts=row["parts"] or 0,
         segments=row["segments"] or 0,

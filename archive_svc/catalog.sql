@@ -262,6 +262,10 @@ SELECT ordermesh.adopt_edition($1, $2, $3, $4, $5, $6, $7);
 -- Let a newer manifest take the place of a month's catalog. $1 to $7: as `adopt`; $8: the manifest that the catalog shows now.
 SELECT ordermesh.replace_edition($1, $2, $3, $4, $5, $6, $7, $8);
 
+-- name: tables_stand
+-- How the tables of a month stand. $1: month; $2: when it begins.
+SELECT ordermesh.tables_stand($1, $2);
+
 -- name: adopt_amendment
 -- Note an amendment again of its object; nothing when it is noted, or its user was erased since. $1 to $8: as `amend`; $9: when it was made.
 INSERT INTO ordermesh.archive_amendments (amendment_id, order_id, user_id, created_at, note, changes, actor, reason, amended_at)

@@ -1,8 +1,10 @@
 """Makes a lost catalog again of the manifests in S3.
 
-Only months that the shard knows nothing of and has no rows of: what it has is not overruled, but for a month
-that it shows by objects which are gone, when somebody says so and a newer manifest is whole. Every object
-that a manifest names is looked at first, and all of it is read back later, before a table is dropped for it.
+Only months that the shard knows nothing of and does not have: what it has is not overruled, but for a month
+that it shows by objects which are gone, when somebody says so and a newer manifest is whole. One of which a
+table hangs and the other does not was being detached, if both are frozen, and goes on from there. Every
+object that a manifest names is looked at first, and all of it is read back later, before a table is dropped
+for it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("rebuild")
 KNOWN = "the shard has it, or knows of it"
+ODD = "its tables stand as no step leaves them: one is gone, or hangs alone and is not frozen"
 UNREADABLE_MAX = 100
 LOOKS_MAX = 8
 """Objects that are looked at side by side."""
@@ -136,7 +140,11 @@ class Rebuilder:
             log.info("month_rebuilt", shard=self._catalog.shard, month=month)
             return Rebuilt(month)
         known = next((each for each in await self._catalog.months() if each.name == month), None)
-        if known is None or not (gone := await self._gone(known, found, manifest)):
+        if known is None:
+            begins_at = datetime.fromisoformat(manifest["begins_at"])
+            is_odd = await self._catalog.is_odd(begins_at.date(), begins_at)
+            return Rebuilt(month, ODD if is_odd else KNOWN)
+        if not (gone := await self._gone(known, found, manifest)):
             return Rebuilt(month, KNOWN)
         if not replaces:
             return Rebuilt(month, f"{gone} is gone, and {found.key} is whole and newer", is_replaceable=True)

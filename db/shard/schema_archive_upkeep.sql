@@ -189,31 +189,49 @@ BEGIN
     RETURN true;
 END $$;
 
--- Makes the catalog of a month again of its manifest, when the shard knows nothing of the month and has no rows of it. Returns whether
--- this was done. Every segment is read back before anybody drops a table because of it.
+-- How the tables of a month stand: HERE, both hang on their parents; ALONE, neither does; GONE, neither is there; LEAVING, a detach
+-- was begun and is not over, since frozen they are and at least one hangs; ODD, as no step of the archive leaves them.
+CREATE FUNCTION ordermesh.tables_stand(p_month date, p_begins timestamptz) RETURNS text
+    LANGUAGE sql STABLE SET timezone = 'UTC'
+    RETURN (
+        SELECT CASE WHEN count(t.leaf) = 0 THEN 'GONE'
+                    WHEN count(t.leaf) < 2 THEN 'ODD'
+                    WHEN bool_and(t.hangs AND NOT t.is_pending) THEN 'HERE'
+                    WHEN NOT bool_or(t.hangs) THEN 'ALONE'
+                    WHEN bool_and(EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = t.leaf AND g.tgname = 'frozen')) THEN 'LEAVING'
+                    ELSE 'ODD' END
+          FROM (SELECT n.leaf, i.inhrelid IS NOT NULL AS hangs, coalesce(i.inhdetachpending, false) AS is_pending
+                  FROM (SELECT coalesce(ordermesh.leaf_of(parent, p_begins),
+                                        to_regclass('ordermesh.' || parent || '_' || to_char(p_month, 'YYYY_MM'))::oid) AS leaf
+                          FROM unnest(ARRAY['orders', 'order_journal']) AS parent) AS n
+                  LEFT JOIN pg_inherits i ON i.inhrelid = n.leaf) AS t);
+
+-- Makes the catalog of a month again of its manifest, when the shard knows nothing of the month and does not have it. Returns whether
+-- this was done. Every segment is read back before anybody drops a table because of it; a detach that was begun goes on.
 CREATE FUNCTION ordermesh.adopt_month(p_manifest jsonb, p_key text, p_version text, p_sha256 text, p_grace interval,
                                       p_actor text, p_reason text) RETURNS boolean
     LANGUAGE plpgsql SET timezone = 'UTC' AS $$
 DECLARE
     m date := (p_manifest->>'month' || '-01')::date;
+    begins timestamptz := (p_manifest->>'begins_at')::timestamptz;
     id uuid := (p_manifest->>'archive_id')::uuid;
-    orders oid := to_regclass('ordermesh.orders_' || to_char(m, 'YYYY_MM'));
-    journal oid := to_regclass('ordermesh.order_journal_' || to_char(m, 'YYYY_MM'));
-    stays boolean := orders IS NOT NULL AND journal IS NOT NULL;
+    orders oid := coalesce(ordermesh.leaf_of('orders', begins), to_regclass('ordermesh.orders_' || to_char(m, 'YYYY_MM')));
+    journal oid := coalesce(ordermesh.leaf_of('order_journal', begins), to_regclass('ordermesh.order_journal_' || to_char(m, 'YYYY_MM')));
+    stand text := ordermesh.tables_stand(m, begins);
 BEGIN
-    IF p_manifest->>'shard' <> (SELECT shard FROM ordermesh.shard_identity)
-       OR ordermesh.leaf_of('orders', (p_manifest->>'begins_at')::timestamptz) IS NOT NULL THEN
+    IF p_manifest->>'shard' <> (SELECT shard FROM ordermesh.shard_identity) OR stand IN ('HERE', 'ODD') THEN
         RETURN false;
     END IF;
     INSERT INTO ordermesh.archive_months
            (month, archive_id, state, reach, begins_at, ends_at, orders_oid, journal_oid, order_count, journal_count, orders_hash,
             journal_hash, manifest_key, manifest_version, manifest_sha256, committed_at, detached_at, drop_from, actor, reason,
             created_at, updated_at)
-    SELECT m, id, CASE WHEN stays THEN 'GRACE' ELSE 'DROPPED' END, 'DROPPED', (p_manifest->>'begins_at')::timestamptz,
-           (p_manifest->>'ends_at')::timestamptz, CASE WHEN stays THEN orders END, CASE WHEN stays THEN journal END,
+    SELECT m, id, CASE stand WHEN 'ALONE' THEN 'GRACE' WHEN 'LEAVING' THEN 'DETACHING' ELSE 'DROPPED' END, 'DROPPED', begins,
+           (p_manifest->>'ends_at')::timestamptz, orders, journal,
            (p_manifest->>'orders')::bigint, (p_manifest->>'journal_entries')::bigint, (p_manifest->>'orders_hash')::numeric,
-           (p_manifest->>'journal_hash')::numeric, p_key, p_version, p_sha256, clock_timestamp(), clock_timestamp(),
-           clock_timestamp() + p_grace, p_actor, p_reason, clock_timestamp(), clock_timestamp()
+           (p_manifest->>'journal_hash')::numeric, p_key, p_version, p_sha256, clock_timestamp(),
+           CASE WHEN stand <> 'LEAVING' THEN clock_timestamp() END, CASE WHEN stand <> 'LEAVING' THEN clock_timestamp() + p_grace END,
+           p_actor, p_reason, clock_timestamp(), clock_timestamp()
     ON CONFLICT (month) DO NOTHING;
     IF NOT FOUND THEN RETURN false; END IF;
     INSERT INTO ordermesh.archive_parts (archive_id, part, after_user, after_created_at, after_order,

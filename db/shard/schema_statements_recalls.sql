@@ -44,4 +44,4 @@ BEGIN
     RETURN begun_again + gone;
 END $$;
 
-INSERT INTO schema_migrations (name) VALUES ('0022_statement_recalls');
+INSERT INTO schema_migrations (name) VALUES ('0022_recalls_and_rebuilds');
