@@ -102,4 +102,33 @@ BEGIN
     RETURN true;
 END $$;
 
+-- A month that was coming back when 0019 came has tables without the indexes that attaching it needs, and would make them while it
+-- holds the lease, however long that takes. It begins once more, with tables that have them: all of it is in S3, where readers read it.
+DO $again$
+DECLARE
+    m ordermesh.archive_months;
+    leaf oid;
+BEGIN
+    FOR m IN SELECT * FROM ordermesh.archive_months WHERE state = 'RESTORING' LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM pg_inherits WHERE inhrelid IN (m.orders_oid, m.journal_oid)) OR NOT EXISTS (
+            SELECT FROM (VALUES (m.orders_oid, 'ordermesh.orders'::regclass),
+                                (m.journal_oid, 'ordermesh.order_journal'::regclass)) AS t (leaf, parent)
+             WHERE (SELECT count(*) FROM pg_index WHERE indrelid = t.leaf) < (SELECT count(*) FROM pg_index WHERE indrelid = t.parent));
+        -- Whoever copies rows back ends first; who restores the month locks its tables before the month, too.
+        FOR leaf IN SELECT oid FROM pg_class WHERE oid IN (m.orders_oid, m.journal_oid) LOOP
+            EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', leaf::regclass);
+        END LOOP;
+        UPDATE ordermesh.archive_months
+           SET state = 'DROPPED', orders_oid = NULL, journal_oid = NULL, failures = 0, not_before = 'epoch', note = '',
+               updated_at = clock_timestamp()
+         WHERE month = m.month AND state = 'RESTORING'
+           AND (orders_oid, journal_oid) IS NOT DISTINCT FROM (m.orders_oid, m.journal_oid);
+        CONTINUE WHEN NOT FOUND;
+        UPDATE ordermesh.archive_segments SET restored_at = NULL WHERE archive_id = m.archive_id;
+        FOR leaf IN SELECT oid FROM pg_class WHERE oid IN (m.orders_oid, m.journal_oid) LOOP
+            EXECUTE format('DROP TABLE %s', leaf::regclass);
+        END LOOP;
+    END LOOP;
+END $again$;
+
 INSERT INTO schema_migrations (name) VALUES ('0022_recalls_and_rebuilds');
