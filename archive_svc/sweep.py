@@ -1,5 +1,6 @@
 """Walks over a shard's objects in S3, a page at a time, and finds strays: told always, deleted when wanted.
-A walk that deletes also gives up what killed processes left of uploads: parts that no list of objects shows.
+A walk that deletes goes on over uploads, and gives up what killed processes left: parts that no list of
+objects shows.
 
 Only the holder of the lease walks, between two steps of months. So no try at a month is under way meanwhile:
 its own have ended, and one under an older fence can have nothing catalogued any more. What is a stray under
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("sweep")
 QUERIES = pg.queries("archive_svc", "sweeps.sql")
 ROUND_MAX = 200
-"""Objects of one round; a step of a month that is due waits for no more than these. As many uploads."""
+"""Objects of one round; a step of a month that is due waits for no more than these. Or as many uploads."""
 STATEMENT_UPLOAD_MAX = timedelta(days=1)
 """Longer than a statement may take; they are made without the lease, so that one may be under way."""
 ACTOR = "archive_svc"
@@ -45,7 +46,10 @@ ACTOR = "archive_svc"
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A walk. place, after_key: how far it is. refusal: why nothing was called a stray."""
+    """A walk. refusal: why nothing was called a stray.
+
+    place, after_key: how far it is; after the places of objects come the same of uploads, if it deletes.
+    """
 
     sweep_id: UUID
     deletes: bool
@@ -188,7 +192,7 @@ class Sweeper:
         if sweep is None:
             return False
         if sweep.place >= len(self._places):
-            await self._end(fence, sweep, "")
+            await self._after_objects(fence, sweep, at)
             return True
         place = self._places[sweep.place]
         page = await self._store.list(place.prefix, after=sweep.after_key, limit=ROUND_MAX)
@@ -205,8 +209,6 @@ class Sweeper:
         strays = await self._strays(free, manifests, standing, at)
         noted = await self._sweeps.note(fence, sweep, strays) if strays else []
         deleted = await self._delete(fence, sweep, noted) if sweep.deletes else 0
-        if sweep.deletes and not page.more:
-            await self._give_up_uploads(place, at)
         where = (sweep.place, page.objects[-1].key) if page.more else (sweep.place + 1, "")
         await self._sweeps.go_on(fence, sweep, *where, len(page.objects), deleted)
         return True
@@ -264,8 +266,18 @@ class Sweeper:
                 return None
         return frozenset(keys)
 
-    async def _give_up_uploads(self, place: Place, at: datetime) -> None:
-        """Give up uploads that were begun longer ago than any try takes; the next walk goes on with more.
+    async def _after_objects(self, fence: int, sweep: Sweep, at: datetime) -> None:
+        """A round over uploads of a walk that deletes, place by place again; after the last it is over."""
+        number = sweep.place - len(self._places)
+        if not sweep.deletes or number >= len(self._places):
+            await self._end(fence, sweep, "")
+            return
+        goes_on = await self._give_up_some(self._places[number], sweep.after_key, at)
+        where = (sweep.place, goes_on) if goes_on else (sweep.place + 1, "")
+        await self._sweeps.go_on(fence, sweep, *where, 0, 0)
+
+    async def _give_up_some(self, place: Place, after: str, at: datetime) -> str:
+        """Give up those of a page of uploads that were begun longer ago than any try takes; where to go on.
 
         A bucket that does not let us is told of; the walk goes on.
         """
@@ -273,7 +285,9 @@ class Sweeper:
         if place.kind is Kind.STATEMENT:
             grace = max(grace, STATEMENT_UPLOAD_MAX)
         try:
-            for upload in (await self._store.uploads(place.prefix, limit=ROUND_MAX)).uploads:
+            page = await self._store.uploads(place.prefix, after=after, limit=ROUND_MAX)
+            await self._throttle.take(len(page.uploads))
+            for upload in page.uploads:
                 if at - upload.begun_at < grace:
                     continue
                 await self._store.abort(upload)
@@ -283,6 +297,8 @@ class Sweeper:
             log.warning(
                 "uploads_not_given_up", shard=self._sweeps.shard, prefix=place.prefix, because=str(failed)
             )
+            return ""
+        return page.next
 
     async def _delete(self, fence: int, sweep: Sweep, strays: Sequence[Named]) -> int:
         """Delete what is still the object that was listed; how many went."""

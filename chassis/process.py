@@ -49,8 +49,8 @@ def started(service: str, settings: ProcessSettings, **facts: str) -> Iterator[N
 
 
 def holder() -> str:
-    """What somebody calls himself who holds a lease: where he runs, for people, and what nobody else is called.
+    """What somebody calls himself who holds a lease: where he runs, and what nobody else is called.
 
-    In containers every process may have the same name and number, and another holder would be taken for itself.
+    In containers every process may have the same name and number; each would take any lease for its own.
     """
     return f"{socket.gethostname()}:{os.getpid()}:{uuid4()}"

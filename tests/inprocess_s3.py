@@ -282,16 +282,30 @@ class InProcessS3:
 
     def _list_uploads(self, bucket: Bucket, asked: Asked) -> web.Response:
         prefix, limit = asked.query.get("prefix", ""), int(asked.query.get("max-uploads", "1000"))
-        found = [(id_, up) for id_, up in bucket.uploads.items() if up.key.startswith(prefix)]
+        key, id_ = asked.query.get("key-marker", ""), asked.query.get("upload-id-marker", "")
+        found = sorted(
+            (
+                (each_id, up)
+                for each_id, up in bucket.uploads.items()
+                if up.key.startswith(prefix) and (up.key > key or (up.key == key and each_id > id_ > ""))
+            ),
+            key=lambda each: (each[1].key, each[0]),
+        )
         lines = "".join(
             f"<Upload><Key>{escape(up.key)}</Key><UploadId>{id_}</UploadId><Initiated>{_iso(up.at)}</Initiated>"
             "</Upload>"
             for id_, up in found[:limit]
         )
-        more = str(len(found) > limit).lower()
+        more, markers = str(len(found) > limit).lower(), ""
+        if len(found) > limit:
+            last_id, last = found[limit - 1]
+            markers = (
+                f"<NextKeyMarker>{escape(last.key)}</NextKeyMarker>"
+                f"<NextUploadIdMarker>{last_id}</NextUploadIdMarker>"
+            )
         return _xml(
             200,
-            f"<ListMultipartUploadsResult><IsTruncated>{more}</IsTruncated>{lines}"
+            f"<ListMultipartUploadsResult><IsTruncated>{more}</IsTruncated>{markers}{lines}"
             "</ListMultipartUploadsResult>",
         )
 

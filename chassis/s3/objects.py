@@ -70,10 +70,10 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Uploads:
-    """Uploads that were begun; `more` says that there are others."""
+    """A page of uploads that were begun. next: from where to go on; empty when there are no others."""
 
     uploads: tuple[Upload, ...]
-    more: bool
+    next: str
 
 
 def stored(key: str, answer: Mapping[str, Any]) -> Stored:

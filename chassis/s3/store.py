@@ -268,23 +268,33 @@ class ObjectStore:
         address: str = await self._client.generate_presigned_url("get_object", Params=what, ExpiresIn=valid_s)
         return address
 
-    async def uploads(self, prefix: str, *, limit: int = PAGE_MAX) -> Uploads:
+    async def uploads(self, prefix: str, *, after: str = "", limit: int = PAGE_MAX) -> Uploads:
         """Uploads in parts that somebody began and nobody ended; a killed process leaves its own.
 
+        after: what a page said of where to go on, also when its uploads are gone since.
         limit: 1 to PAGE_MAX.
         """
         if not 1 <= limit <= PAGE_MAX:
             raise ValueError(f"a page has 1 to {PAGE_MAX} uploads, not {limit}")
 
+        key, _, upload_id = after.rpartition("\n")
+        # Not every server orders them by key: one goes on as it said.
+        markers = {"KeyMarker": key, "UploadIdMarker": upload_id}
+
         async def attempt(_: S3Error | None) -> Uploads:
             answer = await self._client.list_multipart_uploads(
-                Bucket=self._settings.bucket, Prefix=prefix, MaxUploads=limit
+                Bucket=self._settings.bucket,
+                Prefix=prefix,
+                MaxUploads=limit,
+                **{name: marker for name, marker in markers.items() if marker},
             )
             found = (
                 Upload(each["Key"], each["UploadId"], utc(each["Initiated"]))
                 for each in answer.get("Uploads", ())
             )
-            return Uploads(tuple(found), bool(answer["IsTruncated"]))
+            goes_on = f"{answer.get('NextKeyMarker', '')}\n{answer.get('NextUploadIdMarker', '')}"
+            is_new = answer["IsTruncated"] and goes_on not in ("\n", after)
+            return Uploads(tuple(found), goes_on if is_new else "")
 
         return await self._calls.make("uploads", prefix, attempt)
 

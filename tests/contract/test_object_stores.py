@@ -327,6 +327,24 @@ async def test_what_a_killed_process_began_is_found_and_removed(store: ObjectSto
     assert len((await store.uploads("", limit=1)).uploads) == 1
 
 
+async def test_uploads_are_listed_page_by_page_also_when_they_go_meanwhile(store: ObjectStore):
+    keys = [f"month={number}/a" for number in range(5)]
+    for key in (*keys, keys[2]):
+        await store._parts._begin(key, "nobody", store.write_options("text/csv"))
+    for is_given_up in (False, True):
+        page = await store.uploads("month=", limit=2)
+        found = [*page.uploads]
+        while page.next:
+            if is_given_up:
+                for each in page.uploads:
+                    await store.abort(each)
+            page = await store.uploads("month=", after=page.next, limit=2)
+            assert len(page.uploads) <= 2
+            found += page.uploads
+        assert sorted(each.key for each in found) == sorted([*keys, keys[2]])
+        assert len({each.upload_id for each in found}) == len(found)
+
+
 async def test_a_link_gives_one_object_for_a_while(store: ObjectStore):
     made = await store.create(KEY, b"a;b\r\n", content_type="text/csv")
     address = await store.link(made, valid_s=60, filename="statement_2024-08.csv", content_type="text/csv")

@@ -288,6 +288,28 @@ async def test_uploads_that_nobody_ends_are_given_up_by_a_walk_that_deletes_and_
         assert await under_way(archive) == {OF_ANOTHER}
 
 
+async def test_an_old_upload_behind_more_young_ones_than_a_round_has_is_given_up(
+    archive: Archive, server: InProcessS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "ROUND_MAX", 3)
+    now = await archive.value("SELECT clock_timestamp()")
+    keys_ = [data_key("s1", AUGUST, "orders", part, "1" * 32) for part in range(8)]
+    await begun(archive, *keys_, keys_[-1])
+    uploads = server.buckets[archive.store.settings.bucket].uploads
+    for number, upload in enumerate(uploads.values()):
+        upload.at = now - timedelta(days=30) if number > 6 else now
+    hour = replace(SWEEPING, grace=timedelta(hours=1))
+    archive.archiver._sweeper = Sweeper(archive.sweeps, archive.store, Throttle(1e9, SYSTEM_CLOCK), hour)
+    wanted = await archive.sweeps.want(uuid4(), "a test", "they may go", deletes=True)
+    fence, rounds = await archive.fence(), 0
+    while await archive.archiver.once(fence):
+        rounds += 1
+    assert await under_way(archive) == {*keys_[:-1]}
+    assert rounds > 8, "no round has more than three"
+    over = await archive.sweeps.want(wanted.sweep_id, "a test", "they may go", deletes=True)
+    assert (over.ended_at is not None, over.seen) == (True, 0)
+
+
 async def test_a_bucket_that_shows_no_uploads_holds_up_no_walk(archive: Archive, server: InProcessS3) -> None:
     server.fail("ListMultipartUploads", 403, "AccessDenied", times=100)
     assert (await swept(archive, deletes=True)).refusal == ""
