@@ -46,6 +46,18 @@ PENDING = (
 """Of the orders alone, which a reader holds up: the journal's month is pending for a moment, too."""
 
 
+FENCELESS = """
+CREATE FUNCTION public.keep_fence() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.fence := OLD.fence;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER keep_fence BEFORE UPDATE ON ordermesh.archive_lease
+    FOR EACH ROW EXECUTE FUNCTION public.keep_fence();
+"""
+"""Who takes the lease has the same fence as whoever had it before."""
+
+
 @pytest.fixture
 async def place() -> AsyncIterator[Place]:
     async with InProcessS3.serving() as server:
@@ -138,6 +150,56 @@ async def test_an_archiver_that_was_frozen_comes_back_and_does_no_harm(
     stored = {found.key for found in (await archive.store.list("")).objects}
     manifest = await archive.value("SELECT manifest_key FROM ordermesh.archive_months")
     assert stored == {*segments, manifest}, "what it stored in vain was swept, and nothing else"
+
+
+async def came_back(archive: Archive, place: Place, tmp_path: Path, point: str, state: State) -> str:
+    """What an archiver does that is frozen there and comes back when somebody else has the shard and has done
+    nothing yet: no state of a month keeps it from going on.
+    """
+    await archive.want(AUGUST)
+    fired, said = tmp_path / "fired", tmp_path / "frozen.log"
+    settings = environment(archive, place, tmp_path, f"{point}=pause:1:3") | {
+        "ORDERMESH_ARCHIVE_LEASE_S": "3"
+    }
+    async with archiving(settings, said) as frozen:
+
+        async def is_there() -> bool:
+            return says(fired, point)
+
+        assert await eventually(is_there, within_s=KILLED_WITHIN_S)
+        frozen.send_signal(signal.SIGSTOP)
+        assert (await archive.month(AUGUST)).state is state
+
+        async def is_taken() -> bool:
+            return await archive.catalog.take_lease("another", timedelta(hours=1)) is not None
+
+        assert await eventually(is_taken, within_s=KILLED_WITHIN_S)
+        before = await known(archive)
+        frozen.send_signal(signal.SIGCONT)
+
+        async def what_it_did() -> str:
+            if await known(archive) != before:
+                return "it went on"
+            return "it gave up" if says(said, "lease_lost") else ""
+
+        did = await eventually(what_it_did, within_s=KILLED_WITHIN_S)
+        assert await ended(frozen) == 0
+    return did if await known(archive) == before else "it went on"
+
+
+@pytest.mark.parametrize(("point", "state"), FROZEN_AT)
+async def test_an_archiver_that_was_frozen_is_kept_from_going_on_by_the_fence_alone(
+    archive: Archive, place: Place, tmp_path: Path, point: str, state: State
+) -> None:
+    assert await came_back(archive, place, tmp_path, point, state) == "it gave up"
+
+
+@pytest.mark.parametrize(("point", "state"), FROZEN_AT)
+async def test_without_the_fence_it_would_go_on(
+    archive: Archive, place: Place, tmp_path: Path, point: str, state: State
+) -> None:
+    await archive.shard.execute(FENCELESS)
+    assert await came_back(archive, place, tmp_path, point, state) == "it went on"
 
 
 async def test_a_manifest_of_one_who_was_replaced_is_not_the_newest_whenever_he_stores_it(
