@@ -319,30 +319,6 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- What Postgres itself says of one part: how many rows, and the amounts by currency and status.
-CREATE FUNCTION ordermesh.part_facts(p_archive_id uuid, p_part int, OUT order_count bigint, OUT journal_count bigint, OUT sums jsonb)
-    LANGUAGE plpgsql STABLE SET timezone = 'UTC' AS $$
-DECLARE
-    m ordermesh.archive_months;
-    p ordermesh.archive_parts;
-BEGIN
-    SELECT * INTO STRICT m FROM ordermesh.archive_months WHERE archive_id = p_archive_id;
-    SELECT * INTO STRICT p FROM ordermesh.archive_parts WHERE archive_id = p_archive_id AND part = p_part;
-    EXECUTE format($facts$
-        SELECT coalesce(sum(n), 0), coalesce(jsonb_agg(jsonb_build_array(currency_code, status, n, amount::text)
-                                                       ORDER BY currency_code COLLATE "C", status COLLATE "C"), '[]')
-          FROM (SELECT currency_code, status, count(*) AS n, sum(amount_minor) AS amount FROM %s
-                 WHERE (user_id, created_at, order_id) > ($1, $2, $3) AND (user_id, created_at, order_id) <= ($4, $5, $6)
-                 GROUP BY 1, 2) AS g$facts$, m.orders_oid::regclass)
-       INTO order_count, sums
-      USING p.after_user, p.after_created_at, p.after_order, p.until_user, p.until_created_at, p.until_order;
-    EXECUTE format($facts$
-        SELECT count(*) FROM %s WHERE (user_id, created_at, order_id) > ($1, $2, $3)
-                                  AND (user_id, created_at, order_id) <= ($4, $5, $6)$facts$, m.journal_oid::regclass)
-       INTO journal_count
-      USING p.after_user, p.after_created_at, p.after_order, p.until_user, p.until_created_at, p.until_order;
-END $$;
-
 -- How many rows a table of orders, or of their journal, has, and a number that changes with any of them. By a fixed list of columns, since
 -- a column that is added later changes no row.
 CREATE FUNCTION ordermesh.hash_of(p_table oid, p_of text, OUT row_count bigint, OUT hash numeric)
