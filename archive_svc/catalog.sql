@@ -65,20 +65,19 @@ SELECT month, m.state, m.reach, coalesce(m.quarantined, '') AS quarantined, coal
 -- Before this instant lists are not answered from the tables; NULL when nothing is archived.
 SELECT nullif(ordermesh.archive_floor(), '-infinity');
 
+-- name: state_of
+-- Where a month stands; no row when it was never asked for. $1: month.
+SELECT state FROM ordermesh.archive_months WHERE month = $1;
+
+-- name: wish
+-- Which wish a request was. $1: request.
+SELECT month, reach FROM ordermesh.archive_wishes WHERE request_id = $1;
+
 -- name: want
--- Ask for a month.
--- $1: month; $2: archive_id; $3: reach; $4: actor; $5: reason. A month that goes already only gets another reach; the row.
--- No row when it is to be thawed and readers read its copy.
-INSERT INTO ordermesh.archive_months AS m (month, archive_id, state, reach, begins_at, ends_at, actor, reason, created_at, updated_at)
-VALUES ($1, $2, 'WANTED', $3, $1::date::timestamp AT TIME ZONE 'UTC', ($1::date + interval '1 month')::timestamp AT TIME ZONE 'UTC',
-        $4, $5, clock_timestamp(), clock_timestamp())
-ON CONFLICT (month) DO UPDATE
-   SET reach = excluded.reach, actor = excluded.actor, reason = excluded.reason, updated_at = excluded.updated_at,
-       quarantined = '', failures = 0, damages = 0, not_before = 'epoch',
-       archive_id = CASE WHEN m.state IN ('THAWED', 'RESTORED') THEN excluded.archive_id ELSE m.archive_id END,
-       state = CASE WHEN m.state IN ('THAWED', 'RESTORED') THEN 'WANTED' ELSE m.state END
- WHERE m.committed_at IS NULL OR excluded.reach <> 'THAWED'
-RETURNING *;
+-- Ask for a month that stands where somebody saw it.
+-- $1: request, NULL when nobody repeats it; $2: month; $3: archive_id; $4: reach; $5: where it was seen, NULL for nowhere; $6: whether
+-- it stays as it is; $7: actor; $8: reason. DONE; KNOWN, REUSED when the request was made before, for the same or another wish; MOVED.
+SELECT ordermesh.want_month($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: freeze
 -- Stop changes of a month. $1: month; $2: fence; $3: those that end later are too young.

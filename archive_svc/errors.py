@@ -36,6 +36,24 @@ class MonthCommitted(OrdermeshError):
     code, reason = StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION
 
 
+class MonthInTables(OrdermeshError):
+    """This month is read from its tables, so nothing is to be restored; thaw one that is about to leave."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION
+
+
+class MonthAhead(OrdermeshError):
+    """This month went further than it is asked to; let it be, or restore it."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION
+
+
+class MonthComesBack(OrdermeshError):
+    """This month is on its way back into its tables; it can leave again when it is there."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION
+
+
 class StorageUnavailable(OrdermeshError):
     """The archive's storage gives no answer now, or there is none; orders themselves are not affected."""
 

@@ -41,6 +41,29 @@ class State(StrEnum):
     RESTORED = "RESTORED"
 
 
+class Course(StrEnum):
+    """What a wish does to a month: it begins to leave, goes on from where it stands, or stays as it is."""
+
+    BEGIN = "BEGIN"
+    GO_ON = "GO_ON"
+    STAY = "STAY"
+
+
+class Refusal(StrEnum):
+    """Why a wish would lead a month nowhere.
+
+    IN_TABLES:  there is nothing to bring back, as readers read the tables.
+    COMMITTED:  it cannot be thawed, as readers read the copy.
+    PAST:       it went further already.
+    COMES_BACK: it is on its way into the tables.
+    """
+
+    IN_TABLES = "IN_TABLES"
+    COMMITTED = "COMMITTED"
+    PAST = "PAST"
+    COMES_BACK = "COMES_BACK"
+
+
 class Step(StrEnum):
     """What is done next to a month."""
 
@@ -161,7 +184,36 @@ def due_step(month: Month, at: datetime, *, is_halted: bool) -> Step | None:
     return step
 
 
+def course(state: State | None, reach: State) -> Course | Refusal:
+    """What a wish does to a month that stands somewhere. state: None when nobody asked for it yet.
+
+    What is accepted leads there: a step is due until the month is where it is to be.
+    """
+    if reach is State.RESTORED:
+        if state is State.RESTORED:
+            return Course.STAY
+        return Course.GO_ON if state in _BACK else Refusal.IN_TABLES
+    if reach is State.THAWED:
+        if state is State.THAWED:
+            return Course.STAY
+        if state in (None, State.RESTORED):
+            return Course.BEGIN
+        return Course.GO_ON if state in _BEFORE_COMMIT else Refusal.COMMITTED
+    if state in (None, State.THAWED, State.RESTORED):
+        return Course.BEGIN
+    if state not in WAY:
+        return Refusal.COMES_BACK
+    return Course.GO_ON if WAY.index(state) <= WAY.index(reach) else Refusal.PAST
+
+
+def never_left(state: State | None, reach: State) -> bool:
+    """Whether a month is to come back that is where it would come to. One that is about to leave is not."""
+    return reach is State.RESTORED and state in (None, State.THAWED)
+
+
 def _wanted_step(month: Month) -> Step | None:
+    if month.state is State.DETACHING:
+        return Step.DETACH
     if month.reach is State.THAWED:
         return Step.THAW if month.state in _BEFORE_COMMIT else None
     if month.reach is State.RESTORED:

@@ -13,13 +13,12 @@ from archive_svc import wire
 from archive_svc.errors import (
     ArchivedOrderNotFound,
     LegalHold,
-    MonthCommitted,
     MonthNotFound,
     StorageUnavailable,
     UnknownShard,
     YoungerMonthFirst,
 )
-from archive_svc.lifecycle import State, ripe_until
+from archive_svc.lifecycle import State, never_left, ripe_until
 from archive_svc.rebuild import Rebuilder
 from chassis.errors import Contended, DeadlineExceeded, InvalidField, Overloaded, ShardUnavailable
 from chassis.s3 import S3Error
@@ -77,24 +76,30 @@ class ArchiveService:
     async def MoveMonth(self, request: pb.MoveMonthRequest, call: rpc.Call) -> pb.MoveMonthResponse:
         """Note where a month is to be, in one shard or in all that have it."""
         asked = wire.move(request)
-        found: list[pb.Month] = []
         homes = [catalog.until(call.deadline) for catalog in self._of(asked.shard)]
-        if asked.reach is State.RESTORED:
-            for there in homes:
-                await self._see_youngest(there, asked.month)
-        if asked.reach is State.THAWED:
-            for there in homes:
-                await self._see_uncommitted(there, asked.month)
-        for there in homes:
-            if await self._view(there, asked.month) is None:
-                continue
-            archive_id = id_in(asked.request_id, there.shard)
-            await there.want(asked.month, archive_id, asked.reach, call.subject.name, asked.reason)
-            view = await self._view(there, asked.month)
-            assert view is not None, "it was just written"
-            found.append(wire.month(there.shard, view))
-        if not found:
+        views = [(there, await self._view(there, asked.month)) for there in homes]
+        have = [(there, view) for there, view in views if view is not None]
+        if not have:
             raise MonthNotFound(month=request.month)
+        may_stay = not asked.shard and not all(never_left(view.state, asked.reach) for _, view in have)
+        for there, view in have:  # Before any shard is told.
+            if not await there.knows(asked.request_id, asked.month, asked.reach):
+                await self._see_way(there, view, asked.reach, may_stay=may_stay)
+        found: list[pb.Month] = []
+        for there, _ in have:
+            await there.want(
+                asked.month,
+                id_in(asked.request_id, there.shard),
+                asked.reach,
+                call.subject.name,
+                asked.reason,
+                request_id=asked.request_id,
+                may_stay=may_stay,
+            )
+            now = await self._view(there, asked.month)
+            assert now is not None, "it was there just now"
+            if not (may_stay and never_left(now.state, asked.reach)):
+                found.append(wire.month(there.shard, now))
         return pb.MoveMonthResponse(months=found)
 
     async def VerifyMonth(self, request: pb.VerifyMonthRequest, call: rpc.Call) -> pb.VerifyMonthResponse:
@@ -256,11 +261,16 @@ class ArchiveService:
                     shard=catalog.shard, month=f"{month:%Y-%m}", first=f"{max(younger):%Y-%m}"
                 )
 
-    async def _see_uncommitted(self, catalog: Catalog, month: date) -> None:
-        """See that readers do not read a month's copy, before any shard is told. Raises: MonthCommitted."""
-        view = await self._view(catalog, month)
-        if view is not None and view.committed_at is not None:
-            raise MonthCommitted(shard=catalog.shard, month=f"{month:%Y-%m}")
+    async def _see_way(self, catalog: Catalog, view: MonthView, reach: State, *, may_stay: bool) -> None:
+        """See that a wish leads a month somewhere, and leaves no hole in lists.
+
+        Raises: YoungerMonthFirst; as `Catalog.course`.
+        """
+        if may_stay and never_left(view.state, reach):
+            return
+        if reach is State.RESTORED:
+            await self._see_youngest(catalog, view.month)
+        catalog.course(view.month, view.state, reach)
 
     async def _view(self, catalog: Catalog, month: date) -> MonthView | None:
         return next((view for view in await self._overview(catalog) if view.month == month), None)

@@ -24,6 +24,9 @@ LOOK_EVERY_S = 0.3
 Month = pb.Month
 READY = frozenset({Month.HOT, Month.THAWED, Month.RESTORED})
 """States of months that are in their shard and could leave it."""
+_WAY = (Month.VERIFIED, Month.COMMITTED, Month.DETACHING, Month.GRACE, Month.DROPPED)
+BEYOND = {goal: _WAY[_WAY.index(goal) + 1 :] for goal in _WAY}
+"""By where a month is to be: where it went further already."""
 GIB = 1024**3
 S3_USD_PER_GIB_MONTH = 0.0245
 """STANDARD in Frankfurt; list prices of 2025."""

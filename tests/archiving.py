@@ -95,7 +95,8 @@ class Archive:
         return await self.shard.fetchval(sql, *args)
 
     async def want(self, month: date, reach: State = State.DROPPED) -> Month:
-        return await self.catalog.want(month, uuid4(), reach, "a test", "it is old enough")
+        await self.catalog.want(month, uuid4(), reach, "a test", "it is old enough")
+        return await self.month(month)
 
     async def month(self, month: date) -> Month:
         return next(each for each in await self.catalog.months() if each.month == month)

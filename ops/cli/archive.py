@@ -146,7 +146,7 @@ def run(
     """
     goal = _reach(reach, Month.VERIFIED, Month.COMMITTED, Month.GRACE, Month.DROPPED)
     answer = ask(state_dir, lambda mesh: archive.listed(mesh, shard))
-    chosen = [each for part in answer.shards for each in _chosen(part, months, oldest)]
+    chosen = [each for part in answer.shards for each in _chosen(part, months, oldest, goal)]
     if not chosen:
         output.note("no month can leave now; `ordermesh archive plan` says why")
         raise typer.Exit(ExitCode.NO)
@@ -431,9 +431,12 @@ def resume(
     _halted(state_dir, False, shard, reason, actor, form)
 
 
-def _chosen(part: pb.ListMonthsResponse.Shard, months: Sequence[str], oldest: int) -> list[Month]:
+def _chosen(
+    part: pb.ListMonthsResponse.Shard, months: Sequence[str], oldest: int, goal: Month.State.ValueType
+) -> list[Month]:
     if months:
-        return [each for each in part.months if each.month in months and each.state != Month.DROPPED]
+        over = {Month.DROPPED, *archive.BEYOND.get(goal, ())}
+        return [each for each in part.months if each.month in months and each.state not in over]
     return archive.ready(part)[:oldest]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import grpc
@@ -14,7 +15,7 @@ import pytest
 
 from archive_svc.app import SERVICE
 from archive_svc.errors import MonthCommitted
-from archive_svc.lifecycle import State
+from archive_svc.lifecycle import REACHES, WAY, State
 from archive_svc.service import ArchiveService
 from chassis import rpc
 from chassis.errors import Reason
@@ -36,9 +37,11 @@ class Asked:
     stub: Any
     trust: Trust
 
-    async def move(self, month: date, reach: State, shard: str = "") -> list[pb.Month]:
+    async def move(
+        self, month: date, reach: State, shard: str = "", request_id: UUID | None = None
+    ) -> list[pb.Month]:
         request = pb.MoveMonthRequest(
-            request_id=str(uuid4()),
+            request_id=str(request_id or uuid4()),
             shard=shard,
             month=f"{month:%Y-%m}",
             reach=pb.Month.State.Value(reach),
@@ -157,3 +160,75 @@ async def test_a_month_that_readers_read_from_its_copy_is_restored_and_not_thawe
     assert (await archive.work()).state is State.RESTORED
     await asked.move(AUGUST, State.THAWED)
     assert (await archive.work()).state is State.THAWED
+
+
+async def test_a_month_that_never_left_does_not_come_back(asked: Asked) -> None:
+    archive = asked.archive
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION) as facts:
+        await asked.move(AUGUST, State.RESTORED)
+    assert {"shard": "s1", "month": "2023-08", "state": "HOT"}.items() <= facts[0].metadata.items()
+    assert not await archive.catalog.months(), "nobody asked for it"
+    await archive.want(AUGUST)
+    for state in WAY[: WAY.index(State.COMMITTED)]:
+        before = await archive.work(until=state)
+        assert before.state is state
+        for shard in ("", "s1"):
+            with refused(grpc.StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION) as facts:
+                await asked.move(AUGUST, State.RESTORED, shard)
+            assert facts[-1].metadata["state"] == state
+        assert await archive.month(AUGUST) == before
+    # So it goes on, and holds up no younger one.
+    await asked.gone(AUGUST, SEPTEMBER)
+
+
+async def test_a_month_that_is_back_stays_whoever_repeats_what(asked: Asked) -> None:
+    archive, left = asked.archive, uuid4()
+    await asked.move(AUGUST, State.DROPPED, request_id=left)
+    assert (await archive.work()).state is State.DROPPED
+    came = uuid4()
+    await asked.move(AUGUST, State.RESTORED, request_id=came)
+    assert (await archive.work(until=State.RESTORING)).state is State.RESTORING
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION):
+        await asked.move(AUGUST, State.DROPPED)
+    (month,) = await asked.move(AUGUST, State.RESTORED)
+    assert month.state == pb.Month.RESTORING
+    back = await archive.work()
+    assert back.state is State.RESTORED
+    again = uuid4()
+    for request_id in (came, again, left):
+        reach = State.DROPPED if request_id is left else State.RESTORED
+        (month,) = await asked.move(AUGUST, reach, request_id=request_id)
+        assert (month.state, month.reach) == (pb.Month.RESTORED, pb.Month.RESTORED)
+        assert await archive.work() == back, "nothing was begun"
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, Reason.INVALID_FIELD):
+        await asked.move(AUGUST, State.DROPPED, request_id=came)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, Reason.INVALID_FIELD):
+        await asked.move(SEPTEMBER, State.RESTORED, request_id=came)
+    # A wish that found the month where it wanted it is known as well.
+    await asked.move(AUGUST, State.DROPPED)
+    assert (await archive.work()).state is State.DROPPED
+    for request_id in (came, again):
+        (month,) = await asked.move(AUGUST, State.RESTORED, request_id=request_id)
+        assert (month.state, month.reach) == (pb.Month.DROPPED, pb.Month.DROPPED)
+
+
+async def test_a_month_that_went_further_is_not_called_back_half_way(asked: Asked) -> None:
+    archive = asked.archive
+    await archive.want(AUGUST)
+    for state in (State.COMMITTED, State.DETACHING, State.GRACE, State.DROPPED):
+        before = await archive.work(until=state)
+        assert before.state is state
+        for reach in WAY[: WAY.index(state)]:
+            if reach in REACHES:
+                with refused(grpc.StatusCode.FAILED_PRECONDITION, Reason.ILLEGAL_TRANSITION):
+                    await asked.move(AUGUST, reach)
+        assert await archive.month(AUGUST) == before
+
+
+async def test_the_same_request_at_the_same_time_begins_one_move(asked: Asked) -> None:
+    request_id = uuid4()
+    moves = [asked.move(AUGUST, State.VERIFIED, request_id=request_id) for _ in range(8)]
+    answers = await asyncio.gather(*moves)
+    assert {month.state for (month,) in answers} == {pb.Month.WANTED}
+    known = await asked.archive.rows("SELECT request_id, month, reach FROM ordermesh.archive_wishes")
+    assert [tuple(row) for row in known] == [(request_id, AUGUST, "VERIFIED")]

@@ -14,9 +14,12 @@ from archive_svc.lifecycle import (
     PAUSE_MAX,
     REACHES,
     WAY,
+    Course,
     Month,
+    Refusal,
     State,
     Step,
+    course,
     data_key,
     due_step,
     next_due,
@@ -51,7 +54,8 @@ def test_a_month_passes_every_state_of_its_way_once_and_ends_where_it_is_to_be()
     for reach in (State.VERIFIED, State.COMMITTED, State.GRACE):
         assert due(state=reach, reach=reach) is None
         for state in WAY[WAY.index(reach) :]:
-            assert due(state=state, reach=reach) is None
+            ends = Step.DETACH if state is State.DETACHING and reach is not State.DETACHING else None
+            assert due(state=state, reach=reach) is ends, "what was begun to detach is detached"
 
 
 def test_nothing_is_done_to_a_month_that_waits_or_is_in_quarantine():
@@ -82,6 +86,75 @@ def test_a_month_is_thawed_only_before_readers_turn_to_its_copy_and_comes_back_o
         *(State.COMMITTED, State.DETACHING, State.GRACE, State.DROPPED, State.RESTORING)
     }
     assert back[State.DETACHING] is Step.DETACH, "a detach that was begun is ended first"
+
+
+AFTER = {
+    Step.FREEZE: State.FROZEN,
+    Step.PLAN: State.PLANNED,
+    Step.EXPORT: State.EXPORTED,
+    Step.VERIFY: State.VERIFIED,
+    Step.COMMIT: State.COMMITTED,
+    Step.LEAVE: State.DETACHING,
+    Step.DETACH: State.GRACE,
+    Step.DROP: State.DROPPED,
+    Step.THAW: State.THAWED,
+    Step.MAKE_TABLES: State.RESTORING,
+    Step.RESTORE: State.RESTORED,
+}
+
+
+def asked(month: Month | None, reach: State) -> Month | Refusal:
+    """A month after a wish, as the database does it."""
+    said = course(None if month is None else month.state, reach)
+    if isinstance(said, Refusal):
+        return said
+    if said is Course.STAY:
+        assert month is not None, "what was never asked for does not stay somewhere"
+        return month
+    begun = month is None or said is Course.BEGIN
+    return replace(month or AUGUST, state=State.WANTED if begun else (month or AUGUST).state, reach=reach)
+
+
+STANDS = (
+    None,
+    *(replace(AUGUST, state=state, reach=reach) for state in WAY for reach in REACHES),
+    replace(AUGUST, state=State.THAWED, reach=State.THAWED),
+    replace(AUGUST, state=State.RESTORED, reach=State.RESTORED),
+    replace(AUGUST, state=State.RESTORING, reach=State.RESTORED),
+)
+
+
+@pytest.mark.parametrize("reach", REACHES)
+@pytest.mark.parametrize(
+    "month", STANDS, ids=lambda month: f"{month.state}-to-{month.reach}" if month else "HOT"
+)
+def test_every_wish_that_is_accepted_leads_where_it_says(month: Month | None, reach: State):
+    now = asked(month, reach)
+    if isinstance(now, Refusal):
+        return
+    assert now.reach is reach, "it is noted where it is to be"
+    for _ in State:
+        if now.state is reach:
+            break
+        step = due_step(now, NOW, is_halted=False)
+        assert step is not None, f"{now.state} is not {reach}, and nothing is due"
+        now = replace(now, state=AFTER[step])
+    assert now.state is reach
+    assert due_step(now, NOW, is_halted=False) is None
+    assert asked(now, reach) == now, "the same wish once more begins nothing"
+
+
+def test_what_leads_nowhere_is_refused_and_says_why():
+    back = {state: course(state, State.RESTORED) for state in (None, *State)}
+    assert {state for state, said in back.items() if said is Refusal.IN_TABLES} == {
+        *(None, State.THAWED),
+        *WAY[: WAY.index(State.COMMITTED)],
+    }
+    assert back[State.RESTORED] is Course.STAY
+    for reach in (State.VERIFIED, State.COMMITTED, State.GRACE, State.DROPPED):
+        assert course(State.RESTORING, reach) is Refusal.COMES_BACK
+        past = {state for state in State if course(state, reach) is Refusal.PAST}
+        assert past == set(WAY[WAY.index(reach) + 1 :])
 
 
 @pytest.mark.parametrize("state", WAY)

@@ -339,7 +339,7 @@ class MoveMonthRequest(_message.Message):
     REACH_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID; the same one again begins nothing more."""
+    """A UUID; the same one again begins nothing more, however late, and is refused for another month or reach."""
     shard: _builtins.str
     """On this shard only; empty for all that have the month."""
     month: _builtins.str

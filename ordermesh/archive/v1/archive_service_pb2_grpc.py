@@ -116,8 +116,10 @@ class ArchiveServiceServicer:
         quarantine go on.
 
         A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
-        is younger. It is thawed only until readers read its copy. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD,
-        MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
+        is younger. It is thawed only until readers read its copy, and restored only after that; one that comes back is not sent away
+        before it is there, and one that went further is not called back half way. When all shards are asked, those that have a month to
+        bring back in their tables answer nothing. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND,
+        YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,8 +47,10 @@ class ArchiveServiceStub:
     quarantine go on.
 
     A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
-    is younger. It is thawed only until readers read its copy. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD,
-    MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
+    is younger. It is thawed only until readers read its copy, and restored only after that; one that comes back is not sent away
+    before it is there, and one that went further is not called back half way. When all shards are asked, those that have a month to
+    bring back in their tables answer nothing. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND,
+    YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
     """
     VerifyMonth: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]
     """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
@@ -123,8 +125,10 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     quarantine go on.
 
     A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
-    is younger. It is thawed only until readers read its copy. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD,
-    MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
+    is younger. It is thawed only until readers read its copy, and restored only after that; one that comes back is not sent away
+    before it is there, and one that went further is not called back half way. When all shards are asked, those that have a month to
+    bring back in their tables answer nothing. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND,
+    YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
     """
     VerifyMonth: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.VerifyMonthRequest, _archive_service_pb2.VerifyMonthResponse]  # type: ignore[assignment]
     """Lets every segment of a month be read back and compared once more; returns before it is done. Damage puts the month into
@@ -208,8 +212,10 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         quarantine go on.
 
         A month comes back only when every younger one is in the tables, too: lists end where the archive begins, and lack nothing that
-        is younger. It is thawed only until readers read its copy. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD,
-        MONTH_NOT_FOUND, YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
+        is younger. It is thawed only until readers read its copy, and restored only after that; one that comes back is not sent away
+        before it is there, and one that went further is not called back half way. When all shards are asked, those that have a month to
+        bring back in their tables answer nothing. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, MONTH_NOT_FOUND,
+        YOUNGER_MONTH_FIRST, ILLEGAL_TRANSITION or SHARD_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
