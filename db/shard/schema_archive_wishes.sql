@@ -50,5 +50,3 @@ BEGIN
     END IF;
     RETURN 'DONE';
 END $$;
-
-INSERT INTO schema_migrations (name) VALUES ('0024_known_requests');

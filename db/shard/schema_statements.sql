@@ -44,6 +44,8 @@ CREATE TABLE statements (
     created_at     timestamptz NOT NULL,
     ended_at       timestamptz,
     expires_at     timestamptz,
+    clean_from     timestamptz NOT NULL DEFAULT 'epoch',
+    clean_failures int         NOT NULL DEFAULT 0,
     CONSTRAINT a_request_makes_one_statement UNIQUE (user_id, request_id),
     CONSTRAINT a_ready_statement_has_a_file CHECK (state <> 'READY' OR (object_key <> '' AND sha256 <> '' AND expires_at IS NOT NULL)),
     CONSTRAINT a_failed_statement_says_why CHECK (state <> 'FAILED' OR (error_code > 0 AND error_reason <> '')),
@@ -55,6 +57,7 @@ COMMENT ON COLUMN statements.content_key IS 'Of everything that decides what is 
 COMMENT ON COLUMN statements.placements IS 'Buckets of the user by shard, as the proxy knew them: every order created before as_of is in one.';
 COMMENT ON COLUMN statements.fence IS 'Grows with each turn of a worker and with a cancellation; nothing is written under an older one.';
 COMMENT ON COLUMN statements.is_clean IS 'Whether no object can be left in S3 but the one that the row names.';
+COMMENT ON COLUMN statements.clean_from IS 'When its objects are looked for again after some could not go; clean_failures: how often they could not, in a row.';
 COMMENT ON COLUMN statements.asks IS 'How often it was begun for its user: once, and again after each failure; limits count them.';
 
 CREATE UNIQUE INDEX one_running_statement ON statements (user_id)
@@ -82,9 +85,20 @@ COMMENT ON TABLE statement_mails IS 'The mail that says that a statement is read
 COMMENT ON COLUMN statement_mails.note IS 'What the mail server said last; of a dead one, why.';
 CREATE INDEX statement_mails_to_send ON statement_mails (not_before) WHERE state = 'WAITING';
 
+CREATE TABLE statement_requests (
+    user_id      text NOT NULL CHECK (char_length(user_id) BETWEEN 1 AND 64),
+    request_id   uuid NOT NULL,
+    statement_id uuid NOT NULL REFERENCES statements (statement_id),
+    PRIMARY KEY (user_id, request_id)
+);
+COMMENT ON TABLE statement_requests IS
+    'Which statement a request means that found one already there; the request that made it is in its row. For ever, as the statements.';
+CREATE INDEX statement_requests_of_statement ON statement_requests (statement_id);
+
 -- Begins a statement, or finds the one that is meant; all requests of one user one after the other.
 -- p_amended: what stands for the amendments that it would tell, NULL for none: after another one the same wish means another statement.
--- Verdicts: NEW, AGAIN (it had failed), SAME; REUSED, FUTURE, RUNNING, LIMIT, which change nothing. retry_s: when to come back.
+-- Verdicts: NEW, AGAIN (it had failed), SAME, after which the request means this statement for ever; REUSED, FUTURE, RUNNING, LIMIT, which
+-- change nothing. retry_s: when to come back.
 CREATE FUNCTION ordermesh.request_statement(
     p_statement_id uuid, p_user_id text, p_request_id uuid, p_first date, p_last date, p_time_zone text, p_locale text,
     p_formats text[], p_since timestamptz, p_until timestamptz, p_placements jsonb, p_schema int, p_actor text,
@@ -95,16 +109,23 @@ DECLARE
     at timestamptz;
     content bytea;
     found_one ordermesh.statements;
+    is_known boolean;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('statements of ' || p_user_id, 0));
     at := clock_timestamp();
-    SELECT s.* INTO found_one FROM ordermesh.statements s WHERE s.user_id = p_user_id AND s.request_id = p_request_id;
-    IF FOUND AND (found_one.first_day, found_one.last_day, found_one.time_zone, found_one.locale, found_one.formats)
+    SELECT s.* INTO found_one FROM ordermesh.statements s
+     WHERE s.statement_id = (SELECT o.statement_id FROM ordermesh.statements o
+                              WHERE o.user_id = p_user_id AND o.request_id = p_request_id
+                              UNION ALL
+                             SELECT r.statement_id FROM ordermesh.statement_requests r
+                              WHERE r.user_id = p_user_id AND r.request_id = p_request_id);
+    is_known := FOUND;
+    IF is_known AND (found_one.first_day, found_one.last_day, found_one.time_zone, found_one.locale, found_one.formats)
                  IS DISTINCT FROM (p_first, p_last, p_time_zone, p_locale, p_formats) THEN
         verdict := 'REUSED';
         RETURN;
     END IF;
-    IF NOT FOUND THEN
+    IF NOT is_known THEN
         IF p_since >= at THEN
             verdict := 'FUTURE';
             RETURN;
@@ -117,6 +138,14 @@ BEGIN
     END IF;
     statement := found_one.statement_id;
     IF statement IS NOT NULL AND found_one.state <> 'FAILED' THEN
+        IF NOT is_known THEN
+            IF (SELECT count(*) FROM ordermesh.statement_requests r WHERE r.statement_id = statement) >= 100 THEN
+                verdict := 'LIMIT';
+                retry_s := extract(epoch FROM date_trunc('hour', at) + interval '1 hour' - at);
+                RETURN;
+            END IF;
+            INSERT INTO ordermesh.statement_requests (user_id, request_id, statement_id) VALUES (p_user_id, p_request_id, statement);
+        END IF;
         verdict := 'SAME';
         RETURN;
     END IF;
@@ -138,6 +167,9 @@ BEGIN
                not_before = 'epoch', read_months = 0, months = 0, read_orders = 0, archive_bytes = 0,
                error_code = 0, error_reason = '', error_message = '', actor = p_actor
          WHERE s.statement_id = statement;
+        IF NOT is_known THEN
+            INSERT INTO ordermesh.statement_requests (user_id, request_id, statement_id) VALUES (p_user_id, p_request_id, statement);
+        END IF;
         RETURN;
     END IF;
     verdict := 'NEW';
@@ -163,4 +195,4 @@ CREATE FUNCTION ordermesh.statements_allowed_in(p_user_id text, p_at timestamptz
                WHERE n.asks >= w.most
                ORDER BY n.asked_at DESC LIMIT 1) AS b), 0);
 
-INSERT INTO schema_migrations (name) VALUES ('0010_statements'), ('0020_amended_statements');
+INSERT INTO schema_migrations (name) VALUES ('0010_statements'), ('0020_amended_statements'), ('0024_known_requests');

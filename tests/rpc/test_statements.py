@@ -15,7 +15,7 @@ import pytest
 from archive_svc.statement.asking import Limits
 from chassis import rpc
 from chassis.auth import Role, Subject
-from chassis.errors import Reason
+from chassis.errors import OrderArchived, Reason
 from chassis.placement import Held
 from ordermesh.archive.v1 import statement_service_pb2 as pb
 from tests.buckets import Place
@@ -146,6 +146,41 @@ async def test_the_same_request_returns_the_first_operation_and_another_wish_is_
     assert await statements.worker.once()
     await statements.later(hours=2)
     assert (await statements.request(request_id)).name == first.name
+
+
+async def test_a_request_that_found_a_statement_means_it_from_then_on(statements: Statements) -> None:
+    first, second, third = uuid4(), uuid4(), uuid4()
+    made = await statements.request(first)
+    assert (await statements.request(second)).name == made.name
+    with refused(Code.FAILED_PRECONDITION, Reason.REQUEST_ID_REUSED):
+        await statements.request(second, locale="hi")
+    # It fails, and another request of the same wish begins it again.
+    statements.maker.failures = [OrderArchived()]
+    assert await statements.worker.once()
+    assert told(await statements.wait(made)).state == State.FAILED
+    assert (await statements.request(third)).name == made.name
+    assert await statements.worker.once()
+    assert told(await statements.wait(made)).state == State.READY
+    # The hour is over, and the same wish is another statement; whoever repeats a request gets what it began.
+    await statements.database.execute("UPDATE ordermesh.statements SET content_key = sha256('an hour ago')")
+    for request_id in (first, second, third):
+        assert (await statements.request(request_id)).name == made.name
+        with refused(Code.FAILED_PRECONDITION, Reason.REQUEST_ID_REUSED):
+            await statements.request(request_id, locale="hi")
+    assert await statements.value("SELECT count(*) FROM ordermesh.statements") == 1
+    assert (await statements.request()).name != made.name
+
+
+async def test_requests_of_one_statement_have_a_bound(statements: Statements) -> None:
+    known = uuid4()
+    made = await statements.request(known)
+    repeated = [uuid4() for _ in range(100)]
+    for request_id in repeated:
+        assert (await statements.request(request_id)).name == made.name
+    with refused(Code.RESOURCE_EXHAUSTED, Reason.STATEMENT_LIMIT):
+        await statements.request()
+    for request_id in (known, repeated[0], repeated[-1]):
+        assert (await statements.request(request_id)).name == made.name
 
 
 async def test_fifty_equal_wishes_at_once_are_one_operation_one_file_and_one_mail(
