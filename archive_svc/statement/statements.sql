@@ -138,16 +138,21 @@ WITH gone AS (
 SELECT count(*) FROM gone;
 
 -- name: unclean
--- Ended statements of which objects may be left, once nobody who lost their turn can store one any more. $1: after how long;
--- $2: at most so many.
-SELECT statement_id, fence, CASE WHEN state = 'READY' THEN object_key ELSE '' END AS stays
+-- Ended statements of which objects may be left, once nobody who lost their turn can store one any more; not those that wait since
+-- some could not go. $1: after how long; $2: at most so many.
+SELECT statement_id, fence, CASE WHEN state = 'READY' THEN object_key ELSE '' END AS stays, clean_failures AS failures
   FROM ordermesh.statements
- WHERE NOT is_clean AND (expires_at <= clock_timestamp() OR ended_at <= clock_timestamp() - $1::interval)
+ WHERE NOT is_clean AND clean_from <= clock_timestamp()
+   AND (expires_at <= clock_timestamp() OR ended_at <= clock_timestamp() - $1::interval)
  ORDER BY ended_at LIMIT $2;
+
+-- name: not_cleaned
+-- Let a statement wait of which an object could not go, so that it keeps no younger one. $1: id; $2: for how long.
+UPDATE ordermesh.statements SET clean_from = clock_timestamp() + $2, clean_failures = clean_failures + 1 WHERE statement_id = $1;
 
 -- name: cleaned
 -- Note that no object is left but the one that the row names. $1: id; $2: fence; $3: the key of that one, empty for none.
-UPDATE ordermesh.statements SET is_clean = true
+UPDATE ordermesh.statements SET is_clean = true, clean_from = 'epoch', clean_failures = 0
  WHERE statement_id = $1 AND fence = $2 AND ended_at IS NOT NULL AND CASE WHEN state = 'READY' THEN object_key ELSE '' END = $3;
 
 -- name: counts

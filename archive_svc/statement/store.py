@@ -84,11 +84,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A statement that is over. fence: of its last turn; only older files go. stays: the key of its file."""
+    """A statement that is over.
+
+    fence: of its last turn; only older files go. stays: the key of its file. failures: tries to clean it.
+    """
 
     statement_id: UUID
     fence: int
     stays: str
+    failures: int = 0
 
 
 @traced
@@ -246,6 +250,10 @@ class StatementStore:
     async def cleaned(self, left: Leftover) -> None:
         """Note that nothing is left of it but what stays; not when it was begun again meanwhile."""
         await self._database.execute(QUERIES.cleaned, left.statement_id, left.fence, left.stays)
+
+    async def not_cleaned(self, left: Leftover, pause: timedelta) -> None:
+        """Let one wait of which something could not go."""
+        await self._database.execute(QUERIES.not_cleaned, left.statement_id, pause)
 
     async def made_until(self) -> datetime:
         """Every statement that was asked for before this instant is over."""

@@ -6,6 +6,7 @@ It is looked for under the statement's own prefix once the statement is over, an
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,13 +18,14 @@ from chassis.s3 import ObjectNotFound, S3Error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import timedelta
 
     from archive_svc.statement.store import Leftover, StatementStore
     from chassis.clock import Clock
     from chassis.s3 import ObjectStore
 
 log = structlog.get_logger("statements")
+PAUSE = timedelta(minutes=1)
+PAUSE_MAX = timedelta(hours=1)
 
 
 class Sweeper:
@@ -69,8 +71,9 @@ class Sweeper:
             try:
                 await self._clean(left)
             except S3Error as failed:
-                # One that cannot go, such as a locked one, keeps no other; it is looked at again.
+                # One that cannot go, such as a locked one, keeps no other; it is looked at again, ever later.
                 log.warning("file_not_removed", id=str(left.statement_id), because=str(failed))
+                await self._store.not_cleaned(left, pause_after(left.failures, self._jitter()))
                 continue
             await self._store.cleaned(left)
 
@@ -86,3 +89,8 @@ class Sweeper:
                 continue
             await self._objects.delete(there)
             metrics.REMOVED.labels(self._store.shard).inc()
+
+
+def pause_after(failures: int, jitter: float) -> timedelta:
+    """How long a statement waits of which a file could not go for the nth time. jitter: 0 to 1."""
+    return min(PAUSE_MAX, PAUSE * 2.0 ** min(failures, 16)) * (0.5 + 0.5 * jitter)

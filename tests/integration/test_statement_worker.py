@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from archive_svc.statement.files import fence_of, prefix_of
 from archive_svc.statement.outbox import MailOutbox
 from archive_svc.statement.standing import Standing
-from archive_svc.statement.sweeper import Sweeper
+from archive_svc.statement.sweeper import Sweeper, pause_after
 from chassis.errors import InternalError, OrderArchived, Reason, ShardUnavailable
 from chassis.s3 import PUT_BYTES_MAX
 from chassis.testing import eventually
@@ -25,7 +25,7 @@ from tests.buckets import Place
 from tests.conftest import DatabaseFactory
 from tests.inprocess_s3 import InProcessS3
 from tests.listeners import Trust
-from tests.statements import TURNS, HandMaker, Statements, opened, running, sweeper_of, told
+from tests.statements import TURNS, HandMaker, Statements, named, opened, running, sweeper_of, told
 
 State = pb.Statement
 
@@ -300,8 +300,42 @@ async def test_a_file_that_cannot_go_keeps_no_other(statements: Statements, s3: 
     await statements.sweeper.once()
     assert len(await statements.keys()) == 1
     assert await statements.value("SELECT count(*) FROM ordermesh.statements WHERE is_clean") == 1
+    await statements.later(minutes=1)
     await statements.sweeper.once()
     assert await statements.keys() == []
+
+
+async def test_files_that_cannot_go_hold_up_no_younger_however_many_they_are(
+    statements: Statements, s3: InProcessS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archive_svc.statement.store.SWEEP_MAX", 1)
+    left = []
+    for locale in ("en", "hi"):
+        asked = await statements.request(locale=locale)
+        assert await statements.worker.once()
+        left.append(named(asked)[1])
+    await statements.later(days=7)
+    for failures in (1, 2):
+        s3.fail("DeleteObject", 403, "AccessDenied")
+        await statements.sweeper.once()
+        stuck = await statements.database.fetch(
+            "SELECT statement_id::text, clean_from > clock_timestamp() FROM ordermesh.statements"
+            " WHERE clean_failures > 0 ORDER BY ended_at"
+        )
+        assert [tuple(row) for row in stuck] == [(each, True) for each in left[:failures]]
+    await statements.later(hours=1)
+    for _ in left:
+        await statements.sweeper.once()
+    assert await statements.keys() == []
+    assert not await statements.value("SELECT count(*) FROM ordermesh.statements WHERE clean_failures > 0")
+
+
+def test_what_cannot_go_is_looked_at_ever_later_and_at_least_once_an_hour() -> None:
+    pauses = [pause_after(failures, 1.0) for failures in range(100)]
+    assert pauses[0] == timedelta(minutes=1)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == timedelta(hours=1)
+    assert pause_after(3, 0.0) == pauses[3] / 2
 
 
 async def test_an_s3_that_is_away_for_too_long_is_named(statements: Statements, s3: InProcessS3) -> None:
