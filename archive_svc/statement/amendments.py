@@ -1,4 +1,9 @@
-"""What was found out about orders after they had been archived, laid over them when they are read. Pure."""
+"""What was found out about orders after they had been archived, laid over what their segments say. Pure.
+
+A segment says what an order was when it left; an amendment that is younger says what it is. What a table says
+is so: nothing is laid over it, or lists and `GetOrder`, which read the tables, would tell something else. A
+month that came back and left again takes the amendments along, but for orders that changed while it was back.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Amendment(NamedTuple):
-    """One of them. changes: fields of the order by name, with what they are now."""
+    """One of them. changes: fields of the order by name, with what they are now. amended_us: as of a row."""
 
     note: str
     changes: Mapping[str, str]
+    amended_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +69,19 @@ def by_order(records: Iterable[Any]) -> dict[str, list[Amendment]]:
     """Amendments by the order that they are of, the oldest first, as they come."""
     found: dict[str, list[Amendment]] = {}
     for record in records:
-        found.setdefault(record["order_id"], []).append(Amendment(record["note"], record["changes"]))
+        found.setdefault(record["order_id"], []).append(
+            Amendment(*(record[name] for name in Amendment._fields))
+        )
     return found
 
 
 def amended(row: Row, amendments: Sequence[Amendment]) -> Row:
-    """An order with its amendments, a later one on top; the notes say that there are some."""
-    for amendment in amendments:
+    """An archived order with its amendments, a later one on top; the notes say that there are some.
+
+    Those from before the order last changed are out of date: who changed it knew better.
+    """
+    some = [amendment for amendment in amendments if amendment.amended_us > row.updated_us]
+    for amendment in some:
         changes = amendment.changes
         status = changes.get("status", row.status)
         row = row._replace(
@@ -78,4 +90,4 @@ def amended(row: Row, amendments: Sequence[Amendment]) -> Row:
             description=changes.get("description", row.description),
             failure_reason="" if status == "SUCCESS" else row.failure_reason,
         )
-    return row._replace(note="; ".join(amendment.note for amendment in amendments))
+    return row._replace(note="; ".join(amendment.note for amendment in some))

@@ -139,7 +139,7 @@ class ShardReader:
                 async with aclosing(found) as batches:
                     async for batch in batches:
                         read.rows += len(batch)
-                        if amendments:
+                        if amendments and is_archived:
                             yield [amended(row, amendments.get(row.order_id, ())) for row in batch]
                         else:
                             yield batch

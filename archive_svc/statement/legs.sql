@@ -22,7 +22,8 @@ SELECT p.part, p.order_count, s.key, s.version_id, s.etag, s.size_bytes, s.sha25
 
 -- name: amendments
 -- What was found out about a user's orders after they had been archived, the oldest first. $1: user; $2: since; $3: until.
-SELECT order_id::text AS order_id, note, changes FROM ordermesh.archive_amendments
+SELECT order_id::text AS order_id, note, changes, (extract(epoch FROM amended_at) * 1000000)::bigint AS amended_us
+  FROM ordermesh.archive_amendments
  WHERE user_id = $1 AND created_at >= $2 AND created_at < $3 ORDER BY amended_at, amendment_id;
 
 -- name: gone

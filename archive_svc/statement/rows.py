@@ -14,7 +14,8 @@ class Row(NamedTuple):
     """One order.
 
     Sorts by its first two fields as a statement does; of two rows of one order the higher version is later.
-    created_us, settled_us: microseconds since 1970, UTC; settled_us is None while the order is pending.
+    created_us, settled_us, updated_us: microseconds since 1970, UTC; settled_us is None while the order is
+                            pending, and updated_us is when it last changed.
     order_id:               in lower-case hex with dashes.
     note:                   what was corrected after the order was archived; empty when nothing was.
     """
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     upstream_ref: str
     failure_reason: str
     settled_us: int | None
+    updated_us: int = 0
     note: str = ""
 
 
@@ -47,6 +49,7 @@ COLUMNS = (
     "upstream_ref",
     "failure_reason",
     "settled_at",
+    "updated_at",
 )
 """Of orders, in the order of a row's fields."""
 _TYPES: Mapping[str, str] = {column.name: column.type.out for column in ORDERS.columns}

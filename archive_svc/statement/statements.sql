@@ -29,9 +29,11 @@ SELECT COALESCE(sum((s.facts ->> 'footer_bytes')::bigint + g.size_bytes), 0)::bi
    AND p.after_user <= $1 AND p.until_user >= $1;
 
 -- name: amendments_of
--- How many amendments of a user's orders there are, and when the newest one was made. $1: user; $2, $3: period of the orders.
-SELECT count(*) AS amendments, max(amended_at) AS newest FROM ordermesh.archive_amendments
- WHERE user_id = $1 AND created_at >= $2 AND created_at < $3;
+-- How many amendments of a user's orders there are, of months that are read from their segments, and when the newest one was made.
+-- $1: user; $2, $3: period of the orders.
+SELECT count(*) AS amendments, max(a.amended_at) AS newest
+  FROM ordermesh.archive_amendments a JOIN ordermesh.archive_months m ON m.begins_at <= a.created_at AND m.ends_at > a.created_at
+ WHERE a.user_id = $1 AND a.created_at >= $2 AND a.created_at < $3 AND m.committed_at IS NOT NULL;
 
 -- name: request
 -- Begin a statement, or find the one that is meant.

@@ -201,6 +201,45 @@ async def test_what_is_no_amendment_is_refused(archive: Archive) -> None:
     assert await archive.value("SELECT count(*) FROM ordermesh.archive_amendments") == 1
 
 
+async def test_a_month_that_is_back_is_told_as_its_table_has_it_and_takes_amendments_along(
+    archive: Archive,
+) -> None:
+    known = (await known_rows(archive))["user.a"]
+    first, second = [row for row in known if row.status == "FAILED"][:2]
+    await archive.want(AUGUST)
+    await archive.work()
+    answers = service(archive)
+    for row in (first, second):
+        await answers.AmendOrder(wish(row, succeeded=True, upstream_ref="by-hand", note="paid"), CALL)
+    amended = await statement(archive)
+    assert {amended[row.order_id].status for row in (first, second)} == {"SUCCESS"}
+
+    await archive.want(AUGUST, State.RESTORED)
+    assert (await archive.work()).state is State.RESTORED
+    there = (await known_rows(archive))["user.a"]
+    assert there == known, "lists and GetOrder read the table, in which it is the one it was"
+    assert list((await statement(archive)).values()) == there
+    # One is corrected while it is back, by who may: that is younger than what was noted before.
+    await archive.shard.execute(
+        "UPDATE ordermesh.orders SET status = 'SUCCESS', failure_reason = '', upstream_ref = 'by-upstream',"
+        " version = version + 1, route_epoch = NULL, updated_at = clock_timestamp() WHERE order_id = $1",
+        UUID(second.order_id),
+    )
+    there = (await known_rows(archive))["user.a"]
+    assert there != known
+    assert list((await statement(archive)).values()) == there
+
+    await archive.want(AUGUST)
+    assert (await archive.work()).state is State.DROPPED
+    told = await statement(archive)
+    assert told[second.order_id] == next(row for row in there if row.order_id == second.order_id)
+    assert told[first.order_id] == amended[first.order_id]
+    # What is noted now is younger than the correction.
+    await answers.AmendOrder(wish(second, description="a lamp", note="it was a lamp"), CALL)
+    last = (await statement(archive))[second.order_id]
+    assert (last.upstream_ref, last.description, last.note) == ("by-upstream", "a lamp", "it was a lamp")
+
+
 async def test_the_table_itself_lets_no_success_become_a_failure(archive: Archive) -> None:
     row = (await known_rows(archive))["user.a"][0]
     await archive.want(AUGUST, State.COMMITTED)
