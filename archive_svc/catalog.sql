@@ -203,6 +203,14 @@ SELECT ordermesh.commit_month($1, $2, $3, $4, $5, $6);
 SELECT i.inhrelid::regclass::text AS leaf, i.inhparent::regclass::text AS parent, i.inhdetachpending AS is_pending
   FROM pg_inherits i WHERE i.inhrelid IN ($1::oid, $2::oid) ORDER BY 1;
 
+-- name: drifted
+-- Whether the tables of a month are not what was proven of them. $1: month.
+SELECT (o.row_count, o.hash, j.row_count, j.hash) IS DISTINCT FROM (m.order_count, m.orders_hash, m.journal_count, m.journal_hash)
+  FROM ordermesh.archive_months m
+ CROSS JOIN LATERAL ordermesh.hash_of(m.orders_oid, 'orders') AS o
+ CROSS JOIN LATERAL ordermesh.hash_of(m.journal_oid, 'order_journal') AS j
+ WHERE m.month = $1 AND m.state = 'DETACHING';
+
 -- name: part_with
 -- Note that tables stand alone. $1: month; $2: fence; $3: grace.
 SELECT ordermesh.part_with_month($1, $2, $3);

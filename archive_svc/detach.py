@@ -16,6 +16,7 @@ from archive_svc import points
 from archive_svc.catalog import QUERIES
 from archive_svc.errors import LeaseLost
 from archive_svc.lifecycle import State
+from archive_svc.verify import Mismatch
 from chassis import faults
 from chassis.errors import Contended
 
@@ -56,8 +57,11 @@ class Detacher:
         after a kill.
 
         What was decided since the first table went keeps the second where it is; a detach that was cut off is
-        ended all the same. A legal hold keeps no month from coming back.
-        Raises: LeaseLost; Contended, DeadlineExceeded when it has to be tried again; what chassis.pg raises.
+        ended all the same. A legal hold keeps no month from coming back. Tables that stand alone are compared
+        with what was proven before anything waits for their drop, and once more by whatever drops them or
+        attaches them again.
+        Raises: Mismatch; LeaseLost; Contended, DeadlineExceeded when it has to be tried again; what
+        chassis.pg raises.
         """
         async with self._sessions() as session:
             await self._lock(session, month, fence)
@@ -72,6 +76,8 @@ class Detacher:
                 await _take_off(session, hanging)
                 log.info("table_detached", shard=self._catalog.shard, month=month.name, table=hanging.table)
             await faults.point(points.AFTER_DETACH)
+            if month.reach is not State.RESTORED and await self._catalog.has_drifted(month):
+                raise Mismatch("the tables are not what was proven any more")
             await self._catalog.part_with(month, fence, grace)
         return ""
 
