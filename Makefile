@@ -45,7 +45,8 @@ test: setup ## Run the tests (ARGS="-k name" to choose)
 	@$(BIN)/python -m pytest tests --ignore tests/nightly --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 nightly: setup ## Run what takes longer than `make test` has time for
-	@STATEMENT_TWIN_EXAMPLES=1000 $(BIN)/python -m pytest tests/model/test_statement_twin.py tests/nightly $(ARGS)
+	@STATEMENT_TWIN_EXAMPLES=1000 HISTORY_TWIN_EXAMPLES=1000 $(BIN)/python -m pytest tests/model/test_statement_twin.py \
+		tests/model/test_history_machine.py::test_every_list_ends_where_the_archive_begins_and_nowhere_else tests/nightly $(ARGS)
 
 check: setup ## Lint, types, import directions, protos, fresh stubs
 	@$(BIN)/ruff check

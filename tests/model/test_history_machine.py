@@ -10,6 +10,7 @@ page is held to what the shards say before and after it.
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -47,6 +48,8 @@ FILTERS = (
     Filter(currency_code="EUR", amount_min=1000, amount_max=1250),
 )
 ANY = st.integers(0, 1 << 16)
+EXAMPLES = int(os.environ.get("HISTORY_TWIN_EXAMPLES", "100"))
+"""Of months that come and go; `make nightly` has time for more."""
 GROWN_MAX = 2
 
 
@@ -302,9 +305,11 @@ def test_every_page_shows_what_the_shard_says_whatever_happens_on_the_way(databa
     assert seen["narrowed"] > 20, "and shards that serve different generations"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 + 10 * EXAMPLES)
 def test_every_list_ends_where_the_archive_begins_and_nowhere_else(databases: Databases) -> None:
     with asyncio.Runner() as runner:
-        seen = run(databases, runner, lambda world: None, examples=50, steps=40, machine=ArchivingMachine)
+        seen = run(
+            databases, runner, lambda world: None, examples=EXAMPLES, steps=40, machine=ArchivingMachine
+        )
     assert seen.keys() >= {"SQL", "READ_MODEL", "MERGED", "SQL_FALLBACK"}
     assert seen["floor"] > 20, "lists that end where the archive begins"
