@@ -37,7 +37,7 @@ SELECT * FROM ordermesh.archive_months ORDER BY month;
 WITH here AS (
     SELECT (date_trunc('month', b.begins_at AT TIME ZONE 'UTC'))::date AS month,
            sum(CASE WHEN i.inhparent = 'ordermesh.orders'::regclass THEN greatest(c.reltuples, 0) ELSE 0 END)::bigint AS rows,
-           sum(pg_total_relation_size(c.oid))::bigint AS bytes
+           sum(pg_total_relation_size(c.oid))::bigint AS bytes, sum(pg_relation_size(c.oid))::bigint AS row_bytes
       FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid CROSS JOIN ordermesh.bounds_of(c.oid) b
      WHERE i.inhparent IN ('ordermesh.orders'::regclass, 'ordermesh.order_journal'::regclass)
      GROUP BY 1),
@@ -54,6 +54,7 @@ SELECT month, m.state, m.reach, coalesce(m.quarantined, '') AS quarantined, coal
        CASE WHEN coalesce(m.quarantined, '') = '' THEN s.due WHEN r.archive_id IS NULL THEN 0 ELSE greatest(s.due, 1) END AS due,
        coalesce(ordermesh.legal_hold(month, NULL), '') AS legal_hold,
        coalesce(h.bytes, pg_total_relation_size(m.orders_oid) + pg_total_relation_size(m.journal_oid), 0) AS table_bytes,
+       coalesce(h.row_bytes, 0) AS row_bytes,
        m.committed_at, m.detach_from, m.drop_from, coalesce(m.actor, '') AS actor, coalesce(m.reason, '') AS reason,
        CASE WHEN h.month IS NULL OR m.state NOT IN ('WANTED', 'THAWED', 'RESTORED') THEN '{}'
             ELSE ordermesh.month_blockers(month, $1) END AS blockers

@@ -18,6 +18,7 @@ from archive_svc.errors import (
     UnknownShard,
     YoungerMonthFirst,
 )
+from archive_svc.foresee import foreseen
 from archive_svc.lifecycle import State, never_left, ripe_until
 from archive_svc.rebuild import Rebuilder
 from chassis.errors import Contended, DeadlineExceeded, InvalidField, Overloaded, ShardUnavailable
@@ -121,6 +122,8 @@ class ArchiveService:
         asked = wire.erase(request)
         found = []
         await self._must_be_free(asked.shard, asked.user_id, call.deadline)
+        if request.validate_only:
+            return await self._foreseen(asked, call.deadline)
         for catalog in self._of(asked.shard):
             erasure_id = id_in(asked.request_id, catalog.shard)
             erasure = await catalog.until(call.deadline).want_erasure(
@@ -227,6 +230,17 @@ class ArchiveService:
             await catalog.until(call.deadline).halt(request.halted, call.subject.name, request.reason)
         return pb.HaltArchiveResponse()
 
+    async def _foreseen(self, asked: wire.Erase, deadline: float) -> pb.EraseUserResponse:
+        """What an erasure would take out. Raises: StorageUnavailable."""
+        found = []
+        for catalog in self._of(asked.shard):
+            if catalog.shard not in self._amenders:
+                raise StorageUnavailable
+            reader = self._amenders[catalog.shard].reader
+            months = await foreseen(catalog.until(deadline), reader, asked.user_id)
+            found.append(wire.foreseen(catalog.shard, months))
+        return pb.EraseUserResponse(shards=found)
+
     async def _must_be_free(self, shard: str, user_id: str, deadline: float) -> None:
         """See that no shard has a legal hold of a user, before anything begins. Raises: LegalHold."""
         for catalog in self._of(shard):
@@ -244,7 +258,8 @@ class ArchiveService:
             totals = await self._sweeps[shard].until(deadline).totals()
             control = await catalog.control()
             ripe = ripe_until(control.at, self._pacing.months_min, self._pacing.days_min)
-            return wire.shard(shard, control, totals, await catalog.floor(), await catalog.overview(ripe))
+            months, floor = await catalog.overview(ripe), await catalog.floor()
+            return wire.shard(shard, control, totals, floor, months, self._pacing.part_bytes)
         except (Contended, DeadlineExceeded, Overloaded, ShardUnavailable):
             return None
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from archive_svc.catalog import Control, Erasure, MonthView
+    from archive_svc.foresee import Foreseen
     from archive_svc.holds import Hold
     from archive_svc.sweep import Stray, Sweep, Totals
 
@@ -70,7 +71,12 @@ def parsed_month(text: str) -> date | None:
 
 
 def shard(
-    name: str, control: Control, totals: Totals, floor: datetime | None, months: Sequence[MonthView]
+    name: str,
+    control: Control,
+    totals: Totals,
+    floor: datetime | None,
+    months: Sequence[MonthView],
+    part_bytes: int,
 ) -> pb.ListMonthsResponse.Shard:
     """One shard's months."""
     return pb.ListMonthsResponse.Shard(
@@ -85,6 +91,7 @@ def shard(
         stray_bytes=totals.stray_bytes,
         sweep_time=_time(totals.ended_at),
         sweep_refusal=totals.refusal,
+        part_bytes=part_bytes,
     )
 
 
@@ -100,6 +107,7 @@ def month(name: str, view: MonthView) -> pb.Month:
         note=view.note,
         order_count=view.orders,
         table_bytes=view.table_bytes,
+        row_bytes=view.row_bytes,
         stored_bytes=view.stored_bytes,
         part_count=view.parts,
         stored_count=view.segments,
@@ -269,6 +277,22 @@ def erased(shard: str, erasure: Erasure) -> pb.EraseUserResponse.Shard:
     """How far the erasure of a user is on one shard."""
     return pb.EraseUserResponse.Shard(
         shard=shard, order_count=erasure.orders, end_time=_time(erasure.ended_at), note=erasure.note
+    )
+
+
+def foreseen(shard: str, months: Sequence[Foreseen]) -> pb.EraseUserResponse.Shard:
+    """What an erasure would take out of one shard."""
+    return pb.EraseUserResponse.Shard(
+        shard=shard,
+        months=[
+            pb.EraseUserResponse.Month(
+                month=f"{each.month:%Y-%m}",
+                order_count=each.orders,
+                object_count=each.objects,
+                note=each.note,
+            )
+            for each in months
+        ],
     )
 
 

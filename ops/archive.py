@@ -102,6 +102,11 @@ def stored_estimate(month: Month) -> float:
     return month.stored_bytes or month.table_bytes / PER_STORED_BYTE
 
 
+def parts_estimate(month: Month, part_bytes: int) -> int:
+    """About how many parts a month is cut into, before it is. part_bytes: of rows in a part."""
+    return max(1, -(-month.row_bytes // max(part_bytes, 1)))
+
+
 def saved_usd(month: Month) -> float:
     """About what a month less in the database saves in a month, in US dollars, at list prices."""
     disk = month.table_bytes / GIB * DISK_USD_PER_GIB_MONTH * COPIES
@@ -114,15 +119,20 @@ async def ended(
     who: tuple[tuple[str, str], ...],
     *,
     wait_s: float,
+    tell: Callable[[Ended], None],
 ) -> Ended:
     """What a call answers that says how far something is, when it is over on each shard, or when the time is.
+
+    tell: called with each answer.
 
     Raises: CallFailed when the first call fails; later ones are repeated.
     """
     end = time.monotonic() + wait_s
     answer = await call(request, timeout=TIMEOUT_S, metadata=who)
+    tell(answer)
     while time.monotonic() < end and not all(each.HasField("end_time") for each in answer.shards):
         await asyncio.sleep(LOOK_EVERY_S)
         with suppress(CallFailed):
             answer = await call(request, timeout=TIMEOUT_S, metadata=who)
+            tell(answer)
     return answer

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 class Amender:
-    """Amends the archived orders of one shard. sessions: at its primary."""
+    """Amends the archived orders of one shard. sessions: at its primary. reader: reads its segments."""
 
     def __init__(self, shard: str, sessions: Sessions, fetcher: Fetcher, objects: ObjectStore) -> None:
         self._sessions = sessions
-        self._reader = ShardReader(shard, sessions, fetcher)
+        self.reader = ShardReader(shard, sessions, fetcher)
         self._objects = objects
 
     async def amend(self, wish: Amend, amendment_id: UUID, actor: str) -> Amended | None:
@@ -45,7 +45,7 @@ class Amender:
         ArchivedOrderNotFound when the month came back meanwhile, or the user was erased; StorageUnavailable;
         as `ShardReader.rows`.
         """
-        there = await self._reader.archived_order(wish.user_id, wish.order_id)
+        there = await self.reader.archived_order(wish.user_id, wish.order_id)
         if there is None:
             return None
         async with self._sessions() as session:
@@ -57,10 +57,10 @@ class Amender:
             raise ArchivedOrderNotFound(order_id=str(wish.order_id))
         if known != wish.order_id:
             raise InvalidField.of("request_id", "was used for another order")
-        after = await self._reader.archived_order(wish.user_id, wish.order_id)
+        after = await self.reader.archived_order(wish.user_id, wish.order_id)
         if after is None:
             raise ArchivedOrderNotFound(order_id=str(wish.order_id))
-        return Amended(self._reader.shard, after[0].status, after[1])
+        return Amended(self.reader.shard, after[0].status, after[1])
 
     async def _note(self, session: Session, wish: Amend, amendment_id: UUID, actor: str) -> UUID | None:
         """The order that the amendment is of by now; None when the shard does not take it any more."""
@@ -93,7 +93,7 @@ class Amender:
 
     async def _stored(self, noted: Noted) -> tuple[Stored, Noted]:
         """The amendment's object, and what it says: an earlier try's, when that came as far."""
-        key = amendment.key_of(self._reader.shard, noted)
+        key = amendment.key_of(self.reader.shard, noted)
         try:
             made = await self._objects.create(key, noted.body(), content_type=AMENDMENT_TYPE)
         except ObjectExists:

@@ -9,7 +9,8 @@ and the snapshot is taken when who wrote orders of the period has ended (see `se
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, aclosing
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from archive_svc.segment import Facts, Step
 from archive_svc.statement.amendments import Amendment, amended, by_order
 from archive_svc.statement.fetching import Leg, Read, SegmentGone
 from archive_svc.statement.places import see_owned
-from archive_svc.statement.plan import Piece, pieces
+from archive_svc.statement.plan import Piece, month_after, pieces
 from archive_svc.statement.rows import Row, select_list
 from archive_svc.statement.settling import settled
 from chassis import pg
@@ -29,7 +30,7 @@ from chassis.s3 import Stored
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-    from datetime import date, datetime
+    from datetime import date
     from uuid import UUID
 
     from archive_svc.statement.fetching import Fetcher
@@ -51,6 +52,7 @@ SESSION = {
     "idle_in_transaction_session_timeout": str(int(READ_S_MAX * 1000)),
 }
 """What differs in the sessions of a reader."""
+_EVER = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 _HOT = QUERIES.hot.format(columns=select_list("o"))
 
 
@@ -99,6 +101,39 @@ class ShardReader:
             raise self._told(incomplete) from incomplete.__cause__
         mine = amendments.get(str(order_id), [])
         return (amended(found[0], mine), len(mine)) if found else None
+
+    async def archived_counts(self, user_id: str) -> dict[tuple[date, int], int]:
+        """How many orders of a user the segments have, by month and part; parts without any are left out.
+
+        Only row groups that other users share are read: there are two in a segment at most.
+        Raises: as `rows`.
+        """
+        found: dict[tuple[date, int], int] = {}
+        try:
+            async with self._sessions() as session, session.snapshot():
+                for month, archive_id in (await self._archived(session, *_EVER)).items():
+                    begins = datetime(month.year, month.month, 1, tzinfo=UTC)
+                    piece = Piece(month, begins, month_after(month), is_archived=True)
+                    for row in await session.fetch(
+                        QUERIES.segments, archive_id, user_id, piece.since, piece.until
+                    ):
+                        if count := await self._count(user_id, self._leg(user_id, piece, row)):
+                            found[month, row["part"]] = count
+        except SegmentGone as gone:
+            raise await self._why(gone) from gone
+        return found
+
+    async def _count(self, user_id: str, leg: Leg) -> int:
+        count = 0
+        for number in leg.groups:
+            group = leg.facts.groups[number]
+            if group.first_user == group.last_user == user_id:
+                count += group.rows
+                continue
+            shared = replace(leg, groups=range(number, number + 1))
+            async with aclosing(self._fetcher.rows(user_id, [shared], Read())) as batches:
+                count += sum([len(batch) async for batch in batches])
+        return count
 
     async def _why(self, gone: SegmentGone) -> OrdermeshError:
         """What it means that a segment is gone: another has its place by now, or it is lost."""

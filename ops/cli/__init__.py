@@ -54,7 +54,7 @@ COMMANDS = (
     Entry(
         "Operations",
         "archive",
-        "ops.cli.archive_holds:app",
+        "ops.cli.archive_upkeep:app",
         "plan, run, status, verify, restore, erase, amend, sweep, hold, rebuild-catalog, halt and more.",
     ),
     Entry("Operations", "recovery", "ops.cli.recovery:app", "status, hanging, probe, pause, resume."),

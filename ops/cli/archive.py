@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID, uuid5
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ops import archive
 from ops.cli import output
 from ops.cli.calls import TIMEOUT_S, ask
 from ops.cli.edge import ExitCode
 from ops.cli.options import Actor, Format, OneShard, Output, RequestId, StateDir, Why, duration, month
+from ops.cli.progress import counted
 from ops.mesh import spoken_by
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from rich.progress import TaskID
     from rich.table import Table
 
     from ops.mesh import Mesh
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 Month = pb.Month
 HALF_AN_HOUR = timedelta(minutes=30)
 REBUILD_S_MAX = 120.0
-_MIB = 1024**2
 _STATES = {number: name.lower() for name, number in Month.State.items()}
 
 app = typer.Typer(
@@ -74,7 +70,7 @@ def status(state_dir: StateDir, shard: OneShard = "", form: Output = Format.TABL
             output.note(f"shards/{part.shard} was not swept: {part.sweep_refusal}")
         elif part.stray_count:
             output.note(
-                f"shards/{part.shard} has {part.stray_count:,} strays in S3, {_mib(part.stray_bytes)}; "
+                f"shards/{part.shard} has {part.stray_count:,} strays in S3, {output.mib(part.stray_bytes)}; "
                 "`ordermesh archive sweep` names them"
             )
     for name in answer.unreachable:
@@ -95,14 +91,16 @@ def plan(state_dir: StateDir, shard: OneShard = "", form: Output = Format.TABLE)
     """
     answer = ask(state_dir, lambda mesh: archive.listed(mesh, shard))
     there = [each for part in answer.shards for each in part.months if each.table_bytes]
-    columns = ("shard", "month", "orders", "in the shard", "in S3", "saves a month", "what keeps it")
+    columns = ("shard", "month", "orders", "in the shard", "in S3", "parts", "saves a month", "what keeps it")
+    part_bytes = {part.shard: part.part_bytes for part in answer.shards}
     rows = [
         (
             each.shard,
             each.month,
             f"{each.order_count:,}",
-            _mib(each.table_bytes),
-            f"~{_mib(archive.stored_estimate(each))}",
+            output.mib(each.table_bytes),
+            f"~{output.mib(archive.stored_estimate(each))}",
+            str(each.part_count or f"~{archive.parts_estimate(each, part_bytes[each.shard])}"),
             f"~{archive.saved_usd(each):.2f} USD",
             ", ".join(each.blockers) or ("" if each.state in archive.READY else _STATES[each.state]),
         )
@@ -234,45 +232,6 @@ def restore(
 
 
 @app.command()
-def erase(
-    user: Annotated[str, typer.Option("--user", help="Whose rows.")],
-    reason: Why,
-    actor: Actor,
-    request_id: RequestId,
-    state_dir: StateDir,
-    shard: OneShard = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask. Nothing brings the rows back.")] = False,
-    wait: Wait = HALF_AN_HOUR,
-    form: Output = Format.TABLE,
-) -> None:
-    """Take a user's rows out of the archive for good; what is in the shards' tables stays.
-
-    Exit code 1 when not all are gone in time; it goes on by itself, and the same --request-id says how far.
-
-    \b
-    Example:
-      ordermesh archive erase --user seed.1.7 --reason "the user asked for it" --yes
-    """
-    if not yes:
-        typer.confirm(f"{user} is erased from every archived month for good. Go on?", abort=True)
-    request = pb.EraseUserRequest(request_id=str(request_id), user_id=user, shard=shard, reason=reason)
-
-    async def work(mesh: Mesh) -> pb.EraseUserResponse:
-        return await archive.ended(
-            mesh.archive.EraseUser, request, spoken_by(actor), wait_s=wait.total_seconds()
-        )
-
-    answer = ask(state_dir, work)
-    rows = [
-        (each.shard, f"{each.order_count:,}", "yes" if each.HasField("end_time") else "no", each.note)
-        for each in answer.shards
-    ]
-    output.emit(form, answer, output.table("shard", "orders", "all gone", "what it waits for", rows=rows))
-    if wait and not all(each.HasField("end_time") for each in answer.shards):
-        raise typer.Exit(ExitCode.NO)
-
-
-@app.command()
 def amend(
     order: Annotated[str, typer.Argument(metavar="ORDER", help="The order's id.")],
     user: Annotated[str, typer.Option("--user", help="Whose order it is.")],
@@ -314,59 +273,6 @@ def amend(
     output.emit(form, answer, output.table("shard", "order", "status", "amendments", rows=rows))
 
 
-@app.command()
-def sweep(
-    reason: Why,
-    actor: Actor,
-    request_id: RequestId,
-    state_dir: StateDir,
-    shard: OneShard = "",
-    execute: Annotated[
-        bool, typer.Option("--execute", help="Delete them; without it, they are only named.")
-    ] = False,
-    wait: Wait = HALF_AN_HOUR,
-    form: Output = Format.TABLE,
-) -> None:
-    """Look for objects in S3 that nothing needs any more, and delete them with --execute.
-
-    Exit code 1 when a shard's catalog knows less than S3 does, or not all was looked at in time.
-
-    \b
-    Example:
-      ordermesh archive sweep --reason "what do killed tries cost us?"
-    """
-    request = pb.SweepStraysRequest(request_id=str(request_id), shard=shard, delete=execute, reason=reason)
-
-    async def work(mesh: Mesh) -> pb.SweepStraysResponse:
-        return await archive.ended(
-            mesh.archive.SweepStrays, request, spoken_by(actor), wait_s=wait.total_seconds()
-        )
-
-    answer = ask(state_dir, work)
-    rows = [
-        (
-            part.shard,
-            each.kind.lower(),
-            each.key,
-            _mib(each.size_bytes),
-            output.when(each.store_time),
-            "yes" if each.HasField("delete_time") else "no",
-        )
-        for part in answer.shards
-        for each in part.strays
-    ]
-    output.emit(form, answer, output.table("shard", "what", "key", "size", "since", "deleted", rows=rows))
-    for part in answer.shards:
-        said = part.refusal or (
-            f"{part.object_count:,} objects were looked at, {part.deleted_count:,} strays deleted"
-        )
-        output.note(f"shards/{part.shard}: {said}")
-    if any(each.refusal for each in answer.shards) or (
-        wait and not all(each.HasField("end_time") for each in answer.shards)
-    ):
-        raise typer.Exit(ExitCode.NO)
-
-
 @app.command("rebuild-catalog")
 def rebuild_catalog(
     the_shard: Annotated[str, typer.Option("--shard", help="Which shard.")],
@@ -388,10 +294,15 @@ def rebuild_catalog(
       ordermesh archive rebuild-catalog --shard s1 --reason "the database was restored from last night"
     """
     request = pb.RebuildCatalogRequest(shard=the_shard, reason=reason, replace=replace)
-    answer = ask(
-        state_dir,
-        lambda mesh: mesh.archive.RebuildCatalog(request, timeout=REBUILD_S_MAX, metadata=spoken_by(actor)),
-    )
+
+    async def work(mesh: Mesh) -> pb.RebuildCatalogResponse:
+        with counted(form) as tell:
+            tell(f"{the_shard}: manifests and amendments are read", 0, None)
+            return await mesh.archive.RebuildCatalog(
+                request, timeout=REBUILD_S_MAX, metadata=spoken_by(actor)
+            )
+
+    answer = ask(state_dir, work)
     rows = [(each.month, each.reason or "made again") for each in answer.months]
     output.emit(form, answer, output.table("month", "what became of it", rows=rows))
     output.note(f"{answer.amendment_count:,} amendments were noted again")
@@ -502,23 +413,17 @@ def _halted(state_dir: StateDir, is_halted: bool, shard: str, reason: str, actor
 @contextmanager
 def _bars(form: Format) -> Iterator[archive.Tell]:
     """A bar on the terminal for each month that is on its way."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    is_shown = form is Format.TABLE and sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_shown) as progress:
-        shown: dict[tuple[str, str], TaskID] = {}
+    with counted(form) as show:
 
         def tell(months: Sequence[Month]) -> None:
             for each in months:
-                key = (each.shard, each.month)
-                if key not in shown:
-                    shown[key] = progress.add_task("", total=None)
                 # Every segment is stored, then read back; or copied back.
                 back = each.state == Month.RESTORING
-                progress.update(
-                    shown[key],
-                    description=f"{each.shard} {each.month} {_STATES[each.state]}",
-                    total=(2 if back else 4) * each.part_count or None,
-                    completed=each.restored_count if back else each.stored_count + each.verified_count,
+                show(
+                    f"{each.shard} {each.month} {_STATES[each.state]}",
+                    each.restored_count if back else each.stored_count + each.verified_count,
+                    (2 if back else 4) * each.part_count or None,
+                    key=f"{each.shard} {each.month}",
                 )
 
         yield tell
@@ -545,7 +450,7 @@ def _table(months: Sequence[Month]) -> Table:
                 _STATES[each.state],
                 _STATES[each.reach] if each.reach else "",
                 f"{each.order_count:,}",
-                _mib(each.table_bytes) if each.table_bytes else "",
+                output.mib(each.table_bytes) if each.table_bytes else "",
                 _stored(each),
                 f"{each.verified_count}/{each.stored_count}/{2 * each.part_count}" if each.part_count else "",
                 each.quarantined or each.legal_hold or each.note,
@@ -559,8 +464,4 @@ def _stored(each: Month) -> str:
     if not each.stored_bytes:
         return ""
     lock = f", locked until {each.lock_time.ToDatetime():%Y-%m-%d}" if each.HasField("lock_time") else ""
-    return _mib(each.stored_bytes) + lock
-
-
-def _mib(size_bytes: float) -> str:
-    return f"{size_bytes / _MIB:,.1f} MiB"
+    return output.mib(each.stored_bytes) + lock

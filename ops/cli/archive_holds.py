@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+__all__ = ("app",)
+"""With these commands among the others."""
 OneUser = Annotated[str, typer.Option("--user", help="Who; or a month.")]
 OneMonth = Annotated[
     str | None, typer.Option("--month", parser=month, metavar="YYYY-MM", help="Which month.")

@@ -182,3 +182,8 @@ def cut(text: str, chars_max: int = CELL_CHARS_MAX) -> str:
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def mib(size_bytes: float) -> str:
+    """A size for people."""
+    return f"{size_bytes / 1024**2:,.1f} MiB"

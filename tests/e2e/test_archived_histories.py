@@ -89,14 +89,18 @@ async def amended(world: World, order: Any, tmp_path: Path) -> None:
     ] == []
 
 
-async def kept_and_swept(world: World, month: str) -> None:
-    """What a legal hold keeps is not erased, and nothing that is needed is a stray."""
+async def kept_and_swept(world: World, month: str, orders: int) -> None:
+    """What a legal hold keeps is not erased, nor without `--execute`; nothing that is needed is a stray."""
     await done(world, "archive", "hold", "--user", USER, "--reason", "case 8")
     code, _, err = await typed(world, "archive", "erase", "--user", USER, "--reason", "asked for it", "--yes")
     assert (code, "LEGAL_HOLD" in err) == (4, True)
     kept = await done(world, "archive", "holds")
     assert {(each["userId"], each["reason"]) for each in kept["holds"]} == {(USER, "case 8")}
     await done(world, "archive", "lift", "--user", USER, "--reason", "it is over")
+    said = await done(world, "archive", "erase", "--user", USER, "--reason", "asked for it")
+    would_go = [each for part in said["shards"] for each in part.get("months", [])]
+    assert {each["month"] for each in would_go} == {month}
+    assert sum(int(each["orderCount"]) for each in would_go) == orders
     code, _, _ = await typed(world, "archive", "lift", "--month", month, "--reason", "nothing kept it")
     assert code == 1
 
@@ -138,7 +142,7 @@ async def test_a_list_holds_all_that_is_not_archived_and_after_a_restore_everyth
     assert await eventually(left, within_s=60.0, every_s=1.0), "no list needs the month's index"
     await done(world, "audit")
     await amended(world, gone[0], tmp_path)
-    await kept_and_swept(world, month)
+    await kept_and_swept(world, month, len(gone))
     await done(world, "archive", "restore", "--month", month, "--reason", "a court wants it")
     again, last = await whole(world)
     assert (again, last["readInfo"].get("archivedBeforeTime")) == (before, None)

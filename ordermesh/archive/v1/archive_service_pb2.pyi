@@ -116,6 +116,7 @@ class Month(_message.Message):
     DUE_COUNT_FIELD_NUMBER: _builtins.int
     LOCK_TIME_FIELD_NUMBER: _builtins.int
     LEGAL_HOLD_FIELD_NUMBER: _builtins.int
+    ROW_BYTES_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard."""
     month: _builtins.str
@@ -150,6 +151,8 @@ class Month(_message.Message):
     """Segments that wait to be read back once more; in quarantine 0 but while somebody's VerifyMonth goes on."""
     legal_hold: _builtins.str
     """Why it may not be given up; empty when it may."""
+    row_bytes: _builtins.int
+    """What its rows take up in the shard, about, without indexes."""
     @_builtins.property
     def blockers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What keeps it from being frozen, such as UNSETTLED_ORDERS; only of months that are in the shard."""
@@ -200,10 +203,11 @@ class Month(_message.Message):
         due_count: _builtins.int = ...,
         lock_time: _timestamp_pb2.Timestamp | None = ...,
         legal_hold: _builtins.str = ...,
+        row_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "lock_time", b"lock_time", "verify_time", b"verify_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "blockers", b"blockers", "commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "due_count", b"due_count", "legal_hold", b"legal_hold", "lock_time", b"lock_time", "month", b"month", "note", b"note", "order_count", b"order_count", "part_count", b"part_count", "quarantined", b"quarantined", "reach", b"reach", "reason", b"reason", "restored_count", b"restored_count", "shard", b"shard", "state", b"state", "stored_bytes", b"stored_bytes", "stored_count", b"stored_count", "table_bytes", b"table_bytes", "verified_count", b"verified_count", "verify_time", b"verify_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "blockers", b"blockers", "commit_time", b"commit_time", "detach_time", b"detach_time", "drop_time", b"drop_time", "due_count", b"due_count", "legal_hold", b"legal_hold", "lock_time", b"lock_time", "month", b"month", "note", b"note", "order_count", b"order_count", "part_count", b"part_count", "quarantined", b"quarantined", "reach", b"reach", "reason", b"reason", "restored_count", b"restored_count", "row_bytes", b"row_bytes", "shard", b"shard", "state", b"state", "stored_bytes", b"stored_bytes", "stored_count", b"stored_count", "table_bytes", b"table_bytes", "verified_count", b"verified_count", "verify_time", b"verify_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,6 +258,7 @@ class ListMonthsResponse(_message.Message):
         STRAY_BYTES_FIELD_NUMBER: _builtins.int
         SWEEP_TIME_FIELD_NUMBER: _builtins.int
         SWEEP_REFUSAL_FIELD_NUMBER: _builtins.int
+        PART_BYTES_FIELD_NUMBER: _builtins.int
         shard: _builtins.str
         """Its name."""
         halted: _builtins.bool
@@ -270,6 +275,8 @@ class ListMonthsResponse(_message.Message):
         """How large they are."""
         sweep_refusal: _builtins.str
         """Why it called nothing a stray; empty when nothing spoke against it."""
+        part_bytes: _builtins.int
+        """How many bytes of rows a part of a month has, about; so many parts a month is cut into."""
         @_builtins.property
         def floor_time(self) -> _timestamp_pb2.Timestamp:
             """Before this instant lists are not answered from it; unset when nothing is archived."""
@@ -296,10 +303,11 @@ class ListMonthsResponse(_message.Message):
             stray_bytes: _builtins.int = ...,
             sweep_time: _timestamp_pb2.Timestamp | None = ...,
             sweep_refusal: _builtins.str = ...,
+            part_bytes: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["floor_time", b"floor_time", "sweep_time", b"sweep_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "floor_time", b"floor_time", "halted", b"halted", "holder", b"holder", "months", b"months", "reason", b"reason", "shard", b"shard", "stray_bytes", b"stray_bytes", "stray_count", b"stray_count", "sweep_refusal", b"sweep_refusal", "sweep_time", b"sweep_time"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "floor_time", b"floor_time", "halted", b"halted", "holder", b"holder", "months", b"months", "part_bytes", b"part_bytes", "reason", b"reason", "shard", b"shard", "stray_bytes", b"stray_bytes", "stray_count", b"stray_count", "sweep_refusal", b"sweep_refusal", "sweep_time", b"sweep_time"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -449,6 +457,7 @@ class EraseUserRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID; the same one again begins nothing more."""
     user_id: _builtins.str
@@ -457,6 +466,8 @@ class EraseUserRequest(_message.Message):
     """On this shard only; empty for all."""
     reason: _builtins.str
     """Why, 1 to 512 characters."""
+    validate_only: _builtins.bool
+    """Only to say what would go: nothing is noted, and nothing begins."""
     def __init__(
         self,
         *,
@@ -464,10 +475,11 @@ class EraseUserRequest(_message.Message):
         user_id: _builtins.str = ...,
         shard: _builtins.str = ...,
         reason: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "shard", b"shard", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "shard", b"shard", "user_id", b"user_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -480,6 +492,38 @@ class EraseUserResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
+    class Month(_message.Message):
+        """One month that would lose rows."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        MONTH_FIELD_NUMBER: _builtins.int
+        ORDER_COUNT_FIELD_NUMBER: _builtins.int
+        OBJECT_COUNT_FIELD_NUMBER: _builtins.int
+        NOTE_FIELD_NUMBER: _builtins.int
+        month: _builtins.str
+        """Which, `2023-08`."""
+        order_count: _builtins.int
+        """Orders of the user that its segments have; their journal goes with them."""
+        object_count: _builtins.int
+        """Objects in S3 that would be written anew and deleted."""
+        note: _builtins.str
+        """What an erasure would wait for; empty when for nothing."""
+        def __init__(
+            self,
+            *,
+            month: _builtins.str = ...,
+            order_count: _builtins.int = ...,
+            object_count: _builtins.int = ...,
+            note: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["month", b"month", "note", b"note", "object_count", b"object_count", "order_count", b"order_count"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Shard(_message.Message):
         """One shard."""
 
@@ -489,6 +533,7 @@ class EraseUserResponse(_message.Message):
         ORDER_COUNT_FIELD_NUMBER: _builtins.int
         END_TIME_FIELD_NUMBER: _builtins.int
         NOTE_FIELD_NUMBER: _builtins.int
+        MONTHS_FIELD_NUMBER: _builtins.int
         shard: _builtins.str
         """Its name."""
         order_count: _builtins.int
@@ -499,6 +544,10 @@ class EraseUserResponse(_message.Message):
         def end_time(self) -> _timestamp_pb2.Timestamp:
             """When all were; unset before."""
 
+        @_builtins.property
+        def months(self) -> _containers.RepeatedCompositeFieldContainer[Global___EraseUserResponse.Month]:
+            """What would go, the oldest first; of `validate_only`."""
+
         def __init__(
             self,
             *,
@@ -506,10 +555,11 @@ class EraseUserResponse(_message.Message):
             order_count: _builtins.int = ...,
             end_time: _timestamp_pb2.Timestamp | None = ...,
             note: _builtins.str = ...,
+            months: _abc.Iterable[Global___EraseUserResponse.Month] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "note", b"note", "order_count", b"order_count", "shard", b"shard"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "months", b"months", "note", b"note", "order_count", b"order_count", "shard", b"shard"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

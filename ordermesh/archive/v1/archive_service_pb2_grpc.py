@@ -139,8 +139,8 @@ class ArchiveServiceServicer:
         """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays. The user's
         statements go from every shard, whichever shard's archive it is.
 
-        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
-        SHARD_UNAVAILABLE.
+        The same `request_id` again says how far it is. With `validate_only` it says what would go, and begins nothing. For operators.
+        Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD, STORAGE_UNAVAILABLE or SHARD_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

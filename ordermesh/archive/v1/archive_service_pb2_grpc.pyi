@@ -62,8 +62,8 @@ class ArchiveServiceStub:
     """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays. The user's
     statements go from every shard, whichever shard's archive it is.
 
-    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
-    SHARD_UNAVAILABLE.
+    The same `request_id` again says how far it is. With `validate_only` it says what would go, and begins nothing. For operators.
+    Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD, STORAGE_UNAVAILABLE or SHARD_UNAVAILABLE.
     """
     AmendOrder: _grpc.UnaryUnaryMultiCallable[_archive_service_pb2.AmendOrderRequest, _archive_service_pb2.AmendOrderResponse]
     """Notes what was found out about an order after it was archived. Its segment stays; whoever reads the order is told.
@@ -140,8 +140,8 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays. The user's
     statements go from every shard, whichever shard's archive it is.
 
-    The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
-    SHARD_UNAVAILABLE.
+    The same `request_id` again says how far it is. With `validate_only` it says what would go, and begins nothing. For operators.
+    Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD, STORAGE_UNAVAILABLE or SHARD_UNAVAILABLE.
     """
     AmendOrder: _aio.UnaryUnaryMultiCallable[_archive_service_pb2.AmendOrderRequest, _archive_service_pb2.AmendOrderResponse]  # type: ignore[assignment]
     """Notes what was found out about an order after it was archived. Its segment stays; whoever reads the order is told.
@@ -239,8 +239,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes a user's rows out of the archive; returns before it is done. What is in the shards' tables stays. The user's
         statements go from every shard, whichever shard's archive it is.
 
-        The same `request_id` again says how far it is. For operators. Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD or
-        SHARD_UNAVAILABLE.
+        The same `request_id` again says how far it is. With `validate_only` it says what would go, and begins nothing. For operators.
+        Refuses with INVALID_FIELD, UNKNOWN_SHARD, LEGAL_HOLD, STORAGE_UNAVAILABLE or SHARD_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
