@@ -100,6 +100,54 @@ def test_alerts_fire_stay_quiet_when_it_was_near_and_clear(tmp_path: Path) -> No
     promtool("test", "rules", *files)
 
 
+NIGHTS = [alert for alert in rules.alerts() if "night" in TIMELINES[alert.name]]
+
+
+def test_every_share_of_calls_that_is_no_objective_has_a_night() -> None:
+    """A share is a rate compared with a part of another rate: one call alone makes it 100 %."""
+    shares = {
+        alert.name
+        for alert in rules.alerts()
+        if re.search(r"rate\(.*> [0-9.]+ \* .*rate\(", alert.expr) and "slo:" not in alert.expr
+    }
+    assert shares == {alert.name for alert in NIGHTS}
+
+
+@pytest.mark.parametrize("alert", NIGHTS, ids=lambda alert: alert.name)
+def test_one_call_that_fails_at_night_is_told_nobody_and_an_outage_at_night_is(
+    alert: Alert, tmp_path: Path
+) -> None:
+    rule_file = tmp_path / "rules.yml"
+    rule_file.write_text(
+        yaml.safe_dump({"groups": [{"name": "alone", "rules": [alert.rule(AS_IT_IS)]}]}, width=1_000_000)
+    )
+    night: dict[str, list[float]] = TIMELINES[alert.name]["night"]
+    one = {name: f"0x60 {first}x60" for name, (first, _) in night.items()}
+    many = {name: f"0x60 0+{each}x60" for name, (_, each) in night.items()}
+    document = {
+        "rule_files": [str(rule_file)],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": f'max_over_time(count(ALERTS{{alertname="{alert.name}"'
+                        ', alertstate="firing"}) [110m:1m]) or vector(0)',
+                        "eval_time": "115m",
+                        "exp_samples": [{"value": fires}],
+                    }
+                ],
+            }
+            for series, fires in ((one, 0), (many, 1))
+        ],
+    }
+    path = tmp_path / "night.yml"
+    path.write_text(yaml.safe_dump(document, width=1_000_000))
+    promtool("test", "rules", path)
+
+
 def test_recovery_that_is_gone_altogether_is_told_too(tmp_path: Path) -> None:
     rule_file = tmp_path / "rules.yml"
     rule_file.write_text(yaml.safe_dump(rules.rules()))
