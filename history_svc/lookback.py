@@ -1,6 +1,6 @@
 """The business gauges: orders that wait, those that hang, open cases, looked up on each shard's read replica.
 
-A look is three statements over small tables, bounded in rows and in time, every `every_s` seconds whoever
+A look is four statements over small tables, bounded in rows and in time, every `every_s` seconds whoever
 scrapes. What cannot be seen is not shown: a gauge that keeps its last value through an outage says that all
 is well. A shard without a replica is looked at on its primary.
 """
@@ -57,7 +57,7 @@ class Lookback:
     async def once(self) -> bool:
         """Look once and set the gauges, or take them away; whether the server answered."""
         try:
-            place, pending, cases = await self._look()
+            lag_s, place, pending, cases = await self._look()
         except OrdermeshError as failed:
             log.warning("shard_not_looked_at", shard=self._shard, reason=failed.reason)
             self._show_nothing()
@@ -66,20 +66,24 @@ class Lookback:
             log.error("another_shard_answered", shard=self._shard, found=place and place["shard"])
             self._show_nothing()
             return False
-        self._show(place, pending, cases)
+        self._show(lag_s, place, pending, cases)
         return True
 
-    async def _look(self) -> tuple[Any, Any, list[Any]]:
+    async def _look(self) -> tuple[float | None, Any, Any, list[Any]]:
         # One after the other: pages come first to the connections.
-        place = await self._database.fetchrow(QUERIES.place, timeout_s=STATEMENT_S)
-        behind = timedelta(seconds=(place and place["lag_s"]) or 0.0)
+        follows = await self._database.fetchrow(QUERIES.follows, timeout_s=STATEMENT_S)
+        lag_s = None if follows is None else follows["lag_s"]
+        behind = timedelta(seconds=lag_s or 0.0)
         return (
-            place,
+            lag_s,
+            await self._database.fetchrow(QUERIES.place, timeout_s=STATEMENT_S),
             await self._database.fetchrow(QUERIES.pending, ORDERS_MAX, behind, timeout_s=STATEMENT_S),
             await self._database.fetch(QUERIES.dead_letters, ORDERS_MAX, behind, timeout_s=STATEMENT_S),
         )
 
-    def _show(self, place: Mapping[str, Any], pending: Mapping[str, Any], cases: Sequence[Any]) -> None:
+    def _show(
+        self, lag_s: float | None, place: Mapping[str, Any], pending: Mapping[str, Any], cases: Sequence[Any]
+    ) -> None:
         shard = self._shard
         for age in AGES:
             metrics.ORDERS_PENDING.labels(shard, age).set(pending[age])
@@ -91,10 +95,10 @@ class Lookback:
             metrics.CASES_OPEN.labels(shard, case["reason"]).set(case["cases"])
         metrics.OLDEST_CASE.labels(shard).set(max((case["oldest_s"] for case in cases), default=0.0))
         metrics.HOLDS.labels(shard).set(place["holds"])
-        if place["lag_s"] is None:
+        if lag_s is None:
             metrics.REPLICA_LAG.remove_by_labels({"shard": shard})
         else:
-            metrics.REPLICA_LAG.labels(shard).set(place["lag_s"])
+            metrics.REPLICA_LAG.labels(shard).set(lag_s)
         capped = ORDERS_MAX in (pending["orders"], sum(case["cases"] for case in cases))
         metrics.LOOKBACK_CAPPED.labels(shard).set(capped)
         metrics.LOOKBACK_UP.labels(shard).set(1)

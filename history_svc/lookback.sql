@@ -27,14 +27,19 @@ WITH open AS (
 )
 SELECT reason, count(*) AS cases, extract(epoch FROM max(age))::float8 AS oldest_s FROM open GROUP BY reason;
 
--- name: place
--- Which shard this is, how many holds keep claims away, and how far this server is behind its primary: not at
--- all when it has replayed everything that it received and still receives.
-SELECT i.shard,
-       (SELECT count(*) FROM holds WHERE lifted_at IS NULL
-           AND (until_at IS NULL OR until_at > clock_timestamp())) AS holds,
+-- name: follows
+-- Whether this server is a replica, whether it receives from its primary, and how far it is behind it: not at all when it has
+-- replayed everything that it received and still receives; NULL when it has never replayed anything.
+SELECT pg_is_in_recovery() AS is_replica,
+       EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streams,
        CASE WHEN NOT pg_is_in_recovery() THEN 0
             WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()
                  AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
-            ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END::float8 AS lag_s
+            ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END::float8 AS lag_s;
+
+-- name: place
+-- Which shard this is, and how many holds keep claims away.
+SELECT i.shard,
+       (SELECT count(*) FROM holds WHERE lifted_at IS NULL
+           AND (until_at IS NULL OR until_at > clock_timestamp())) AS holds
   FROM shard_identity i;

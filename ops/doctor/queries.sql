@@ -18,10 +18,3 @@ SELECT ordermesh.clock() AS at;
 -- The version that the proxy should have by now.
 SELECT version FROM ordermesh.map_head;
 
--- name: follows
--- Whether this server is a replica that receives from its primary, and for how long it has not shown what it received.
-SELECT pg_is_in_recovery() AS replica,
-       EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streams,
-       CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
-            ELSE coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()), 0)
-       END::float8 AS lag_s;

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT_S = 5.0
 LAG_WARN_S = 5.0
 """Reads go to the primary from one second on; so much means that the replica does not keep up."""
-QUERIES = pg.queries("ops.doctor")
+LOOKBACK = pg.queries("history_svc", "lookback.sql")
+"""A replica is looked at as the gauges look at it."""
 
 
 async def check(endpoints: Endpoints) -> list[Finding]:
@@ -49,19 +50,20 @@ async def replica(shard: str, dsn: str) -> Finding:
     settings = pg.PgSettings(dsn=dsn, pool_size=1, queue=1, read_only=True)
     try:
         async with pg.open_database(settings, name="doctor", eager=True) as opened:
-            seen = await opened.fetchrow(QUERIES.follows)
+            seen = await opened.fetchrow(LOOKBACK.follows)
     except OrdermeshError as failed:
         return bad(name, f"does not answer: {failed.reason}", f"ordermesh start {unit}, if it was stopped")
-    if seen is None or not seen["replica"]:
+    if seen is None or not seen["is_replica"]:
         return bad(
             name, "is no replica: it accepts writes", "stop the stack; remove its data; start it again"
         )
     if not seen["streams"]:
         fix = f"ordermesh stop {unit}, then start it: one that cannot follow is made anew"
         return bad(name, "does not receive from its primary", fix)
-    if seen["lag_s"] > LAG_WARN_S:
-        return warn(name, f"lags {seen['lag_s']:.0f} s", "it catches up when the load or a long read ends")
-    return ok(name, f"{shard} streams, lag {seen['lag_s'] * 1000:.0f} ms")
+    lag_s = seen["lag_s"] or 0.0
+    if lag_s > LAG_WARN_S:
+        return warn(name, f"lags {lag_s:.0f} s", "it catches up when the load or a long read ends")
+    return ok(name, f"{shard} streams, lag {lag_s * 1000:.0f} ms")
 
 
 async def broker(address: str) -> list[Finding]:

@@ -15,6 +15,8 @@ from chassis.testing import FakeClock, eventually
 from history_svc import lookback, metrics
 from history_svc.lookback import AGES, Lookback
 from ops import ports
+from ops.doctor import servers
+from ops.doctor.findings import Word
 from tests.replicas import Replicated, replicated
 
 pytestmark = pytest.mark.timeout(300)
@@ -100,7 +102,9 @@ async def test_open_cases_are_shown_by_reason_and_closed_ones_are_not(looking: L
     assert shown("dead_letters_oldest_seconds") == 0
 
 
-async def test_it_looks_at_the_replica_and_says_how_far_that_is_behind(looking: Looking) -> None:
+async def test_it_looks_at_the_replica_and_says_how_far_that_is_behind(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await looking.both.shard.create()
     assert await looking.look()
     assert shown("replica_lag_seconds") == 0, "all that was received is replayed, however long ago it came"
@@ -117,6 +121,9 @@ async def test_it_looks_at_the_replica_and_says_how_far_that_is_behind(looking: 
         oldest = shown("orders_pending_oldest_seconds")
         assert oldest is not None
         assert oldest < LONG_S, "it may be settled by now: it is as old as when the replica stopped"
+        monkeypatch.setattr(servers, "LAG_WARN_S", LONG_S)
+        found = await servers.replica("s1", looking.both.replica_dsn)
+        assert (found.word, found.detail.split()[0]) == (Word.WARN, "lags"), "the doctor says the same"
     finally:
         await looking.both.session.execute("SELECT pg_wal_replay_resume()")
     assert await looking.look()
