@@ -120,7 +120,7 @@ BULK_SECONDS = meters.histogram(
 )
 INDEXED_UNTIL = meters.gauge(
     "ordermesh_indexed_until_seconds",
-    "Every change that was committed before this instant is searchable; unix time.",
+    "Every change of the shard that was committed before this instant is searchable; unix time.",
     {"shard": None},
 )
 QUARANTINE = meters.gauge(

@@ -31,8 +31,10 @@ _UPSTREAM = meters.Known("upstream")
 SWEEPS = meters.counter(
     "ordermesh_recovery_sweeps_total", "Claims asked for, by how it ended.", {"shard": _SHARD, "code": _CODE}
 )
-SWEEP_LAG = meters.gauge(
-    "ordermesh_recovery_sweep_lag_seconds", "Time since the shard last answered a claim.", {"shard": None}
+SWEPT_UNTIL = meters.gauge(
+    "ordermesh_recovery_swept_until_seconds",
+    "When the shard last answered a claim, 0 before the first; unix time.",
+    {"shard": None},
 )
 CLAIMS = meters.counter("ordermesh_recovery_claims_total", "Orders claimed.", {"shard": _SHARD})
 IN_FLIGHT = meters.gauge("ordermesh_recovery_in_flight", "Orders that are worked on now.", {"shard": None})

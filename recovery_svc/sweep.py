@@ -55,13 +55,14 @@ class ShardSweep:
         self._free = settings.slots_per_shard
         self._freed = asyncio.Event()
         self._failures = 0
-        self._answered_at = clock.monotonic()
         # A claim that is cut off may have been granted: its orders would wait for the end of the lease.
         self._claiming = OwnedTasks(limit=1)
         metrics.IN_FLIGHT.labels(shard)  # a zero from the start
 
     async def run(self) -> None:
         """Claim and hand over, until cancelled. What was handed over goes on."""
+        # There from now on, as 0 until the shard answers: an alert sees no series that is not there.
+        metrics.SWEPT_UNTIL.labels(self.shard)
         while True:
             await self._a_free_slot()
             pause_s = await self._claiming.run(self._sweep(), name=self.name)
@@ -70,6 +71,7 @@ class ShardSweep:
     async def settle(self) -> None:
         """After a cancelled run: let a claim that is on its way arrive and hand it over."""
         await self._claiming.drain(self._settings.claim_timeout_s + 1.0)
+        metrics.SWEPT_UNTIL.remove_by_labels({"shard": self.shard})
 
     async def _sweep(self) -> float:
         """Claim once; returns how long to pause, which is not at all while there is more than we can take."""
@@ -119,10 +121,9 @@ class ShardSweep:
     def _note(self, code: str, claimed: int = 0) -> None:
         metrics.SWEEPS.labels(self.shard, code).inc()
         if code == "OK":
-            self._answered_at = self._clock.monotonic()
             self.last_sweep = self._clock.now()
+            metrics.SWEPT_UNTIL.labels(self.shard).set(self.last_sweep.timestamp())
             metrics.CLAIMS.labels(self.shard).inc(claimed)
-        metrics.SWEEP_LAG.labels(self.shard).set(self._clock.monotonic() - self._answered_at)
 
 
 class Sweeps:

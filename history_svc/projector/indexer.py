@@ -141,6 +141,14 @@ class Indexer:
         """Index until cancelled. A shard, a channel or a read model that is away is tried again, ever more
         rarely.
         """
+        # There from now on, as 0 until it is known: an alert sees no series that is not there.
+        metrics.INDEXED_UNTIL.labels(self._parts.store.shard)
+        try:
+            await self._index()
+        finally:
+            metrics.INDEXED_UNTIL.remove_by_labels({"shard": self._parts.store.shard})
+
+    async def _index(self) -> None:
         while True:
             try:
                 indexing = await Indexing.begin(self._parts, again=self._has_begun)
@@ -200,9 +208,11 @@ class Indexing:
 
         Raises: ShardUnavailable, DeadlineExceeded, Overloaded, ReadModelUnavailable, EventsUnavailable.
         """
-        # First, since asking for changes again while nobody can take them has them published again and again.
-        await parts.read_model.ping()
         started = await parts.store.started()
+        _show(parts.store.shard, started.indexed_until)
+        # Before a rewind: changes that are asked for again while nobody can take them are published again and
+        # again.
+        await parts.read_model.ping()
         indexing = cls(parts, started, await parts.store.catalog())
         if again:
             await parts.source.rewind(indexing._stored)
@@ -310,8 +320,7 @@ class Indexing:
             raise QuarantineFull(f"{marked.quarantined} orders and {len(pending.refused)} more are refused")
         if marked.is_behind:
             return False
-        if pending.as_of:
-            metrics.INDEXED_UNTIL.labels(parts.store.shard).set(min(pending.as_of.values()).timestamp())
+        _show(parts.store.shard, marked.indexed_until)
         return True
 
     async def _end_proof(self) -> None:
@@ -487,3 +496,8 @@ class Indexing:
                 metrics.INDICES_DOUBTED.labels(self._parts.store.shard).inc()
                 await self._parts.store.doubt_index(index.identity)
         await self._parts.store.name_index(await self._parts.read_model.create(name))
+
+
+def _show(shard: str, indexed_until: datetime | None) -> None:
+    if indexed_until is not None:
+        metrics.INDEXED_UNTIL.labels(shard).set(indexed_until.timestamp())

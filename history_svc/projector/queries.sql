@@ -1,9 +1,11 @@
 -- Every statement of the projector about watermarks, quarantine and catalog; its log is in history_svc/channel.
 
 -- name: read_progress
--- How far the read model has each stream partition of the shard. No row: the shard was never named.
+-- How far the read model has each stream partition of the shard; `indexed_until`: every change before it is searchable, NULL
+-- when not all partitions say so. No row: the shard was never named.
 SELECT i.log_epoch, i.partition_base, i.partition_count,
-       (SELECT coalesce(json_agg(json_build_array(stream_partition, log_epoch, xid::text, seq)), '[]') FROM watermarks) AS watermarks
+       (SELECT coalesce(json_agg(json_build_array(stream_partition, log_epoch, xid::text, seq)), '[]') FROM watermarks) AS watermarks,
+       (SELECT CASE WHEN count(*) = i.partition_count THEN min(source_at) END FROM watermarks WHERE source_at > '-infinity') AS indexed_until
   FROM shard_identity i;
 
 -- name: move_watermarks
@@ -11,7 +13,7 @@ SELECT i.log_epoch, i.partition_base, i.partition_count,
 -- $1-$4 partitions, xids, seqs, instants before which everything is below; $5 their log epochs; $6 catalog version they were written
 -- by; $7-$12 refused orders; $13 $14 written orders and their versions; $15 how many orders may be in quarantine.
 -- `is_full`: there would be more than that; `is_behind`: the catalog is newer. Then nothing is written. An order that is in
--- quarantine already takes no more room.
+-- quarantine already takes no more room. `indexed_until`: as in read_progress, of all partitions with what was written here.
 WITH refused AS MATERIALIZED (
     SELECT * FROM unnest($7::uuid[], $8::timestamptz[], $9::text[], $10::int[], $11::bigint[], $12::text[])
                AS r (order_id, created_at, user_id, stream_partition, version, reason)
@@ -49,8 +51,16 @@ WITH refused AS MATERIALIZED (
            updated_at = excluded.updated_at, source_at = greatest(m.source_at, excluded.source_at)
      WHERE (m.log_epoch, m.xid, m.seq) < (excluded.log_epoch, excluded.xid, excluded.seq)
        AND m.catalog_version <= excluded.catalog_version
+    RETURNING m.stream_partition, m.source_at
+), stand AS (
+    SELECT stream_partition, source_at FROM marked
+    UNION ALL
+    SELECT w.stream_partition, w.source_at FROM watermarks w
+     WHERE NOT EXISTS (SELECT FROM marked m WHERE m.stream_partition = w.stream_partition)
 )
-SELECT room.is_full, room.is_ahead AS is_behind, (SELECT count(*) FROM quarantine) AS quarantined
+SELECT room.is_full, room.is_ahead AS is_behind, (SELECT count(*) FROM quarantine) AS quarantined,
+       (SELECT CASE WHEN count(*) = (SELECT partition_count FROM shard_identity) THEN min(source_at) END
+          FROM stand WHERE source_at > '-infinity') AS indexed_until
   FROM room;
 
 -- name: room_in_quarantine

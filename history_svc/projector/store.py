@@ -35,11 +35,16 @@ AFTER_MARK = faults.declare(
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Where a shard stands when somebody begins to index it."""
+    """Where a shard stands when somebody begins to index it.
+
+    indexed_until: every change of the shard that was committed before it is searchable; None when not all
+    partitions say so.
+    """
 
     log_epoch: int
     streams: StreamRange
     watermarks: Mapping[int, Position]
+    indexed_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +70,13 @@ class Marked:
 
     is_full:   nothing was written, as too many orders would be in quarantine.
     is_behind: nothing was written, as the catalog is newer than the one that the documents were written by.
+    indexed_until: as in Started, whoever moved the other watermarks.
     """
 
     is_full: bool
     is_behind: bool
     quarantined: int
+    indexed_until: datetime | None = None
 
 
 @traced
@@ -92,6 +99,7 @@ class ProjectionStore:
             row["log_epoch"],
             StreamRange(row["partition_base"], row["partition_count"]),
             {mark[0]: Position(mark[1], int(mark[2]), mark[3]) for mark in row["watermarks"]},
+            row["indexed_until"],
         )
 
     async def mark(self, proof: Proof, *, quarantine_max: int) -> Marked:
@@ -121,7 +129,7 @@ class ProjectionStore:
         )
         assert row is not None, "room always has its row"
         await faults.point(AFTER_MARK)
-        return Marked(row["is_full"], row["is_behind"], row["quarantined"])
+        return Marked(row["is_full"], row["is_behind"], row["quarantined"], row["indexed_until"])
 
     async def quarantined_beside(self, orders: Iterable[UUID]) -> int:
         """How many orders are in quarantine, without these."""

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from chassis import faults
+from chassis.clock import SYSTEM_CLOCK
 from chassis.ids import user_bucket
 from chassis.testing import eventually
+from history_svc import metrics
 from history_svc.channel.outbox import LoggedDeadLetters
-from history_svc.errors import ReadModelUnavailable
+from history_svc.errors import EventsUnavailable, ReadModelUnavailable
 from history_svc.page import Filter
 from history_svc.position import Position
 from history_svc.projector import indexer
-from history_svc.projector.indexer import AFTER_REFRESH, AFTER_WRITE, Indexing
+from history_svc.projector.indexer import AFTER_REFRESH, AFTER_WRITE, Indexer, Indexing, Parts
 from history_svc.projector.store import AFTER_MARK, BEFORE_MARK, ProjectionStore, Proof
 from history_svc.reader import ServedBy
 from history_svc.settings import HistorySettings
@@ -292,3 +296,88 @@ async def test_what_is_under_way_ends_with_its_run(world: World, monkeypatch: py
     assert asyncio.all_tasks() != tasks
     await world.end_indexing()
     assert asyncio.all_tasks() == tasks
+
+
+def told_until() -> float | None:
+    return REGISTRY.get_sample_value("ordermesh_indexed_until_seconds", {"shard": "s1"})
+
+
+async def proved_until(world: World) -> float:
+    (row,) = await world.shard.rows("SELECT extract(epoch FROM min(source_at))::float8 AS at FROM watermarks")
+    return float(row["at"])
+
+
+@asynccontextmanager
+async def indexer_of(parts: Parts) -> AsyncIterator[None]:
+    """A process that has just begun."""
+    running = asyncio.create_task(Indexer(replace(parts, clock=SYSTEM_CLOCK)).run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert told_until() is None, "who indexes no more tells nothing"
+
+
+async def parts_of_the_next(world: World) -> Parts:
+    await world.index()
+    assert world.indexing is not None
+    parts = world.indexing._parts
+    await world.end_indexing()
+    metrics.INDEXED_UNTIL.remove_by_labels({"shard": "s1"})  # Another process begins.
+    return parts
+
+
+async def test_who_begins_while_nothing_can_be_indexed_says_that_nothing_was(world: World) -> None:
+    parts = await parts_of_the_next(world)
+    await world.shard.rows("DELETE FROM watermarks RETURNING stream_partition")
+    world.read_model.down = True
+    async with indexer_of(parts):
+        await eventually(calls(lambda: told_until() == 0.0), within_s=WITHIN_S)
+
+
+async def test_who_begins_while_the_channel_is_away_says_until_when_those_before_it_have_indexed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.create("alice")
+    parts = await parts_of_the_next(world)
+    away = asyncio.Event()
+
+    async def take(**_: object) -> list[object]:
+        away.set()
+        raise EventsUnavailable("nobody listens")
+
+    monkeypatch.setattr(parts.source, "take", take)
+    stands_at = await proved_until(world)
+    async with indexer_of(parts):
+        await asyncio.wait_for(away.wait(), WITHIN_S)
+        assert told_until() == pytest.approx(stands_at, abs=1e-3)
+        assert stands_at > 0
+
+
+async def test_it_is_told_until_when_the_whole_shard_is_indexed_whoever_moved_the_other_partitions(
+    world: World,
+) -> None:
+    """Several processes share a shard's partitions: what only one of them knows of is still part of it."""
+    await world.index()
+    store, stored = ProjectionStore("s1", world.shard.db), await watermarks(world)
+    version = (await store.catalog()).version
+    start = (await store.started()).indexed_until
+    assert start is not None
+    first, *others = sorted(stored)
+
+    async def mark(partitions: list[int], later_s: int) -> None:
+        ends = {each: Position(1, stored[each][0] + later_s, 1) for each in partitions}
+        as_of = dict.fromkeys(partitions, start + timedelta(seconds=later_s))
+        marked = await store.mark(Proof(ends, as_of, version, [], {}), quarantine_max=QUARANTINE_MAX)
+        assert marked.indexed_until == (await store.started()).indexed_until == told
+
+    told = (await store.started()).indexed_until
+    until = await proved_until(world)
+    await mark(others, 60)
+    assert told is not None
+    assert told.timestamp() == pytest.approx(until, abs=1e-3), "the first one stands"
+    told = start + timedelta(seconds=60)
+    await mark([first], 90)
+    await world.shard.rows("DELETE FROM watermarks WHERE stream_partition = $1 RETURNING xid", first)
+    assert (await store.started()).indexed_until is None, "one partition was never indexed"

@@ -140,7 +140,7 @@ async def test_probes_claims_and_sweeps_are_counted(tmp_path: Path, trust: Trust
     assert probed in exposed
     assert 'ordermesh_recovery_claims_total{shard="s1"} 1.0' in exposed
     assert 'ordermesh_recovery_sweeps_total{code="OK",shard="s1"}' in exposed
-    assert 'ordermesh_recovery_sweep_lag_seconds{shard="s1"}' in exposed
+    assert 'ordermesh_recovery_swept_until_seconds{shard="s1"}' in exposed
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import REGISTRY
 
 from chassis import faults, traces
 from chassis.supervise import LoopDied
@@ -42,6 +43,14 @@ async def mesh() -> MeshScript:
 async def proxy(mesh: MeshScript, trust: Trust) -> AsyncIterator[str]:
     async with served(mesh, trust) as address:
         yield address
+
+
+def swept_until(shard: str) -> float | None:
+    return REGISTRY.get_sample_value("ordermesh_recovery_swept_until_seconds", {"shard": shard})
+
+
+def in_flight(shard: str) -> float | None:
+    return REGISTRY.get_sample_value("ordermesh_recovery_in_flight", {"shard": shard})
 
 
 @pytest.fixture(autouse=True)
@@ -276,12 +285,35 @@ async def test_the_sweep_follows_the_map_and_survives_its_absence(
         mesh.listed = False
         during = mesh.owe("s1")
         await eventually(lambda: mesh.taken_about(during))
+        assert swept_until("s2")
         mesh.listed = True
         mesh.shards["v1"] = Shard()
         del mesh.shards["s2"]
         await eventually(lambda: _true(set(sweeps.sweeps) == {"s1", "v1"}))
         fresh = mesh.owe("v1")
         await eventually(lambda: mesh.taken_about(fresh))
+        assert swept_until("v1")
+        await eventually(lambda: _true(swept_until("s2") is None))
+    assert swept_until("s1") is None
+
+
+async def test_a_shard_that_never_answered_and_a_sweep_without_a_free_slot_are_told_by_a_time_that_stands(
+    mesh: MeshScript, proxy: str, payments: Upstream, trust: Trust
+) -> None:
+    await payments.misbehave("SLOW", duration_s=30.0)
+    mesh.shards["s1"].hangs = True
+    mesh.owe("s2")
+
+    async with recovering(
+        proxy, {"payments": payments.target}, trust, slots_per_shard=1, probe_timeout_s=20.0, lease_s=60
+    ):
+        await eventually(lambda: _true(len(mesh.shards["s1"].limits) >= 2))
+        assert swept_until("s1") == 0.0
+        await eventually(lambda: _true(in_flight("s2") == 1.0))
+        busy = swept_until("s2")
+        await eventually(lambda: _true(len(mesh.shards["s1"].limits) >= 4))
+        assert swept_until("s2") == busy, "every slot is taken, and nothing is swept"
+        assert busy
 
 
 async def test_nothing_is_claimed_during_the_grace_after_start(
