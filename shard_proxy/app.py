@@ -29,7 +29,7 @@ from shard_proxy.move_store import MoveStore
 from shard_proxy.mover import VipMover
 from shard_proxy.operations import SERVICE as OPERATIONS
 from shard_proxy.operations import Operations
-from shard_proxy.passthrough import Passthrough, Relay, register_unknown
+from shard_proxy.passthrough import Passthrough, Relay
 from shard_proxy.service import RoutingService
 from shard_proxy.store import MapFile, MapStore
 from shard_proxy.vitals import Vitals
@@ -147,7 +147,7 @@ class Door:
         routing = RoutingService(routes.book, routes.lanes, routes.passed, tokens, routes.mover, routes.moves)
         self._routing = rpc.Mount(OWN, routing)
         listed = Reflection((*methods.BEHIND, OWN, OPERATIONS, HEALTH))
-        self._register = (health.register, listed.register, register_unknown)
+        self._register = (health.register, listed.register)
 
     def mtls(self, identity: ServerIdentity) -> Listening:
         """The listener of the mesh."""

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from chassis import rpc
-from chassis.errors import UnknownMethod
 from shard_proxy import headers
 from shard_proxy.domain import By, Key
 from shard_proxy.errors import RoutingKeyMismatch, RoutingKeyMissing
@@ -144,23 +143,6 @@ class Passthrough(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a path, or none."""
         return self._handlers.get(handler_call_details.method)
-
-
-class Unknown(grpc.GenericRpcHandler):
-    """Answers for every method that nobody has, with a typed refusal; registered after all others."""
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The one handler."""
-        return grpc.stream_stream_rpc_method_handler(_refuse_unknown)
-
-
-def register_unknown(server: grpc.aio.Server) -> None:
-    """Add the answer for unknown methods; call it last."""
-    server.add_generic_rpc_handlers((Unknown(),))
-
-
-async def _refuse_unknown(_: Requests, context: Context) -> None:
-    await context.abort(*rpc.to_status(UnknownMethod()))
 
 
 def checked_key(passed: Passed, raw: bytes, call: rpc.Call) -> Key:

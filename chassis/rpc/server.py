@@ -16,6 +16,7 @@ from chassis.rpc import about
 from chassis.rpc.gate import Gate, prepare, serve_call
 from chassis.rpc.methods import BadContract, Method, methods_of
 from chassis.rpc.options import server_options
+from chassis.rpc.unknown import Unknown
 from chassis.settings import is_loopback, split_address
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ async def serve(
     )
     for add_to in register:
         add_to(server)
+    server.add_generic_rpc_handlers((Unknown(gate),))
     port = _bind(server, listen, tls)
     await server.start()
     try:

@@ -68,7 +68,7 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> Trust:
 
 def handled(method: str, code: str) -> float:
     """How often the counter that dashboards read saw this."""
-    return sampled("grpc_server_handled_total", grpc_service=ORDERS, grpc_method=method, grpc_code=code)
+    return sampled("grpc_server_handled_total", grpc_method=method, grpc_code=code)
 
 
 def sampled(name: str, **labels: str) -> float:
@@ -217,11 +217,50 @@ async def test_bytes_that_are_no_message_are_malformed_and_reach_no_handler(trus
     assert orders.calls == []
 
 
-async def test_an_unknown_method_is_unimplemented(trust: Trust) -> None:
+UNKNOWN = {
+    f"/{ORDERS}/DropOrders": f"{ORDERS}/DropOrders",
+    "/ordermesh.order.v2.OrderService/GetOrder": "ordermesh.order.v2.OrderService/GetOrder",
+    "/x": "x",
+    '/x/y\n{"log.level":"error"} \x1b[2J%0a': "x/y???log.level???error?????2J?0a",
+    f"/{'s' * 4000}/Method": "s" * 128,
+}
+"""Paths that nobody has, and how a line says them."""
+
+
+def series_of_calls() -> set[tuple[str, ...]]:
+    return {
+        (sample.labels["grpc_service"], sample.labels["grpc_method"])
+        for metric in prometheus_client.REGISTRY.collect()
+        for sample in metric.samples
+        if sample.name.startswith("grpc_server_")
+    }
+
+
+@pytest.mark.parametrize("path", UNKNOWN)
+async def test_an_unknown_method_is_a_typed_refusal_with_a_line_of_its_name_and_no_series_of_it(
+    trust: Trust, path: str
+) -> None:
     async with orders_served(trust, Scripted()) as server, trust.channel(server) as channel:
-        for path in (f"/{ORDERS}/DropOrders", "/ordermesh.order.v2.OrderService/GetOrder", "/x"):
-            with refused(StatusCode.UNIMPLEMENTED):
-                await channel.unary_unary(path)(b"", timeout=CALL_S, metadata=trust.metadata())
+        before, counted = series_of_calls() | {("unknown", "unknown")}, handled("unknown", "UNIMPLEMENTED")
+        call = channel.unary_unary(path)
+        with capture_logs() as lines, refused(StatusCode.UNIMPLEMENTED, Reason.UNKNOWN_METHOD):
+            await call(b"", timeout=CALL_S, metadata=trust.metadata(ALICE))
+    (line,) = of_calls(lines)
+    assert line["rpc.method"] == UNKNOWN[path]
+    assert (line["rpc.code"], line["error.code"]) == ("UNIMPLEMENTED", "UNKNOWN_METHOD")
+    assert (line["log_level"], line["user_id"]) == ("info", ALICE.name)
+    assert handled("unknown", "UNIMPLEMENTED") == counted + 1
+    assert series_of_calls() == before
+
+
+async def test_who_asks_for_an_unknown_method_without_a_name_or_a_deadline_is_refused_likewise(
+    trust: Trust,
+) -> None:
+    async with orders_served(trust, Scripted()) as server, trust.channel(server) as channel:
+        with capture_logs() as lines, refused(StatusCode.UNIMPLEMENTED, Reason.UNKNOWN_METHOD):
+            await channel.unary_unary("/no.Such/Method")(b"")
+    (line,) = of_calls(lines)
+    assert "user_id" not in line
 
 
 async def test_beyond_slots_and_queue_a_call_is_refused_at_once_with_a_delay(trust: Trust) -> None:
