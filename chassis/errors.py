@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from grpc import StatusCode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DOMAIN = "ordermesh.dev"
 FROZEN_W = "FROZEN_W"
@@ -201,6 +204,17 @@ class Overloaded(OrdermeshError):
 
     code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.OVERLOADED
     retry_after_s = 0.25
+
+
+OF_ONE_USER = "user"
+"""The limiter of an Overloaded that says: too many calls of this user are under way."""
+
+
+def is_shed(reason: str, facts: Mapping[str, str]) -> bool:
+    """Whether a refusal says that too much is going on here whoever calls, and not that its own user has too
+    much under way. facts: of the error, or of its ErrorInfo.
+    """
+    return reason == Reason.OVERLOADED and facts.get("limiter") != OF_ONE_USER
 
 
 class Stopping(OrdermeshError):

@@ -54,6 +54,11 @@ RPC_SECONDS = meters.histogram(
     {"grpc_service": None, "grpc_method": None, "grpc_type": None},
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+RPC_SHED = meters.counter(
+    "ordermesh_rpc_shed_total",
+    "Calls refused as OVERLOADED, here or behind, but for those of a user who has too many under way.",
+    {"grpc_service": None, "grpc_method": None},
+)
 RPC_SENT = meters.counter(
     "grpc_client_started_total",
     "Calls sent to others.",

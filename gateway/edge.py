@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("request")
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
-"""Other methods are counted as `other`: clients may send any word."""
+OTHER = "other"
+"""How other methods are counted: clients may send any word."""
 UNMATCHED = "unmatched"
 ALIVE_PATH = "/healthz"
 """Answered however many others wait: busy is not dead."""
@@ -191,7 +192,7 @@ def _dress(headers: MutableHeaders, visit: Visit) -> None:
 def _account(scope: Scope, answer: _Answer, visit: Visit, span: Span) -> None:
     """Count, trace and log what became of a request; labels come from the routes, never from the client."""
     route = getattr(scope.get("route"), "path", UNMATCHED)
-    method = scope["method"] if scope["method"] in METHODS else "other"
+    method = scope["method"] if scope["method"] in METHODS else OTHER
     took_s = time.perf_counter() - visit.started
     status = answer.status or 500
     HANDLED.labels(route, method, str(status)).inc()

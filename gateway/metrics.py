@@ -22,6 +22,10 @@ CONNECTIONS = meters.gauge("ordermesh_gateway_connections", "Connections that ar
 CONNECTIONS_REFUSED = meters.counter(
     "ordermesh_gateway_connections_refused_total", "Connections refused.", {"cause": _CONNECTION_REFUSAL}
 )
+SHED = meters.counter(
+    "ordermesh_gateway_shed_total",
+    "Requests refused because too many were being answered, and too many waited.",
+)
 RECEIPT_TIMEOUTS = meters.counter(
     "ordermesh_gateway_receipt_timeouts_total", "Requests that did not arrive in time."
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chassis.errors import DeadlineExceeded, Overloaded
-from gateway.metrics import IN_FLIGHT
+from gateway.metrics import IN_FLIGHT, SHED
 
 if TYPE_CHECKING:
     from chassis.limits import Limiter
@@ -31,7 +31,8 @@ class Places:
         """
         try:
             await self._limiter.acquire(WAIT_S)
-        except DeadlineExceeded:
+        except (DeadlineExceeded, Overloaded):
+            SHED.inc()
             raise Overloaded(limiter=self._limiter.name) from None
         IN_FLIGHT.inc()
         return Place(self._limiter)

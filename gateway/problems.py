@@ -15,7 +15,7 @@ from grpc import StatusCode
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from chassis.errors import DOMAIN, InternalError, Reason, Violation
+from chassis.errors import DOMAIN, InternalError, Reason, Violation, is_shed
 from chassis.rpc import RemoteError
 from gateway.errors import FALLBACKS
 
@@ -45,7 +45,6 @@ _STATUSES: Mapping[StatusCode, int] = {
 """As grpc-gateway maps codes; what is not listed is 500."""
 _STATUSES_OF_REASONS: Mapping[str, int] = {
     Reason.REQUEST_ID_REUSED: 422,
-    Reason.OVERLOADED: 503,
     Reason.VERSION_MISMATCH: 412,
     Reason.TOO_LARGE: 413,
     Reason.UNSUPPORTED_MEDIA_TYPE: 415,
@@ -107,6 +106,9 @@ def of_refusal(refusal: RemoteError, occasion: Occasion) -> Problem:
     """The problem of a status that the mesh answered; text that is not from our services is replaced."""
     refusal = refusal if refusal.reason else _explained(refusal)
     status = _STATUSES_OF_REASONS.get(refusal.reason, _STATUSES.get(refusal.code, 500))
+    if is_shed(refusal.reason, refusal.metadata):
+        # Who has too much under way itself is told 429, as one who asks too often is.
+        status = HTTPStatus.SERVICE_UNAVAILABLE.value
     return Problem(
         type=TYPE_BASE + refusal.reason,
         title=refusal.reason.replace("_", " ").capitalize(),

@@ -5,6 +5,7 @@ only whose order it is.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chassis.errors import Contended, DeadlineExceeded, Overloaded, ShardUnavailable, StaleRoute
-from order_svc import labels, points, wire
+from order_svc import labels, metrics, points, wire
 from order_svc.domain import open_order, transition
 from order_svc.errors import UnknownKind, UnknownShard
 from order_svc.events import AnyEvent
@@ -72,6 +73,7 @@ class OrderService:
         def make() -> Change:
             return open_order(asked.wish(legs, self.order_ids.new(route.bucket), call), self.rules)
 
+        began = time.perf_counter()
         created = await self.driver.create(
             legs[0],
             make,
@@ -79,6 +81,7 @@ class OrderService:
             fingerprint=asked.fingerprint(),
             deadline=call.deadline,
         )
+        metrics.CREATE_SECONDS.observe(time.perf_counter() - began)
         return await self._created(created, asked.wait_s, call)
 
     async def GetOrder(self, request: pb.GetOrderRequest, call: Call) -> pb.GetOrderResponse:

@@ -6,7 +6,7 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from chassis.errors import Overloaded
+from chassis.errors import OF_ONE_USER, Overloaded
 from shard_proxy import metrics
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class InFlight:
             return
         if self._count[user_id] >= (self._vip_max if vip else self._max):
             metrics.USER_REFUSED.inc()
-            raise Overloaded(limiter="user")
+            raise Overloaded(limiter=OF_ONE_USER)
         self._count[user_id] += 1
         try:
             yield

@@ -16,7 +16,8 @@ import structlog
 from grpc import StatusCode
 
 from chassis import traces
-from chassis.rpc.status import RelayedStatus, parse
+from chassis.errors import is_shed
+from chassis.rpc.status import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from chassis.auth import Asking
+    from chassis.errors import OrdermeshError
     from chassis.rpc.call import Call
+    from chassis.rpc.status import RelayedStatus
 
 log = structlog.get_logger("rpc")
 ACTION = "rpc_finished"
@@ -44,6 +47,7 @@ ON_TIME_S = 1.5
 class Ending:
     """What is known about the end of a call so far.
 
+    reason: why it was refused, here or behind. is_shed: as too much was going on, whoever called.
     error: what went wrong unexpectedly; its stack trace goes to the line and nowhere else.
     is_over: a stream whose time is over; not a failure, whatever the code.
     """
@@ -52,10 +56,22 @@ class Ending:
     began: float = field(default_factory=time.perf_counter)
     code: StatusCode = StatusCode.OK
     reason: str = ""
+    is_shed: bool = False
     error: BaseException | None = None
-    relayed: RelayedStatus | None = None
     is_over: bool = False
     _took_s: float = 0.0
+
+    def refuse(self, error: OrdermeshError) -> None:
+        """It was refused here."""
+        self.code, self.reason = error.code, error.reason.value
+        self.is_shed = is_shed(self.reason, error.facts)
+        self.error = error if error.code is StatusCode.INTERNAL else None
+
+    def relay(self, status: RelayedStatus) -> None:
+        """It was refused by a lane, whose status is passed on."""
+        remote = parse(status.code, "", status.trailers)
+        self.code, self.reason = status.code, remote.reason
+        self.is_shed = is_shed(self.reason, remote.metadata)
 
     def took_s(self) -> float:
         """How long the call took; the same however often one asks."""
@@ -83,7 +99,6 @@ def is_over(call: Call | None, code: StatusCode) -> bool:
 
 def tell(end: Ending, span: Span, asking: Asking | Exception) -> None:
     """Write the line of a call that has ended, and mark its span."""
-    reason = end.reason or _reason_behind(end)
     facts: dict[str, object] = {
         "event.outcome": "failure" if end.is_failure else "success",
         "event.duration": int(end.took_s() * 1e9),
@@ -93,9 +108,9 @@ def tell(end: Ending, span: Span, asking: Asking | Exception) -> None:
     if end.is_over:
         traces.fine(span)
     if end.is_failure:
-        traces.failed(span, end.code.name, reason)
-        if reason:
-            facts["error.code"] = reason
+        traces.failed(span, end.code.name, end.reason)
+        if end.reason:
+            facts["error.code"] = end.reason
         if end.error is not None:
             facts["exc_info"], facts["facts"] = end.error, getattr(end.error, "facts", None)
     if not isinstance(asking, Exception):
@@ -108,10 +123,3 @@ def tell(end: Ending, span: Span, asking: Asking | Exception) -> None:
 def _say(end: Ending) -> Callable[..., object]:
     said: Callable[..., object] = log.error if end.is_failure and end.code in SERVER_FAULTS else log.info
     return said
-
-
-def _reason_behind(end: Ending) -> str:
-    """The reason that a lane gave with the status that was passed on."""
-    if end.relayed is None:
-        return ""
-    return parse(end.code, "", end.relayed.trailers).reason

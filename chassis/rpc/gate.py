@@ -45,6 +45,7 @@ def prepare(methods: Iterable[Method]) -> None:
         labels = (method.service, method.name, method.arity)
         metrics.RPC_STARTED.labels(*labels)
         metrics.RPC_SECONDS.labels(*labels)
+        metrics.RPC_SHED.labels(method.service, method.name)
         for code in (StatusCode.OK, *SERVER_FAULTS):
             metrics.RPC_HANDLED.labels(*labels, code.name)
 
@@ -135,15 +136,14 @@ async def serve_call(
             end.is_over = ended.is_over(call, end.code)
             raise
         except RelayedStatus as relayed:
-            end.code, end.relayed = relayed.code, relayed
+            end.relay(relayed)
             end.is_over = ended.is_over(call, end.code)
             await _abort(context, call, relayed.code, relayed.message, relayed.trailers)
         except OrdermeshError as refused:
-            end.code, end.reason = refused.code, refused.reason.value
+            end.refuse(refused)
             end.is_over = ended.is_over(call, end.code)
             if not end.is_over:
                 metrics.REFUSALS.labels(end.reason).inc()
-            end.error = refused if refused.code is StatusCode.INTERNAL else None
             await _abort(context, call, *to_status(refused, traces.trace_id()))
         except Exception as unexpected:  # noqa: BLE001 - told with its trace when the call has ended
             end.code, end.reason, end.error = StatusCode.INTERNAL, InternalError.reason.value, unexpected
@@ -151,6 +151,8 @@ async def serve_call(
         finally:
             metrics.RPC_HANDLED.labels(*labels, end.code.name).inc()
             metrics.RPC_SECONDS.labels(*labels).observe(end.took_s(), traces.exemplar(span))
+            if end.is_shed:
+                metrics.RPC_SHED.labels(method.service, method.name).inc()
             ended.tell(end, span, asking)
     return None
 

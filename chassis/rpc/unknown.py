@@ -41,8 +41,8 @@ class Unknown(grpc.GenericRpcHandler):
     async def _refuse(self, path: str, _: object, context: Any) -> None:
         metrics.RPC_STARTED.labels(*_LABELS).inc()
         logs.forget()
-        refused = UnknownMethod()
-        end = ended.Ending(shown(path), code=refused.code, reason=refused.reason.value)
+        refused, end = UnknownMethod(), ended.Ending(shown(path))
+        end.refuse(refused)
         ended.tell(end, INVALID_SPAN, self._gate.asking(context, ascii_metadata(context)))
         metrics.REFUSALS.labels(end.reason).inc()
         metrics.RPC_HANDLED.labels(*_LABELS, end.code.name).inc()

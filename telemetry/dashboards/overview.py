@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from telemetry.dashboards.board import Board, Limit, Panel, Prom, Row
 from telemetry.dashboards.watching import watch
+from telemetry.rules import slos
 
 _UNARY = 'grpc_type="unary"'
 """What shares and times are of: a stream goes on until its deadline, which is no fault and no measure."""
@@ -145,7 +146,7 @@ BOARD = Board(
                     "stat",
                     "Error budget that is left",
                     "Of three days, by objective. Below 0 the objective is broken.",
-                    (_budget("requests-availability"), _budget("reads-latency")),
+                    tuple(_budget(slo.name) for slo in slos()),
                     unit="percentunit",
                     limit=Limit(0, below=True),
                 ),
@@ -180,13 +181,41 @@ BOARD = Board(
                 watch(
                     "RequestsFail",
                     "Calls that fail, by window: somebody gets up",
-                    "Calls with a fault of ours: the budget burns too fast in a short and a long window.",
+                    "Calls with a fault of ours, or shed: the budget burns too fast in both windows.",
                     unit="percentunit",
                     wide=12,
                 ),
                 watch(
                     "SomeRequestsFail",
                     "Calls that fail, by window: for the morning",
+                    "The same over longer windows; the budget will not last.",
+                    unit="percentunit",
+                    wide=12,
+                ),
+                watch(
+                    "RestRequestsFail",
+                    "Requests of apps that fail, by window: somebody gets up",
+                    "Answers of 500 and more by the gateway, and connections that found no place.",
+                    unit="percentunit",
+                    wide=12,
+                ),
+                watch(
+                    "SomeRestRequestsFail",
+                    "Requests of apps that fail, by window: for the morning",
+                    "The same over longer windows; the budget will not last.",
+                    unit="percentunit",
+                    wide=12,
+                ),
+                watch(
+                    "CreatesAreSlow",
+                    "Slow creates, by window: somebody gets up",
+                    "The share of orders that were written down after more than a quarter of a second.",
+                    unit="percentunit",
+                    wide=12,
+                ),
+                watch(
+                    "SomeCreatesAreSlow",
+                    "Slow creates, by window: for the morning",
                     "The same over longer windows; the budget will not last.",
                     unit="percentunit",
                     wide=12,

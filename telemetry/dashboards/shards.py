@@ -75,6 +75,12 @@ BOARD = Board(
                     unit="reqps",
                     legend="refused",
                 ),
+                watch(
+                    "CallsAreShed",
+                    "Calls shed at the entrance",
+                    "Refused because too much was going on, here or in a shard, whoever called.",
+                    unit="reqps",
+                ),
                 Panel(
                     "series",
                     "Refusals by where",

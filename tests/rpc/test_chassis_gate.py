@@ -25,6 +25,7 @@ from chassis import rpc, traces
 from chassis.auth import Subject
 from chassis.errors import (
     DOMAIN,
+    OF_ONE_USER,
     DeadlineExceeded,
     InternalError,
     InvalidField,
@@ -261,6 +262,46 @@ async def test_who_asks_for_an_unknown_method_without_a_name_or_a_deadline_is_re
             await channel.unary_unary("/no.Such/Method")(b"")
     (line,) = of_calls(lines)
     assert "user_id" not in line
+
+
+def shed(method: str) -> float:
+    labels = {"grpc_service": ORDERS, "grpc_method": method}
+    return prometheus_client.REGISTRY.get_sample_value("ordermesh_rpc_shed_total", labels) or 0.0
+
+
+def relayed(error: OrdermeshError) -> rpc.RelayedStatus:
+    return rpc.RelayedStatus(*rpc.to_status(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "sheds"),
+    [
+        (Overloaded(limiter="s1"), 1),
+        (relayed(Overloaded(limiter="history_calls")), 1),
+        (Overloaded(limiter=OF_ONE_USER), 0),
+        (relayed(Overloaded(limiter=OF_ONE_USER)), 0),
+        (ShardUnavailable(), 0),
+        (rpc.RelayedStatus(StatusCode.RESOURCE_EXHAUSTED, "a message of gRPC's own", ()), 0),
+    ],
+    ids=["here", "behind", "its-user", "its-user-behind", "away", "no-reason"],
+)
+async def test_a_call_is_shed_when_too_much_goes_on_and_not_when_its_own_user_has_too_much(
+    trust: Trust, error: Exception, sheds: int
+) -> None:
+    async def raises(_: Any, __: rpc.Call) -> None:
+        raise error
+
+    async with orders_served(trust, Scripted(GetOrder=raises)) as server, trust.channel(server) as channel:
+        assert (
+            prometheus_client.REGISTRY.get_sample_value(
+                "ordermesh_rpc_shed_total", {"grpc_service": ORDERS, "grpc_method": "UpdateOrder"}
+            )
+            is not None
+        ), "there before the first one"
+        before = shed("GetOrder")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await orders_of(channel).GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=trust.metadata())
+    assert shed("GetOrder") - before == sheds
 
 
 async def test_beyond_slots_and_queue_a_call_is_refused_at_once_with_a_delay(trust: Trust) -> None:

@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from chassis.supervise import LoopDied, until_stopped
 from chassis.testing import eventually
+from gateway.counting import OUR_FAULTS
 from tests import gateways
 from tests.gateways import Rest, new_order
 
@@ -136,6 +138,29 @@ async def test_the_deadline_of_a_request_counts_from_its_head(directory):
         assert rest.mesh.creates == []
 
 
+def sample(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, labels)
+
+
+async def test_every_route_is_counted_from_zero_under_the_name_that_its_requests_are_counted_under(directory):
+    async with gateways.opened(directory, profile="local") as rest:
+        order_id = (await rest.create()).json()["orderId"]
+        assert (await rest.get(f"/v1/orders/{order_id}")).status_code == 200
+        assert (await rest.get("/v1/statements")).status_code == 200
+        assert (await rest.get("/no/such/path")).status_code == 404
+    for route, method, seen in (
+        ("/v1/orders", "POST", "201"),
+        ("/v1/orders/{order_id}", "GET", "200"),
+        ("/v1/statements", "GET", "200"),
+        ("unmatched", "GET", "404"),
+    ):
+        labels = {"route": route, "method": method}
+        assert sample("http_server_handled_total", **labels, status=seen)
+        faults = [sample("http_server_handled_total", **labels, status=each) for each in OUR_FAULTS]
+        assert None not in faults
+    assert sample("http_server_handled_total", route="unmatched", method="other", status="503") is not None
+
+
 async def test_requests_answered_at_once_are_bounded_and_so_is_their_queue(directory):
     async with gateways.opened(
         directory, profile="local", requests_in_flight_max=1, requests_queue=1
@@ -144,6 +169,7 @@ async def test_requests_answered_at_once_are_bounded_and_so_is_their_queue(direc
         rest.mesh.held, calls = asyncio.Event(), len(rest.mesh.calls)
         answered = asyncio.create_task(rest.get(path))
         await eventually(lambda: holds(len(rest.mesh.calls) == calls + 1))
+        before = sample("ordermesh_gateway_shed_total") or 0.0
         queued = [asyncio.create_task(rest.get(path)) for _ in range(2)]
         done, _ = await asyncio.wait(queued, return_when=asyncio.FIRST_COMPLETED, timeout=WITHIN_S)
         refused = done.pop().result()
@@ -152,6 +178,7 @@ async def test_requests_answered_at_once_are_bounded_and_so_is_their_queue(direc
         assert (await rest.http.get("/healthz")).status_code == 200, "busy is not dead"
         codes = {(await one).status_code for one in queued}
         assert codes == {503}, "nobody queues for long"
+        assert sample("ordermesh_gateway_shed_total") == before + 2
         rest.mesh.held.set()
         assert (await answered).status_code == 200
         assert (await rest.get(path)).status_code == 200

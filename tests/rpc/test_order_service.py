@@ -13,6 +13,7 @@ from uuid import uuid4
 import asyncpg
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 
 from chassis import faults, rpc
 from chassis.errors import Reason
@@ -53,6 +54,24 @@ async def test_without_wait_the_answer_is_pending_at_once_and_the_order_settles_
     answer = await lane.create()
     assert (answer.order.status, answer.order.stage) == (Order.PENDING, Order.SUBMITTING)
     assert (await lane.at(answer.order, DONE)).status == Order.SUCCESS
+
+
+async def test_an_order_counts_as_made_when_it_is_written_down_however_long_its_caller_waits(
+    lane: Lane,
+) -> None:
+    def made() -> float:
+        return REGISTRY.get_sample_value("ordermesh_order_create_seconds_count") or 0.0
+
+    async def is_made() -> bool:
+        return made() == before + 1
+
+    before = made()
+    await lane.payments.misbehave("SLOW", duration_s=20.0)
+    waiting = asyncio.create_task(lane.create(wait_s=30, timeout=60))
+    await eventually(is_made)
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
 
 
 async def test_a_wait_that_expires_is_ok_with_pending(lane: Lane) -> None:

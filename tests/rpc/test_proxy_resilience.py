@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from grpc import StatusCode
+from prometheus_client import REGISTRY
 
 from chassis import rpc
 from chassis.errors import Reason, ShardUnavailable, Stopping
@@ -146,6 +147,13 @@ def test_the_retry_budget_is_a_burst_and_then_a_tenth_of_what_succeeds() -> None
     assert not budget.spend()
 
 
+def shed(method: str) -> float:
+    """How many calls were shed at the entrance."""
+    service, _, name = echo.path_of(method)[1:].partition("/")
+    labels = {"grpc_service": service, "grpc_method": name}
+    return REGISTRY.get_sample_value("ordermesh_rpc_shed_total", labels) or 0.0
+
+
 async def test_a_slow_shard_keeps_its_own_slots_busy_and_nobody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +161,10 @@ async def test_a_slow_shard_keeps_its_own_slots_busy_and_nobody_elses(
         proxy.s1.behave["Unary"] = for_ever
         stuck = [asyncio.ensure_future(proxy.say(user)) for user in OTHERS_ON_S1]
         await until_running(proxy.s1, 2)
+        before = shed("Unary")
         with refused(StatusCode.RESOURCE_EXHAUSTED, Reason.OVERLOADED) as facts:
             await proxy.say(ON_S1)
+        assert shed("Unary") == before + 1
         assert facts[0].metadata["limiter"] == "lane:s1"
         assert facts[0].retry_after_s is not None
         for _ in range(10):
@@ -190,9 +200,11 @@ async def test_one_users_burst_is_refused_and_other_users_are_served(
             lane.behave["Unary"] = for_ever
             stuck = [asyncio.ensure_future(proxy.say(user)) for _ in range(bound)]
             await until_running(lane, bound)
+            before = shed("Unary")
             with refused(StatusCode.RESOURCE_EXHAUSTED, Reason.OVERLOADED) as facts:
                 await proxy.say(user)
             assert facts[0].metadata["limiter"] == "user"
+            assert shed("Unary") == before, "others are served"
             lane.behave.clear()
             for each in stuck:
                 each.cancel()

@@ -14,7 +14,7 @@ import yaml
 
 from ops import gobuild
 from telemetry import registry, rules
-from telemetry.rules import AS_IT_IS, Alert, Time, timed
+from telemetry.rules import AS_IT_IS, Alert, Slo, Time, timed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMELINES: dict[str, dict[str, Any]] = tomllib.loads(
@@ -35,19 +35,25 @@ def promtool(*words: str | Path) -> str:
     return ended.stdout
 
 
+def step_min(minutes: int) -> int:
+    """How often there is a sample, and a look at the rules, when a phase lasts so long."""
+    return 1 if minutes <= PHASE_MIN else 5
+
+
 def samples(values: list[float], minutes: int, *, counter: bool) -> str:
-    """One sample a minute: each value for a phase, of a counter as its increase."""
-    flat = [value for value in values for _ in range(minutes)]
-    return " ".join(f"{value:g}" for value in (accumulate(flat) if counter else flat))
+    """Each value for a phase, of a counter as its increase a minute."""
+    step = step_min(minutes)
+    flat = [value * (step if counter else 1) for value in values for _ in range(minutes // step)]
+    return " ".join(f"{value:.10g}" for value in (accumulate(flat) if counter else flat))
 
 
-def told(alert: Alert, minutes: int, *phases: int) -> dict[str, Any]:
+def told(alert: Alert, minutes: int, phases: tuple[int, ...], *kinds: str) -> dict[str, Any]:
     """A test of promtool in which phases follow each other: 0 well, 1 bad, 2 nearly bad, 3 recovering."""
     series = []
-    for kind in ("gauge", "counter"):
+    for kind in kinds:
         for name, values in TIMELINES[alert.name].get(kind, {}).items():
             of_phases = [values[phase] if phase < len(values) else values[0] for phase in phases]
-            series.append({"series": name, "values": samples(of_phases, minutes, counter=kind == "counter")})
+            series.append({"series": name, "values": samples(of_phases, minutes, counter=kind != "gauge")})
     ends = [minutes * (number + 1) - 1 for number in range(len(phases))]
     firing = [phase == 1 for phase in phases]
     expressions = [
@@ -58,12 +64,17 @@ def told(alert: Alert, minutes: int, *phases: int) -> dict[str, Any]:
         }
         for end, fires in zip(ends, firing, strict=True)
     ]
-    return {"interval": "1m", "input_series": series, "promql_expr_test": expressions}
+    return {
+        "interval": f"{step_min(minutes)}m",
+        "input_series": series,
+        "promql_expr_test": expressions,
+    }
 
 
 def recordings(alert: Alert) -> list[dict[str, Any]]:
     """What an alert on an objective is computed from."""
-    return [each for slo in rules.slos() if alert in slo.alerts() for each in slo.recordings(AS_IT_IS)]
+    of = [each for slo in rules.slos() if alert in slo.alerts() for each in slo.recordings(AS_IT_IS)]
+    return [each for each in of if f"{each['record']}{{" in alert.expr]
 
 
 def test_promtool_takes_the_rules_of_both_scales(tmp_path: Path) -> None:
@@ -77,27 +88,27 @@ def test_promtool_takes_the_rules_of_both_scales(tmp_path: Path) -> None:
 def test_every_alert_has_a_timeline_and_every_timeline_an_alert() -> None:
     assert {alert.name for alert in rules.alerts()} == TIMELINES.keys()
     for name, timeline in TIMELINES.items():
-        values = [*timeline.get("gauge", {}).values(), *timeline.get("counter", {}).values()]
+        values = [each for kind in ("gauge", "counter", "shed") for each in timeline.get(kind, {}).values()]
         assert values, name
         assert all(len(each) in (3, 4) for each in values), name
 
 
-def test_alerts_fire_stay_quiet_when_it_was_near_and_clear(tmp_path: Path) -> None:
-    files = []
-    for alert in rules.alerts():
-        minutes = TIMELINES[alert.name].get("phase", PHASE_MIN)
-        # With the others beside it, each of thousands of moments would compute all of them.
-        alone = tmp_path / f"{alert.name}.rules.yml"
-        groups = [{"name": "alone", "rules": [*recordings(alert), alert.rule(AS_IT_IS)]}]
-        alone.write_text(yaml.safe_dump({"groups": groups}))
-        document = {
-            "rule_files": [str(alone)],
-            "evaluation_interval": "1m",
-            "tests": [told(alert, minutes, 0, 1, 3), told(alert, minutes, 0, 2)],
-        }
-        files.append(tmp_path / f"{alert.name}.yml")
-        files[-1].write_text(yaml.safe_dump(document, width=1_000_000))
-    promtool("test", "rules", *files)
+@pytest.mark.parametrize("alert", rules.alerts(), ids=lambda alert: alert.name)
+def test_an_alert_fires_stays_quiet_when_it_was_near_and_clears(alert: Alert, tmp_path: Path) -> None:
+    minutes = TIMELINES[alert.name].get("phase", PHASE_MIN)
+    # With the others beside it, each of thousands of moments would compute all of them.
+    alone = tmp_path / "rules.yml"
+    groups = [{"name": "alone", "rules": [*recordings(alert), alert.rule(AS_IT_IS)]}]
+    alone.write_text(yaml.safe_dump({"groups": groups}))
+    lines = [("gauge", "counter"), *([("shed",)] if "shed" in TIMELINES[alert.name] else [])]
+    document = {
+        "rule_files": [str(alone)],
+        "evaluation_interval": f"{step_min(minutes)}m",
+        "tests": [told(alert, minutes, phases, *kinds) for kinds in lines for phases in ((0, 1, 3), (0, 2))],
+    }
+    path = tmp_path / "timeline.yml"
+    path.write_text(yaml.safe_dump(document, width=1_000_000))
+    promtool("test", "rules", path)
 
 
 NIGHTS = [alert for alert in rules.alerts() if "night" in TIMELINES[alert.name]]
@@ -244,10 +255,21 @@ def test_where_hardly_anybody_calls_one_failure_wakes_nobody_and_many_do(
     promtool("test", "rules", path)
 
 
+def known_names() -> set[str]:
+    known = {metric.name for metric in registry.metrics()}
+    return known | {f"{name}_{end}" for name in known for end in ("bucket", "count", "sum")}
+
+
+@pytest.mark.parametrize("slo", rules.slos(), ids=lambda slo: slo.name)
+def test_an_objective_is_counted_from_metrics_that_there_are(slo: Slo) -> None:
+    used = set(re.findall(r"\b(?:ordermesh|grpc|http)_[a-z0-9_]+(?=[{\[])", slo.errors + slo.total))
+    assert used
+    assert used <= known_names()
+
+
 @pytest.mark.parametrize("alert", rules.alerts(), ids=lambda alert: alert.name)
 def test_an_alert_asks_for_metrics_that_there_are_and_is_told_with_what_helps(alert: Alert) -> None:
-    known = {metric.name for metric in registry.metrics()}
-    known |= {f"{name}_{end}" for name in known for end in ("bucket", "count", "sum")}
+    known = known_names()
     known |= {each["record"] for slo in rules.slos() for each in slo.recordings(AS_IT_IS)}
     used = set(re.findall(r"\b(?:ordermesh|grpc|http|slo|process)[_:][a-z0-9_:]+|\bup\b", alert.expr))
     assert used

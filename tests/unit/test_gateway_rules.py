@@ -8,7 +8,7 @@ from grpc import StatusCode
 from pydantic import ValidationError
 
 from chassis import errors
-from chassis.errors import InvalidField, Overloaded, Reason, TokenRefused, Violation
+from chassis.errors import OF_ONE_USER, InvalidField, Overloaded, Reason, TokenRefused, Violation
 from chassis.rpc import RemoteError
 from chassis.testing import FakeClock
 from gateway import problems
@@ -43,6 +43,12 @@ def test_when_to_come_back_is_said_twice_and_never_as_zero():
     problem = problems.of_error(Overloaded(), HERE)
     assert (problem.status, problem.retry_after_seconds) == (503, 0.25)
     assert problems.headers_of(problem)["retry-after"] == "1"
+
+
+def test_who_has_too_much_under_way_itself_is_told_so_and_others_that_we_are_busy():
+    assert problems.of_error(Overloaded(limiter="lane:s1"), HERE).status == 503
+    itself = problems.of_error(Overloaded(limiter=OF_ONE_USER), HERE)
+    assert (itself.status, itself.reason, itself.retry_after_seconds) == (429, "OVERLOADED", 0.25)
 
 
 @pytest.mark.parametrize(
