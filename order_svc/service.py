@@ -140,6 +140,7 @@ class OrderService:
         self._must_be_here(request.shard)
         asked = wire.claim_asked(request)
         claims = await self._claimed(asked, call)
+        metrics.CLAIMED.labels("PROBE").inc(len(claims))
         holds = [] if claims else await self._for(call).holds()
         held = [hold.reason for hold in holds if hold.scope == "all"]
         return pb.ClaimDueOrdersResponse(

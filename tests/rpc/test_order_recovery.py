@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client import REGISTRY
 
 from chassis import faults
 from chassis.errors import Reason
@@ -55,9 +56,14 @@ async def lost(lane: Lane, **fields: object) -> Order:
     return await lane.at((await lane.create(**fields)).order, UNKNOWN)  # type: ignore[arg-type]
 
 
+def claims_counted() -> float:
+    return REGISTRY.get_sample_value("ordermesh_order_claims_total", {"timer_class": "PROBE"}) or 0.0
+
+
 async def test_a_claim_says_whom_to_ask_and_with_which_key_and_a_report_settles(lane: Lane) -> None:
-    order = await lost(lane)
+    order, counted = await lost(lane), claims_counted()
     (claim,) = await lane.claim(order)
+    assert claims_counted() == counted + 1
     assert (claim.upstream, claim.idempotency_key) == ("payments", f"{order.order_id}/0")
     assert claim.order == order
     done = await lane.report(claim, lanes.answered(await lane.payments.probe(claim.idempotency_key)))
