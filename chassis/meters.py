@@ -79,6 +79,14 @@ def know(**vocabularies: Iterable[str]) -> None:
             _make(metric, labels)
 
 
+def forget(*gauges: Gauge, **labels: str) -> None:
+    """Show these gauges no more for label sets such as `shard="s1"`, from when nobody here measures them: a
+    gauge that keeps its last value says what is no longer so, and another process says what is.
+    """
+    for metric in gauges:
+        metric.remove_by_labels(labels)
+
+
 def _prepare(metric: Counter | Histogram, labels: Mapping[str, Values]) -> None:
     if not labels or None in labels.values():
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from chassis import pg
+from chassis import meters, pg
 from chassis.errors import OrdermeshError
 from history_svc import metrics
 
@@ -90,13 +90,13 @@ class Lookback:
         metrics.OLDEST_PENDING.labels(shard).set(pending["oldest_s"])
         metrics.ORDERS_HANGING.labels(shard).set(pending["hanging"])
         metrics.MOST_OVERDUE.labels(shard).set(pending["most_overdue_s"])
-        metrics.CASES_OPEN.remove_by_labels({"shard": shard})
+        meters.forget(metrics.CASES_OPEN, shard=shard)
         for case in cases:
             metrics.CASES_OPEN.labels(shard, case["reason"]).set(case["cases"])
         metrics.OLDEST_CASE.labels(shard).set(max((case["oldest_s"] for case in cases), default=0.0))
         metrics.HOLDS.labels(shard).set(place["holds"])
         if lag_s is None:
-            metrics.REPLICA_LAG.remove_by_labels({"shard": shard})
+            meters.forget(metrics.REPLICA_LAG, shard=shard)
         else:
             metrics.REPLICA_LAG.labels(shard).set(lag_s)
         capped = ORDERS_MAX in (pending["orders"], sum(case["cases"] for case in cases))
@@ -104,10 +104,10 @@ class Lookback:
         metrics.LOOKBACK_UP.labels(shard).set(1)
 
     def _show_nothing(self) -> None:
-        for gauge in (
+        meters.forget(
             *(metrics.ORDERS_PENDING, metrics.OLDEST_PENDING, metrics.ORDERS_HANGING, metrics.MOST_OVERDUE),
             *(metrics.CASES_OPEN, metrics.OLDEST_CASE, metrics.HOLDS, metrics.REPLICA_LAG),
             metrics.LOOKBACK_CAPPED,
-        ):
-            gauge.remove_by_labels({"shard": self._shard})
+            shard=self._shard,
+        )
         metrics.LOOKBACK_UP.labels(self._shard).set(0)

@@ -214,6 +214,8 @@ class Lanes:
             if wanted.get(key) != lane.target:
                 del self._lanes[key]
                 self._retire(lane)
+            if key not in wanted:
+                meters.forget(metrics.LANE_UP, metrics.LANE_IN_FLIGHT, lane=lane.name)
         for (service, shard), target in wanted.items():
             if (service, shard) not in self._lanes:
                 name = _name(service, shard)

@@ -57,6 +57,23 @@ def test_a_gauge_says_nothing_that_nobody_measured() -> None:
     assert sets(metric) == set()
 
 
+def test_what_nobody_measures_any_more_is_forgotten_with_all_its_label_sets_and_nothing_else() -> None:
+    labels = {"shard": ("s1", "s2"), "table": ("a", "b")}
+    metric, other = meters.gauge(name("rows"), "Rows.", labels), meters.gauge(name("bytes"), "Bytes.", labels)
+    for each in (metric, other):
+        for shard in ("s1", "s2"):
+            for table in ("a", "b"):
+                each.labels(shard, table).set(1)
+    meters.forget(metric, shard="s1")
+    assert sets(metric) == {("s2", "a"), ("s2", "b")}
+    assert len(sets(other)) == 4
+    meters.forget(metric, other, shard="s2", table="a")
+    assert sets(metric) == {("s2", "b")}
+    assert sets(other) == {("s1", "a"), ("s1", "b"), ("s2", "b")}
+    meters.forget(metric, shard="s3")
+    assert sets(metric) == {("s2", "b")}
+
+
 def test_label_sets_that_cannot_be_listed_are_not_prepared() -> None:
     assert sets(meters.counter(name("total"), "Things.", {"a": None})) == set()
 
