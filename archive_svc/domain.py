@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
-AHEAD_MIN = 2
-"""Fewer periods than this after the current one, and a person has to look."""
 GRACE = timedelta(hours=1)
 
 
@@ -21,6 +19,10 @@ class Period(Enum):
 
     MONTH = "%Y_%m"
     DAY = "%Y_%m_%d"
+
+
+SHORT = {Period.MONTH: timedelta(days=28), Period.DAY: timedelta(days=2)}
+"""A table whose partitions end sooner than this needs a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +122,13 @@ def missing(there: Mapping[str, Partitions], ahead: Ahead, at: datetime) -> list
     return sorted(makings, key=lambda making: making.span)
 
 
-def periods_ahead(spans: Iterable[Span], at: datetime) -> int:
-    """How many partitions follow the current one without a hole; -1 without a current one."""
-    end, count = at, -1
+def reach(spans: Iterable[Span], at: datetime) -> datetime | None:
+    """Until when partitions follow the current one without a hole; None without a current one."""
+    end = None
     for span in sorted(spans):
-        if span.ends <= at:
-            continue
-        if not (span.begins <= end if count < 0 else span.begins == end):
-            break
-        end, count = span.ends, count + 1
-    return count
+        if span.ends > at and span.begins <= (end or at):
+            end = span.ends
+    return end
 
 
 def strange(there: Mapping[str, Partitions]) -> Sequence[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from archive_svc import metrics
-from archive_svc.domain import AHEAD_MIN, TABLES, missing, periods_ahead, strange
+from archive_svc.domain import SHORT, TABLES, missing, reach, strange
 from chassis import faults
 from chassis.errors import Contended, OrdermeshError
 
@@ -84,10 +84,12 @@ class Keeper:
             is_well = False
             log.error("partitions_strange", shard=self._store.shard, table=name, why=why)
         for table in TABLES:
-            count = periods_ahead(there[table.name].spans, at) if table.name in there else -1
-            metrics.AHEAD.labels(self._store.shard, table.name).set(count)
-            if count < AHEAD_MIN:
-                log.error("partitions_short", shard=self._store.shard, table=table.name, ahead=count)
+            until = reach(there[table.name].spans, at) if table.name in there else None
+            metrics.UNTIL.labels(self._store.shard, table.name).set(until.timestamp() if until else 0)
+            if until is None or until - at < SHORT[table.period]:
+                log.error(
+                    "partitions_short", shard=self._store.shard, table=table.name, until=until and str(until)
+                )
         return is_well
 
     async def _make(self, making: Making) -> bool:

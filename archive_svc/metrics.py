@@ -26,9 +26,9 @@ _PARTITIONED_TABLE = ("orders", "order_journal", "outbox")
 _PROOF = ("BYTES", "FOOTER", "SCHEMA", "GROUPS", "PAGES", "ROWS", "KEYS", "SUMS", "RENDERING")
 _SHARD = meters.Known("shard")
 _STRAY_KIND = ("SEGMENT", "MANIFEST", "STATEMENT")
-AHEAD = meters.gauge(
-    "ordermesh_partitions_ahead",
-    "Partitions that follow the current one without a hole; -1 when there is no current one. Alarm below 2.",
+UNTIL = meters.gauge(
+    "ordermesh_partitions_until_seconds",
+    "Until when partitions reach without a hole, 0 when there is none for now; unix time.",
     {"shard": None, "table": None},
 )
 MADE = meters.counter(

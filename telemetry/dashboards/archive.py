@@ -20,8 +20,9 @@ BOARD = Board(
             (
                 watch(
                     "PartitionsShort",
-                    "Partitions ahead",
-                    "Partitions that follow the current one. Without one a shard takes no orders.",
+                    "Time until partitions end",
+                    "From now on, by table. Without a partition a shard takes no orders.",
+                    unit="s",
                 ),
                 Panel(
                     "series",

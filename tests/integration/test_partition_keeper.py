@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from archive_svc.domain import TABLES, Ahead, Making, missing, strange
+from archive_svc.domain import TABLES, Ahead, Making, missing, period_of, strange
 from archive_svc.keeper import Keeper
 from archive_svc.store import PartitionStore
 from chassis.errors import Contended
@@ -62,11 +62,20 @@ class Kept:
     async def lacks(self) -> int:
         return len(await self.missing())
 
-    def ahead(self) -> list[float | None]:
-        return [
-            REGISTRY.get_sample_value("ordermesh_partitions_ahead", {"shard": "s1", "table": name})
-            for name in NAMES
-        ]
+    async def ahead(self) -> list[int]:
+        """How many periods after the current one end when partitions are shown to end; -1 for none."""
+        at = await self.store.now()
+        counts = []
+        for table in TABLES:
+            labels = {"shard": "s1", "table": table.name}
+            until = REGISTRY.get_sample_value("ordermesh_partitions_until_seconds", labels)
+            assert until is not None
+            span, count = period_of(table.period, at), -1
+            while span.ends.timestamp() <= until:
+                span, count = period_of(table.period, span.ends), count + 1
+            assert until in (0, span.begins.timestamp())
+            counts.append(count)
+        return counts
 
 
 async def test_the_keeper_knows_every_partitioned_table_of_a_shard(shard: Shard) -> None:
@@ -83,9 +92,19 @@ async def test_partitions_are_made_ahead_once_also_by_racing_keepers(shard: Shar
     assert await racing[0].lacks() >= 2 + 8
     assert all(await asyncio.gather(*(kept.keeper.once() for kept in racing)))
     assert await racing[0].lacks() == 0
-    assert racing[0].ahead() == [3, 3, 7]
+    assert await racing[0].ahead() == [3, 3, 7]
     created = await shard.create(user_id="bob")
     assert created.order.created_at.month != (await shard.value("SELECT now()")).month
+
+
+async def test_partitions_that_ended_are_shown_to_have_ended(shard: Shard, raw: asyncpg.Connection) -> None:
+    """Who may not make any still shows until when there are some, and that there are none any more."""
+    kept = Kept(shard)
+    assert await kept.keeper.once()
+    await raw.execute("CREATE TABLE orders_rest PARTITION OF orders DEFAULT")
+    await shard.let_pass(timedelta(days=150))
+    assert not await kept.keeper.once()
+    assert await kept.ahead() == [-1, 3, 7]
 
 
 async def test_what_a_keeper_makes_is_what_the_schema_makes(shard: Shard, raw: asyncpg.Connection) -> None:
@@ -132,11 +151,11 @@ async def test_beside_a_default_partition_nothing_is_made(shard: Shard, raw: asy
     await raw.execute("CREATE TABLE orders_rest PARTITION OF orders DEFAULT")
     await shard.let_pass(timedelta(days=40))
     assert not await kept.keeper.once()
-    assert kept.ahead()[0] in (1, 2), "those that were made before time passed"
-    assert kept.ahead()[1:] == [3, 7]
+    assert (await kept.ahead())[0] in (1, 2), "those that were made before time passed"
+    assert (await kept.ahead())[1:] == [3, 7]
     await raw.execute("DROP TABLE orders_rest")
     assert await kept.keeper.once()
-    assert kept.ahead() == [3, 3, 7]
+    assert await kept.ahead() == [3, 3, 7]
 
 
 async def test_a_name_that_is_taken_is_reported_and_keeps_nobody_else_waiting(

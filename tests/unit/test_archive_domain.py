@@ -16,7 +16,7 @@ from archive_svc.domain import (
     Span,
     missing,
     period_of,
-    periods_ahead,
+    reach,
     strange,
     wanted,
 )
@@ -44,7 +44,7 @@ def test_wanted_periods_have_no_hole_and_reach_as_far_as_they_should(at: datetim
         assert at in spans[0] or at in spans[1]
         slow = at - timedelta(minutes=59)
         assert slow in spans[0] or slow in spans[1], "the row of a slow clock finds its partition"
-        assert periods_ahead(spans, at) == AHEAD.of(table.period)
+        assert reach(spans, at) == spans[-1].ends
 
 
 @given(MOMENTS, st.sets(st.integers(0, 4)))
@@ -81,12 +81,17 @@ def test_names_say_the_month_and_the_day() -> None:
     assert Making(OUTBOX, period_of(Period.DAY, NOW)).suffix == "2026_11_29"
 
 
-def test_partitions_ahead_are_counted_up_to_the_first_hole() -> None:
-    assert periods_ahead((), NOW) == -1
-    assert periods_ahead(months("2026-12", "2027-01"), NOW) == -1, "without the current one nothing counts"
-    assert periods_ahead(months("2026-11"), NOW) == 0
-    assert periods_ahead(months("2027-01", "2026-11", "2026-09", "2026-12"), NOW) == 2
-    assert periods_ahead(months("2026-11", "2026-12", "2027-02", "2027-03"), NOW) == 1
+def test_partitions_reach_up_to_the_first_hole() -> None:
+    def until(*names: str) -> str | None:
+        end = reach(months(*names), NOW)
+        return f"{end:%Y-%m-%d}" if end else None
+
+    assert until() is None
+    assert until("2026-09", "2026-10") is None
+    assert until("2026-12", "2027-01") is None, "without the current one nothing counts"
+    assert until("2026-11") == "2026-12-01"
+    assert until("2027-01", "2026-11", "2026-09", "2026-12") == "2027-02-01"
+    assert until("2026-11", "2026-12", "2027-02", "2027-03") == "2027-01-01"
 
 
 def test_a_month_under_another_name_is_a_month() -> None:
