@@ -65,6 +65,11 @@ class MemorySource:
             partition: log.watermarks.get(partition, BEGINNING) for partition in log.streams.partitions
         }
 
+    @property
+    def is_ours(self) -> bool:
+        """Nobody else reads the log."""
+        return True
+
     async def take(self, *, bytes_max: int, wait_s: float) -> Sequence[Record]:
         """As EventSource says; beats come with what they follow."""
         await asyncio.sleep(0)

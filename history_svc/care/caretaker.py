@@ -49,10 +49,13 @@ class Caretaker:
     async def run(self) -> None:
         """Care until cancelled. Whatever fails is noted, and done again ever more rarely."""
         while True:
-            await self._leadership.while_leading(self._care)
+            await self._leadership.while_leading(
+                self._care, shows=[metrics.OPERATIONS_OPEN, metrics.MONTHS_UNSERVED]
+            )
 
     async def _care(self, term: int) -> None:
         clock = self._parts.clock
+        self._looked_at = -math.inf  # Nobody has looked in this term.
         failures = 0
         while True:
             pause_s = self._parts.pacing.every_s

@@ -139,6 +139,10 @@ class Hub:
 
     # What the sources ask.
 
+    def has_any(self, partitions: Iterable[int]) -> bool:
+        """Whether one of these partitions is assigned to this process."""
+        return any(partition in self._inboxes for partition in partitions)
+
     def listen(self, partitions: Iterable[int]) -> asyncio.Event:
         """A bell that rings when something came for one of these partitions."""
         bell = asyncio.Event()
@@ -306,6 +310,11 @@ class KafkaSource:
         self._streams: StreamRange | None = None
         self._bell = asyncio.Event()
         self._asked: dict[int, tuple[Position, float]] = {}
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the consumer has a partition of the shard."""
+        return self._streams is not None and self._hub.has_any(self._streams.partitions)
 
     async def take(self, *, bytes_max: int, wait_s: float) -> Sequence[Record]:
         """The next records of the partitions that this process has; empty when none came for `wait_s`.

@@ -18,7 +18,9 @@ from chassis.errors import OrdermeshError
 from history_svc import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from prometheus_client import Gauge
 
     from chassis.clock import Clock
     from history_svc.channel.log import ShardLog
@@ -30,8 +32,6 @@ PING_S = 2.0
 PING_TIMEOUT_S = 2.0
 SILENCE_S = 15
 AGAIN_S_MAX = 5.0
-TOLD = (metrics.FENCE_AGE, metrics.OUTBOX_BYTES, metrics.OPERATIONS_OPEN, metrics.MONTHS_UNSERVED)
-"""Gauges that only who leads a shard tells of it; what it told is not true for ever."""
 AFTER_TERM = faults.declare(
     "lead.after_term", "a new term is written; whoever led before writes no cursor any more"
 )
@@ -66,6 +66,8 @@ class Leadership:
     async def run(self) -> None:
         """Lead whenever nobody else does, until cancelled; a shard that is down is asked again and again."""
         failures = 0
+        # There from now on: a shard that somebody serves and nobody leads is not one that nobody serves.
+        metrics.LEADS.labels(self._log.shard)
         while True:
             try:
                 async with pg.open_session(self._database, name=self.name) as session:
@@ -82,12 +84,19 @@ class Leadership:
             await self._leads.wait()
         return self.term
 
-    async def while_leading(self, work: Callable[[int], Awaitable[None]]) -> None:
+    async def while_leading(
+        self, work: Callable[[int], Awaitable[None]], *, shows: Sequence[Gauge] = ()
+    ) -> None:
         """Wait until this process leads, then do a term's work until it ends or the term does.
+
+        shows: gauges that only the work knows; nothing is shown of the shard in them once the term is over.
 
         Raises: what the work raises.
         If cancelled here: the work is cancelled, and has ended when this returns.
         """
+        if self.term is None:
+            # The term may have ended after the work failed.
+            meters.forget(*shows, shard=self._log.shard)
         term = await self.until_leading()
         working = asyncio.ensure_future(work(term))
         lost = asyncio.create_task(self._lost.wait(), name=f"{self.name}.lost")
@@ -98,8 +107,7 @@ class Leadership:
             lost.cancel()
             await asyncio.wait((working, lost))
             if self.term != term:
-                # Not before: what was under way may tell once more.
-                meters.forget(*TOLD, shard=self._log.shard)
+                meters.forget(*shows, shard=self._log.shard)
         if not working.cancelled():
             working.result()
 

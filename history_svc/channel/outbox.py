@@ -54,6 +54,11 @@ class OutboxSource:
         """Whether everything below the fence was given out, as of the last look."""
         return self._tail is not None and self._tail.is_whole
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process leads the shard."""
+        return self._leadership.term is not None
+
     async def take(self, *, bytes_max: int, wait_s: float) -> Sequence[Record]:
         """The next records; empty when none came for `wait_s`, or while another process leads.
 
@@ -88,8 +93,8 @@ class OutboxSource:
         if self._tail is not None and self._term == self._leadership.term is not None:
             return self._tail
         self._tail = None
-        if self._leadership.term is None:
-            meters.forget(metrics.FENCE_AGE, metrics.INDEX_HELD, shard=self._log.shard)
+        if not self.is_ours:
+            meters.forget(metrics.FENCE_AGE, shard=self._log.shard)
         try:
             async with asyncio.timeout(max(0.0, end - self._clock.monotonic())):
                 term = await self._leadership.until_leading()
@@ -110,7 +115,8 @@ class OutboxSource:
             raise EventsUnavailable(str(replaced)) from replaced
         if tail is not self._tail:
             return []
-        metrics.FENCE_AGE.labels(self._log.shard).set(tail.fence_age_s)
+        if self.is_ours:
+            metrics.FENCE_AGE.labels(self._log.shard).set(tail.fence_age_s)
         if records:
             self._pace.after(found=True)
         now = self._clock.monotonic()

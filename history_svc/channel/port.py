@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 class EventSource(Protocol):
     """The changes of one shard."""
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process is given changes of the shard now, and so may say how it stands."""
+        ...
+
     async def take(self, *, bytes_max: int, wait_s: float) -> Sequence[Record]:
         """The next records of all partitions, in order within each; empty when none came for `wait_s`.
 

@@ -18,7 +18,7 @@ import orjson
 import structlog
 from opentelemetry.trace import SpanKind
 
-from chassis import faults, traces
+from chassis import faults, meters, traces
 from chassis.errors import OrdermeshError
 from history_svc import metrics
 from history_svc.catalog import Catalog, State
@@ -157,6 +157,7 @@ class Indexer:
                     while True:
                         if await indexing.step():
                             self._failures = 0
+                        self._show_only_what_is_ours()
                 finally:
                     await indexing.close()
             except CatalogChanged as changed:
@@ -170,8 +171,14 @@ class Indexer:
                     error=type(failed).__name__,
                     because=str(getattr(failed, "facts", failed)),
                 )
+            self._show_only_what_is_ours()
             ceiling = min(AGAIN_S_MAX, 0.1 * 2 ** min(self._failures, 8))
             await self._parts.clock.sleep(ceiling * (0.5 + 0.5 * self._parts.jitter()))
+
+    def _show_only_what_is_ours(self) -> None:
+        """Who indexes the shard now says how it stands; what this process said last is old."""
+        if not self._parts.source.is_ours:
+            meters.forget(metrics.QUARANTINE, metrics.INDEX_HELD, shard=self._parts.store.shard)
 
 
 class Indexing:

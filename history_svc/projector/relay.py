@@ -99,9 +99,12 @@ class Relay:
     async def run(self) -> None:
         """Publish until cancelled. A shard or a channel that is away is tried again, ever more rarely."""
         shard = self._parts.log.shard
+        # There from now on, as 0 until something is published: an alert sees no series that is not there, and
+        # this process may never lead.
+        metrics.PUBLISHED_UNTIL.labels(shard)
         while True:
             try:
-                await self._leadership.while_leading(self._publish)
+                await self._leadership.while_leading(self._publish, shows=[metrics.FENCE_AGE])
             except (OrdermeshError, EventsUnavailable, TermLost, LogReplaced) as failed:
                 self._failures += 1
                 log.warning("relay_failed", shard=shard, error=type(failed).__name__, because=str(failed))
@@ -109,8 +112,6 @@ class Relay:
             await self._parts.clock.sleep(ceiling * (0.5 + 0.5 * self._parts.jitter()))
 
     async def _publish(self, term: int) -> None:
-        # There from now on, as 0 until something is published: an alert sees no series that is not there.
-        metrics.PUBLISHED_UNTIL.labels(self._parts.log.shard)
         starts = await self._parts.log.starts()
         async with self._open_publisher() as publisher:
             await publisher.prepare(starts.streams)

@@ -75,7 +75,7 @@ class Retention:
     async def run(self) -> None:
         """Look every half minute until cancelled; a failure is logged, the next look goes on from there."""
         while True:
-            await self._leadership.while_leading(self._keep)
+            await self._leadership.while_leading(self._keep, shows=[metrics.OUTBOX_BYTES])
 
     async def _keep(self, _term: int) -> None:
         while True:
