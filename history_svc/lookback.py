@@ -47,6 +47,7 @@ class Lookback:
         self._clock = clock
         self._jitter = jitter
         self._every_s = every_s
+        self._cases_seen: set[tuple[str, str]] = set()
 
     async def run(self) -> None:
         """Look until cancelled; a server that does not answer is asked again."""
@@ -90,9 +91,11 @@ class Lookback:
         metrics.OLDEST_PENDING.labels(shard).set(pending["oldest_s"])
         metrics.ORDERS_HANGING.labels(shard).set(pending["hanging"])
         metrics.MOST_OVERDUE.labels(shard).set(pending["most_overdue_s"])
-        meters.forget(metrics.CASES_OPEN, shard=shard)
-        for case in cases:
-            metrics.CASES_OPEN.labels(shard, case["reason"]).set(case["cases"])
+        found = {(case["reason"], case["severity"]): case["cases"] for case in cases}
+        # What is closed becomes 0 and does not end: an alert goes by the last value while nobody can look.
+        self._cases_seen |= found.keys()
+        for reason, severity in self._cases_seen:
+            metrics.CASES_OPEN.labels(shard, reason, severity).set(found.get((reason, severity), 0))
         metrics.OLDEST_CASE.labels(shard).set(max((case["oldest_s"] for case in cases), default=0.0))
         metrics.HOLDS.labels(shard).set(place["holds"])
         if lag_s is None:

@@ -20,12 +20,14 @@ SELECT count(*) AS orders,
   FROM waiting;
 
 -- name: dead_letters
--- Open cases by reason, and for how long the oldest has been open; of the `$1` oldest. $2: how far this server is behind.
+-- Open cases by reason and severity, and for how long the oldest has been open; of the `$1` oldest. $2: how far this server is
+-- behind.
 WITH open AS (
-    SELECT reason, clock_timestamp() - $2::interval - opened_at AS age
+    SELECT reason, severity, clock_timestamp() - $2::interval - opened_at AS age
       FROM dead_letters WHERE closed_at IS NULL ORDER BY opened_at, dead_letter_id LIMIT $1
 )
-SELECT reason, count(*) AS cases, extract(epoch FROM max(age))::float8 AS oldest_s FROM open GROUP BY reason;
+SELECT reason, severity::text AS severity, count(*) AS cases, extract(epoch FROM max(age))::float8 AS oldest_s
+  FROM open GROUP BY reason, severity;
 
 -- name: follows
 -- Whether this server is a replica, whether it receives from its primary, and how far it is behind it: not at all when it has

@@ -193,7 +193,9 @@ MOST_OVERDUE = meters.gauge(
     {"shard": None},
 )
 CASES_OPEN = meters.gauge(
-    "ordermesh_dead_letters_open", "Cases that wait for a person.", {"shard": None, "reason": None}
+    "ordermesh_dead_letters_open",
+    "Cases that wait for a person; of severity 1 where money may be wrong.",
+    {"shard": None, "reason": None, "severity": None},
 )
 OLDEST_CASE = meters.gauge(
     "ordermesh_dead_letters_oldest_seconds",

@@ -14,15 +14,18 @@ import asyncpg
 import grpc
 
 from chassis.clock import SYSTEM_CLOCK
+from chassis.testing import eventually
 from ops import archive, mesh
 from ordermesh.archive.v1.archive_service_pb2 import MoveMonthRequest
 from ordermesh.money.v1.money_pb2 import Money
 from ordermesh.order.v1 import order_service_pb2 as pb
 from ordermesh.upstream.v1 import simulator_service_pb2 as sim
-from tests.telemetry.rig import Rig
+from tests.telemetry.rig import Rig, close_cases
 
 Fault = Callable[[Rig], AbstractAsyncContextManager[None]]
 KILL_EVERY_S = 4.0
+LOOKS_WITHOUT_A_CASE = 5
+"""One a second: longer than a call of the load takes."""
 FLOOD_AT_ONCE = 40
 FLOOD_EVERY_S = 0.5
 """Enough to be refused, and not so much that the machine has no time for others."""
@@ -61,9 +64,19 @@ async def upstream_down(rig: Rig) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def upstream_lies(rig: Rig) -> AsyncIterator[None]:
-    """It executes other amounts than it was asked to."""
+    """It executes other amounts than it was asked to; then a person closes the cases, also those of
+    calls that were under way.
+    """
     async with rig.world.fault("payments", kind=sim.Fault.WRONG_AMOUNT):
         yield
+    looks = 0
+
+    async def are_closed() -> bool:
+        nonlocal looks
+        looks = 0 if await close_cases(rig.world) else looks + 1
+        return looks >= LOOKS_WITHOUT_A_CASE
+
+    await eventually(are_closed, within_s=150.0, every_s=1.0)
 
 
 @asynccontextmanager
