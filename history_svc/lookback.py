@@ -96,6 +96,7 @@ class Lookback:
         self._cases_seen |= found.keys()
         for reason, severity in self._cases_seen:
             metrics.CASES_OPEN.labels(shard, reason, severity).set(found.get((reason, severity), 0))
+        metrics.EXECUTED_TWICE.labels(shard).set(sum(case["executed_twice"] for case in cases))
         metrics.OLDEST_CASE.labels(shard).set(max((case["oldest_s"] for case in cases), default=0.0))
         metrics.HOLDS.labels(shard).set(place["holds"])
         if lag_s is None:
@@ -110,7 +111,7 @@ class Lookback:
         meters.forget(
             *(metrics.ORDERS_PENDING, metrics.OLDEST_PENDING, metrics.ORDERS_HANGING, metrics.MOST_OVERDUE),
             *(metrics.CASES_OPEN, metrics.OLDEST_CASE, metrics.HOLDS, metrics.REPLICA_LAG),
-            metrics.LOOKBACK_CAPPED,
+            *(metrics.EXECUTED_TWICE, metrics.LOOKBACK_CAPPED),
             shard=self._shard,
         )
         metrics.LOOKBACK_UP.labels(self._shard).set(0)

@@ -20,14 +20,18 @@ SELECT count(*) AS orders,
   FROM waiting;
 
 -- name: dead_letters
--- Open cases by reason and severity, and for how long the oldest has been open; of the `$1` oldest. $2: how far this server is
--- behind.
+-- Open cases by reason and severity, for how long the oldest has been open, and in how many the upstream names another execution
+-- than the one that it had named before; of the `$1` oldest. $2: how far this server is behind.
 WITH open AS (
-    SELECT reason, severity, clock_timestamp() - $2::interval - opened_at AS age
+    SELECT reason, severity, order_id, created_at, evidence -> 'last' ->> 'upstream_ref' AS named,
+           clock_timestamp() - $2::interval - opened_at AS age
       FROM dead_letters WHERE closed_at IS NULL ORDER BY opened_at, dead_letter_id LIMIT $1
 )
-SELECT reason, severity::text AS severity, count(*) AS cases, extract(epoch FROM max(age))::float8 AS oldest_s
-  FROM open GROUP BY reason, severity;
+SELECT c.reason, c.severity::text AS severity, count(*) AS cases, extract(epoch FROM max(c.age))::float8 AS oldest_s,
+       count(*) FILTER (WHERE o.upstream_ref <> '' AND c.named <> o.upstream_ref) AS executed_twice
+  FROM open c
+  LEFT JOIN orders o ON c.severity = 1 AND o.order_id = c.order_id AND o.created_at = c.created_at
+ GROUP BY c.reason, c.severity;
 
 -- name: follows
 -- Whether this server is a replica, whether it receives from its primary, and how far it is behind it: not at all when it has

@@ -197,6 +197,11 @@ CASES_OPEN = meters.gauge(
     "Cases that wait for a person; of severity 1 where money may be wrong.",
     {"shard": None, "reason": None, "severity": None},
 )
+EXECUTED_TWICE = meters.gauge(
+    "ordermesh_orders_executed_twice",
+    "Orders with an open case in which the upstream names another execution than it did before.",
+    {"shard": None},
+)
 OLDEST_CASE = meters.gauge(
     "ordermesh_dead_letters_oldest_seconds",
     "For how long the oldest case has waited; 0 without one.",

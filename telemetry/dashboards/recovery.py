@@ -144,6 +144,11 @@ BOARD = Board(
                     "Cases of severity 1",
                     "An upstream contradicts itself or us about something it executed.",
                 ),
+                watch(
+                    "OrderExecutedTwice",
+                    "Orders executed twice",
+                    "Open cases in which an upstream names another execution than it did before.",
+                ),
                 Panel(
                     "series",
                     "Open cases by reason",

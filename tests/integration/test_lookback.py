@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from prometheus_client import REGISTRY
 
 from chassis import pg
+from chassis.money import Money
 from chassis.testing import FakeClock, eventually
 from history_svc import lookback, metrics
 from history_svc.lookback import AGES, Lookback
 from ops import ports
 from ops.doctor import servers
 from ops.doctor.findings import Word
+from order_svc.events import Answer, Source, Told, Verdict
+from order_svc.order import Order
 from tests.replicas import Replicated, replicated
 
 pytestmark = pytest.mark.timeout(300)
@@ -100,6 +104,47 @@ async def test_open_cases_are_shown_by_reason_and_closed_ones_are_not(looking: L
     assert await looking.look()
     assert shown("dead_letters_open", reason="PROBES_EXHAUSTED", severity="2") == 0
     assert shown("dead_letters_oldest_seconds") == 0
+
+
+async def test_an_order_of_which_the_upstream_names_two_executions_is_shown_until_its_case_is_closed(
+    looking: Looking,
+) -> None:
+    shard = looking.both.shard
+
+    async def decide(order: Order, verdict: Verdict, **answer: Any) -> Order:
+        """What the rules make of the upstream's word."""
+        event = Told(
+            event_id=uuid4(),
+            actor="recovery_svc",
+            leg=order.leg,
+            attempt=order.attempt,
+            answer=Answer(verdict=verdict, **answer),
+            source=Source.PROBE,
+        )
+        return (await shard.decide(order, event)).order
+
+    async def cases() -> tuple[float | None, float | None, float | None]:
+        assert await looking.look()
+        return (
+            shown("orders_executed_twice"),
+            shown("dead_letters_open", reason="CONTRADICTED", severity="1"),
+            shown("dead_letters_open", reason="VERDICT_MISMATCH", severity="1"),
+        )
+
+    settled, waits, wrong = [(await shard.create()).order for _ in range(3)]
+    settled = await decide(settled, Verdict.SUCCEEDED, upstream_ref="one")
+    waits = await decide(waits, Verdict.IN_PROGRESS, upstream_ref="one")
+    await decide(wrong, Verdict.SUCCEEDED, upstream_ref="one", amount=Money("EUR", 1))
+    assert await cases() == (0, None, 1), "another amount is one execution"
+    await decide(settled, Verdict.SUCCEEDED, upstream_ref="another")
+    assert await cases() == (1, 1, 1)
+    await decide(waits, Verdict.SUCCEEDED, upstream_ref="another")
+    assert await cases() == (2, 1, 2)
+    await shard.value(
+        "WITH closed AS (UPDATE ordermesh.dead_letters SET closed_at = clock_timestamp(), actor = 'ops:test',"
+        " outcome = 'EVIDENCE', close_reason = 'seen' RETURNING 1) SELECT count(*) FROM closed"
+    )
+    assert await cases() == (0, 0, 0)
 
 
 async def test_it_looks_at_the_replica_and_says_how_far_that_is_behind(
