@@ -11,11 +11,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from archive_svc.catalog import Catalog
-from archive_svc.lifecycle import State, data_key
+from archive_svc.lifecycle import State, manifest_prefix
+from archive_svc.looking import Looking
 from archive_svc.standing import COUNTS, TIMES, Standing, Standings
 from archive_svc.sweep import Sweeps
 from chassis import pg
-from chassis.looking import Looking
 from chassis.testing import FakeClock
 from ops import ports
 from tests.archiving import AUGUST, PACING, SEPTEMBER, STEPS_MAX, Archive, fill, opened
@@ -167,8 +167,8 @@ async def test_the_kill_switch_shows_since_when_it_is_on(archive: Archive) -> No
 
 
 async def test_a_walk_that_is_refused_shows_until_another_is_not(archive: Archive) -> None:
-    key = data_key("s1", AUGUST, "orders", 0, uuid4().hex)
-    stored = await archive.store.create(key, b"left behind")
+    key = f"{manifest_prefix('s1')}{AUGUST:%Y-%m}/{uuid4()}-{'0' * 16}-{1:010}.json"
+    stored = await archive.store.create(key, b"{}")
     for is_refused in (True, False):
         walk = await archive.sweeps.want(uuid4(), "a test", "what is there?", deletes=False)
         for _ in range(STEPS_MAX):

@@ -74,7 +74,7 @@ async def test_an_erasure_reaches_what_stands_on_another_shard(
 ) -> None:
     asked = await statements.request()
     assert await statements.worker.once()
-    sweeper = sweeper_of(statements.store, statements.database, statements.objects, after=timedelta(0))
+    sweeper = sweeper_of(statements.store, statements.objects, after=timedelta(0))
     await sweeper.once()
     assert len(await statements.keys()) == 1
     assert (await erased(archive)).ended_at is not None
