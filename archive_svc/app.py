@@ -15,7 +15,6 @@ from archive_svc.detach import Detacher
 from archive_svc.erase import Eraser
 from archive_svc.holds import Holds
 from archive_svc.keeper import Keeper
-from archive_svc.looking import Looking
 from archive_svc.recall import Recalls
 from archive_svc.restore import Restorer
 from archive_svc.service import ArchiveService
@@ -29,6 +28,7 @@ from archive_svc.verify import Verifier
 from chassis import admin, auth, meters, pg, process, rpc, supervise
 from chassis.clock import SYSTEM_CLOCK
 from chassis.limits import Limiter
+from chassis.looking import Looking
 from chassis.s3 import open_store
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from ordermesh.routing.v1.routing_service_pb2_grpc import RoutingServiceStub

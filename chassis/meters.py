@@ -29,6 +29,8 @@ class Known(str):
     __slots__ = ()
 
 
+Shown = Gauge
+"""A gauge, for those who take one away."""
 Values = tuple[str, ...] | Known | None
 """What a label may say: a list, what a process will say, or None where label sets are not prepared."""
 
@@ -59,12 +61,6 @@ def histogram(
     metric = Histogram(name, meaning, list(labels or ()), buckets=buckets)
     _prepare(metric, labels or {})
     return metric
-
-
-def forget(*gauges: Gauge, **labels: str) -> None:
-    """Show gauges no longer of what these labels name: others know by now, or nobody does."""
-    for each in gauges:
-        each.remove_by_labels(labels)
 
 
 def know(**vocabularies: Iterable[str]) -> None:

@@ -238,17 +238,11 @@ class Lanes:
 
     async def run(self) -> None:
         """Publish what is connected, each second; a watch that died ends this loop, and so the process."""
-        shown: set[str] = set()
         while True:
             for lane in list(self._lanes.values()):
                 lane.check()
                 metrics.LANE_UP.labels(lane.name).set(lane.up)
                 metrics.LANE_IN_FLIGHT.labels(lane.name).set(lane.slots.taken)
-            names = {lane.name for lane in self._lanes.values()}
-            for left in shown - names:
-                # One that the map has no more is not away: nobody looks after it.
-                meters.forget(metrics.LANE_UP, metrics.LANE_IN_FLIGHT, lane=left)
-            shown = names
             await asyncio.sleep(LOOK_EVERY_S)
 
     @asynccontextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 
-from chassis import kafka, meters
+from chassis import kafka
 from history_svc import metrics
 from history_svc.channel.inbox import Inbox
 from history_svc.channel.wire import decode
@@ -149,10 +149,6 @@ class Hub:
         for partition in partitions:
             self._bells[partition] = bell
         return bell
-
-    def has_any(self, partitions: Iterable[int]) -> bool:
-        """Whether this process has one of these partitions."""
-        return any(partition in self._inboxes for partition in partitions)
 
     def give(self, partitions: Sequence[int], bytes_max: int) -> list[Record]:
         """What waits in some inboxes, each in turn the first, about as many bytes as asked for."""
@@ -334,8 +330,6 @@ class KafkaSource:
                 async with asyncio.timeout(max(0.0, end - self._clock.monotonic())):
                     await self._bell.wait()
             except TimeoutError:
-                if not self._hub.has_any(self._streams.partitions):
-                    meters.forget(metrics.INDEX_HELD, shard=self._log.shard)
                 await self._hub.ping()
                 return []
 

@@ -20,8 +20,6 @@ from history_svc import metrics
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from prometheus_client import Gauge
-
     from chassis.clock import Clock
     from history_svc.channel.log import ShardLog
 
@@ -85,7 +83,7 @@ class Leadership:
         return self.term
 
     async def while_leading(
-        self, work: Callable[[int], Awaitable[None]], *, shows: Sequence[Gauge] = ()
+        self, work: Callable[[int], Awaitable[None]], *, shows: Sequence[meters.Shown] = ()
     ) -> None:
         """Wait until this process leads, then do a term's work until it ends or the term does.
 

@@ -16,7 +16,6 @@ from chassis import admin, auth, meters, pg, process, rpc, supervise
 from chassis.clock import SYSTEM_CLOCK
 from chassis.kafka import open_consumer
 from chassis.limits import Limiter
-from chassis.looking import Looking
 from chassis.tls import CertificateWatcher, ServerIdentity, TlsFiles
 from history_svc.care.caretaker import Caretaker
 from history_svc.care.parts import Parts as CareParts
@@ -31,7 +30,6 @@ from history_svc.channel.outbox import LoggedDeadLetters, OutboxSource
 from history_svc.projector import indexer
 from history_svc.projector.relay import Parts, Relay
 from history_svc.projector.retention import Retention
-from history_svc.projector.standing import Standing
 from history_svc.projector.store import ProjectionStore
 from history_svc.readmodel.opening import opened
 
@@ -157,7 +155,6 @@ async def _shard(
             quarantine_max=settings.quarantine_max,
         )
         loops.append(Caretaker(care, leadership))
-        loops.append(Looking(Standing(store), SYSTEM_CLOCK, JITTER))
         loops.append(
             indexer.Indexer(
                 indexer.Parts(

@@ -12,10 +12,10 @@ from prometheus_client import REGISTRY
 
 from archive_svc.catalog import Catalog
 from archive_svc.lifecycle import State, manifest_prefix
-from archive_svc.looking import Looking
 from archive_svc.standing import COUNTS, TIMES, Standing, Standings
 from archive_svc.sweep import Sweeps
 from chassis import pg
+from chassis.looking import Looking
 from chassis.testing import FakeClock
 from ops import ports
 from tests.archiving import AUGUST, PACING, SEPTEMBER, STEPS_MAX, Archive, fill, opened
