@@ -149,6 +149,8 @@ def _archiver(
     exporting = partial(pg.open_session, wanted.model_copy(update={"session": stretch.SESSION}), name=name)
     pacing, retention = settings.pacing(), settings.retention()
     verifier = Verifier(catalog, objects, throttle, enough_for=pacing.enough_for)
+    slowly = Throttle(settings.sweep_objects_per_s, SYSTEM_CLOCK)
+    sweeper = Sweeper(sweeps, objects, slowly, settings.sweeping())
     return Archiver(
         catalog,
         objects,
@@ -156,8 +158,8 @@ def _archiver(
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
-        Eraser(catalog, objects, verifier, sessions, recalls, retention),
-        Sweeper(sweeps, objects, Throttle(settings.sweep_objects_per_s, SYSTEM_CLOCK), settings.sweeping()),
+        Eraser(catalog, objects, verifier, sessions, recalls, sweeper, retention),
+        sweeper,
         pacing,
         SYSTEM_CLOCK,
         JITTER,

@@ -497,6 +497,14 @@ class Catalog:
             )
         )
 
+    async def leave_behind(self, fence: int, erasure: Erasure, there: Stored, month: str) -> None:
+        """Let an object that nothing names go with an erasure. Raises: LeaseLost, also when it is named."""
+        await self._must(
+            await self._database.fetchval(
+                QUERIES.leave_behind, fence, erasure.erasure_id, there.key, there.version_id, month
+            )
+        )
+
     async def left_behind(self, erasure_id: UUID) -> list[tuple[str, str, UUID]]:
         """Key, version and copy of the objects that others took the place of and that are not deleted yet."""
         rows = await self._database.fetch(QUERIES.left_behind, erasure_id)

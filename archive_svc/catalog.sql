@@ -294,10 +294,10 @@ SELECT * FROM ordermesh.archive_erasures
  WHERE ended_at IS NULL AND not_before <= clock_timestamp() ORDER BY created_at, erasure_id LIMIT 1;
 
 -- name: segments_of
--- The segments that may hold rows of a user, of months that readers read from their copies. $1: user.
+-- The segments that may hold rows of a user, also of months whose copies nobody reads: yet, or any more. $1: user.
 SELECT s.* FROM ordermesh.archive_segments s
   JOIN ordermesh.archive_parts p USING (archive_id, part) JOIN ordermesh.archive_months m USING (archive_id)
- WHERE m.committed_at IS NOT NULL AND p.after_user <= $1 AND p.until_user >= $1
+ WHERE p.after_user <= $1 AND p.until_user >= $1
  ORDER BY m.month, s.part, s.of_table DESC;
 
 -- name: frozen_with
@@ -308,8 +308,12 @@ SELECT m.month FROM ordermesh.archive_months m
  ORDER BY m.month;
 
 -- name: rows_again
--- The rows that are about to go, as they were. {values}: as Shape says.
-CREATE TEMP TABLE gone ON COMMIT DROP AS SELECT {values} FROM copied AS c;
+-- The rows that are about to go, as they were. {table}, {values}: as Shape says.
+CREATE TEMP TABLE gone_{table} ON COMMIT DROP AS SELECT {values} FROM copied AS c;
+
+-- name: drop_copied
+-- So that the next segment's rows can be written as text.
+DROP TABLE copied;
 
 -- name: swap_segment
 -- Let one segment take the place of another.
@@ -325,7 +329,7 @@ SELECT ordermesh.legal_hold($1, $2);
 
 -- name: erased_months
 -- The copies that an erasure took rows out of. $1: erasure.
-SELECT DISTINCT archive_id FROM ordermesh.archive_replaced WHERE erasure_id = $1;
+SELECT DISTINCT archive_id FROM ordermesh.archive_replaced WHERE erasure_id = $1 AND row_count > 0;
 
 -- name: erased_until
 -- When an erasure last took something out, or was asked for: by the clock of the shard. $1: erasure.
@@ -342,6 +346,16 @@ left_behind AS (
     ON CONFLICT (key) DO NOTHING)
 UPDATE ordermesh.archive_months m SET manifest_key = $4, manifest_version = $5, manifest_sha256 = $6, updated_at = clock_timestamp()
   FROM old WHERE m.archive_id = $3 RETURNING true;
+
+-- name: leave_behind
+-- Let an object that nothing names be one that an erasure leaves behind. $1: fence; $2: erasure; $3: key; $4: version; $5: month.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+INSERT INTO ordermesh.archive_replaced AS r (key, version_id, erasure_id, archive_id, row_count, at)
+SELECT $3, $4, $2, coalesce((SELECT archive_id FROM ordermesh.archive_months WHERE to_char(month, 'YYYY-MM') = $5),
+                            '00000000-0000-0000-0000-000000000000'), 0, clock_timestamp()
+  FROM held WHERE NOT ordermesh.is_catalogued($3, NULL)
+ON CONFLICT (key) DO UPDATE SET version_id = excluded.version_id, erasure_id = excluded.erasure_id, at = excluded.at, deleted_at = NULL
+RETURNING true;
 
 -- name: left_behind
 -- Objects that an erasure left behind. $1: erasure.

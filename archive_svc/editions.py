@@ -11,22 +11,28 @@ from archive_svc.manifest import MANIFEST_TYPE, manifest_of
 from chassis import faults
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from archive_svc.catalog import Catalog
     from archive_svc.lifecycle import Month
     from archive_svc.retention import Retention
     from chassis.s3 import Found, ObjectStore, Stored
 
 
-async def all_below(store: ObjectStore, prefix: str) -> list[Found]:
-    """Every manifest below a prefix; a month has one or few. Raises: S3Error."""
-    found: list[Found] = []
+async def pages_below(store: ObjectStore, prefix: str) -> AsyncIterator[tuple[Found, ...]]:
+    """Every object below a prefix, a page at a time. Raises: S3Error."""
     after = ""
     while True:
         page = await store.list(prefix, after=after)
-        found += page.objects
+        yield page.objects
         if not page.more:
-            return found
+            return
         after = page.objects[-1].key
+
+
+async def all_below(store: ObjectStore, prefix: str) -> list[Found]:
+    """Every manifest below a prefix; a month has one or few. Raises: S3Error."""
+    return [found async for page in pages_below(store, prefix) for found in page]
 
 
 async def store_manifest(

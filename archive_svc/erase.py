@@ -2,17 +2,20 @@
 
 The new segment is read back and compared before it takes the old one's place, in one transaction that also
 notes who asked, why, and how many rows went; then the month's manifest is written anew, and the old objects
-are deleted. Only months that are in S3 alone: while their tables stand, the rows are there too, and one that
-is being copied would bring them back, so these are waited for. Amendments go at once, whatever else there is
-to wait for; those of a month below a legal hold go when it is lifted. A month in quarantine is waited for.
-What went is recalled from the user's statements, on every shard (see `recall`).
+are deleted. Only of months that are in S3 alone, and of copies that nobody reads since their month came back:
+while a month leaves, or comes back, its rows are in both places, so it is waited for; one in quarantine, too.
+What nothing names any more, of copies before and of tries that were killed, goes as well if it may hold such
+rows, however young it is. Amendments go at once, whatever else there is to wait for; those of a month below a
+legal hold go when it is lifted. What went is recalled from the user's statements, on every shard (see
+`recall`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -21,7 +24,7 @@ import structlog
 
 from archive_svc import metrics, points
 from archive_svc.amendment import key_below, prefix_of
-from archive_svc.catalog import QUERIES, CataloguedSegment
+from archive_svc.catalog import QUERIES
 from archive_svc.columns import COPY_BACK_OPTIONS, SHAPES
 from archive_svc.editions import store_manifest
 from archive_svc.errors import LeaseLost, LegalHold
@@ -35,15 +38,16 @@ from chassis.errors import OrdermeshError
 from chassis.s3 import ObjectLocked, ObjectNotFound, S3Error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from uuid import UUID
 
-    from archive_svc.catalog import Catalog, Erasure
+    from archive_svc.catalog import Catalog, CataloguedSegment, Erasure
     from archive_svc.columns import Shape
     from archive_svc.lifecycle import Month
     from archive_svc.recall import Recalls
     from archive_svc.retention import Retention
+    from archive_svc.sweep import Sweeper
     from archive_svc.verify import Verifier
     from chassis.pg import Session
     from chassis.s3 import ObjectStore
@@ -52,6 +56,24 @@ log = structlog.get_logger("erase")
 COPY_S_MAX = 600.0
 AGAIN = timedelta(minutes=10)
 """Between two looks at a month whose tables still stand, or an object that is still locked."""
+
+
+UNREAD = frozenset({State.DROPPED, State.RESTORED, State.WANTED})
+"""States in which a copy may be written anew: the month's rows are in it alone, or nobody reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """A segment, and what is to take its place. gone: the rows that go, as COPY reads them."""
+
+    old: CataloguedSegment
+    new: CataloguedSegment
+    gone: bytes
+
+    @property
+    def rows(self) -> int:
+        """How many go."""
+        return self.old.facts.rows - self.new.facts.rows
 
 
 class Eraser:
@@ -64,6 +86,7 @@ class Eraser:
         verifier: Verifier,
         sessions: Callable[[], AbstractAsyncContextManager[Session]],
         recalls: Recalls,
+        sweeper: Sweeper,
         retention: Retention = NOT_LOCKED,
     ) -> None:
         self._catalog = catalog
@@ -71,6 +94,7 @@ class Eraser:
         self._verifier = verifier
         self._sessions = sessions
         self._recalls = recalls
+        self._sweeper = sweeper
         self._retention = retention
 
     async def erase_one(self, fence: int) -> bool:
@@ -105,6 +129,7 @@ class Eraser:
                 await self._renew_manifest(month, erasure, fence)
         await faults.point(points.BEFORE_RECALL)
         waits |= await self._recall(erasure)
+        waits |= await self._leave_strays(erasure, fence)
         waits |= await self._delete_left_behind(erasure, fence)
         if not waits:  # Once more: one that was under way when it was asked for may have come since.
             waits = await self._delete_amendments(erasure, fence)
@@ -120,17 +145,18 @@ class Eraser:
         """Write every segment with rows of the user anew; what keeps those that stay for now."""
         # Before the segments are looked for: one that is committed in between is among these.
         waits = {f"{month:%Y-%m}" for month in await self._catalog.frozen_with(erasure.user_id)}
+        parts: dict[tuple[UUID, int], list[CataloguedSegment]] = defaultdict(list)
         for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
-            if not segment.facts.groups_of(erasure.user_id):
-                continue
-            if months[archive_id].quarantined:
-                waits.add(f"{months[archive_id].name}, which is quarantined")
-            elif months[archive_id].state is not State.DROPPED:
-                waits.add(months[archive_id].name)
-            elif held := await self._catalog.legal_hold(months[archive_id].month):
-                waits.add(held)
+            if segment.facts.groups_of(erasure.user_id):
+                parts[archive_id, segment.part].append(segment)
+        for (archive_id, _), segments in parts.items():
+            month = months.get(archive_id)
+            if month is None:
+                waits.add("a month that was asked for just now")
+            elif why := await self._kept(month):
+                waits.add(why)
             else:
-                await self._rewrite(months[archive_id], segment, erasure, fence)
+                await self._rewrite(month, segments, erasure, fence)
         return waits
 
     async def _recall(self, erasure: Erasure, *, is_over: bool = False) -> set[str]:
@@ -139,58 +165,85 @@ class Eraser:
         silent = await self._recalls.recall(self._catalog.shard, erasure, until)
         return {f"statements on {shard}" for shard in silent}
 
-    async def _rewrite(self, month: Month, old: CataloguedSegment, erasure: Erasure, fence: int) -> None:
+    async def _kept(self, month: Month) -> str:
+        """Why nothing is taken out of a month for now; empty when nothing keeps it."""
+        if month.quarantined:
+            return f"{month.name}, which is quarantined"
+        if month.state not in UNREAD:
+            return month.name
+        return await self._catalog.legal_hold(month.month)
+
+    async def _rewrite(
+        self, month: Month, segments: Sequence[CataloguedSegment], erasure: Erasure, fence: int
+    ) -> None:
+        """Write the segments of one part anew; they count at once: orders never go without their journal."""
+        swaps = [swap for each in segments if (swap := await self._without(month, each, erasure)) is not None]
+        if not swaps:
+            return
+        await faults.point(points.BEFORE_SWAP)
+        await self._swap(month.archive_id, swaps, erasure, fence)
+        shard = self._catalog.shard
+        for swap in swaps:
+            metrics.ERASED.labels(shard, swap.old.table).inc(swap.rows)
+            about_it = {"part": swap.old.part, "table": swap.old.table, "rows": swap.rows}
+            log.info("rows_erased", shard=shard, month=month.name, **about_it)
+        await faults.point(points.AFTER_SWAP)
+
+    async def _without(self, month: Month, old: CataloguedSegment, erasure: Erasure) -> _Swap | None:
+        """Store a segment without the user's rows, read back; None without any. Raises: SegmentDamaged."""
         from archive_svc.codec.erasing import without
 
         shape, shard = SHAPES[old.table], self._catalog.shard
         body = await self._verifier.read_back(old)
         told = about(shard, month.archive_id, month.name, old.part)
         segment, gone = await asyncio.to_thread(without, shape, body, erasure.user_id, told)
-        rows = old.facts.rows - segment.facts.rows
-        if not rows:
-            return
+        if segment.facts.rows == old.facts.rows:
+            return None
         key = data_key(shard, month.month, shape.table, old.part, uuid4().hex)
         stored = await store_whole(self._store, key, segment.body, self._retention)
         new = replace(old, stored=replace(stored, sha256=segment.facts.sha256), facts=segment.facts)
         await self._verifier.read_back(new)
-        await faults.point(points.BEFORE_SWAP)
-        await self._swap(month.archive_id, old, new, gone, erasure, fence)
-        metrics.ERASED.labels(shard, shape.table).inc(rows)
-        log.info("rows_erased", shard=shard, month=month.name, part=old.part, table=old.table, rows=rows)
-        await faults.point(points.AFTER_SWAP)
+        return _Swap(old, new, gone)
 
-    async def _swap(
-        self,
-        archive_id: UUID,
-        old: CataloguedSegment,
-        new: CataloguedSegment,
-        gone: bytes,
-        erasure: Erasure,
-        fence: int,
-    ) -> None:
-        """Let the new segment take the old one's place; the month's count and hash lose the rows."""
-        shape = SHAPES[old.table]
+    async def _swap(self, archive_id: UUID, swaps: Sequence[_Swap], erasure: Erasure, fence: int) -> None:
+        """Let new segments take the old ones' places; the month's counts and hashes lose the rows."""
         async with self._sessions() as session, session.transaction():
-            await session.execute(QUERIES.make_copied.format(columns=shape.staging_columns()))
-            await session.copy_in("copied", _whole(gone), options=COPY_BACK_OPTIONS, timeout_s=COPY_S_MAX)
-            await session.execute(_rows_again(shape), timeout_s=COPY_S_MAX)
-            swapped = await session.fetchval(
-                QUERIES.swap_segment,
-                *(fence, erasure.erasure_id, archive_id, old.part, old.table, old.stored.key),
-                *(new.stored.key, new.stored.version_id, new.stored.etag, new.stored.size_bytes),
-                *(new.facts.sha256, new.facts.rows, new.facts.as_json()),
-                timeout_s=COPY_S_MAX,
-            )
-            if swapped is None:
-                raise LegalHold(shard=self._catalog.shard)
-            if not swapped:
-                raise LeaseLost(shard=self._catalog.shard)
-            await session.execute(QUERIES.segment_locked, new.stored.key, new.stored.locked_until)
+            for swap in swaps:
+                shape = SHAPES[swap.old.table]
+                await session.execute(QUERIES.make_copied.format(columns=shape.staging_columns()))
+                gone = _whole(swap.gone)
+                await session.copy_in("copied", gone, options=COPY_BACK_OPTIONS, timeout_s=COPY_S_MAX)
+                await session.execute(_rows_again(shape), timeout_s=COPY_S_MAX)
+                await session.execute(QUERIES.drop_copied)
+            # After all that takes long: the lease is locked from here on.
+            for swap in swaps:
+                old, new = swap.old, swap.new
+                swapped = await session.fetchval(
+                    QUERIES.swap_segment,
+                    *(fence, erasure.erasure_id, archive_id, old.part, old.table, old.stored.key),
+                    *(new.stored.key, new.stored.version_id, new.stored.etag, new.stored.size_bytes),
+                    *(new.facts.sha256, new.facts.rows, new.facts.as_json()),
+                    timeout_s=COPY_S_MAX,
+                )
+                if swapped is None:
+                    raise LegalHold(shard=self._catalog.shard)
+                if not swapped:
+                    raise LeaseLost(shard=self._catalog.shard)
+                await session.execute(QUERIES.segment_locked, new.stored.key, new.stored.locked_until)
 
     async def _renew_manifest(self, month: Month, erasure: Erasure, fence: int) -> None:
         """Write the manifest of a month as its catalog is now; the old one is left behind and deleted."""
         stored = await store_manifest(self._catalog, self._store, self._retention, month, fence)
         await self._catalog.renew_manifest(fence, erasure, month.archive_id, stored)
+
+    async def _leave_strays(self, erasure: Erasure, fence: int) -> set[str]:
+        """Let go with this erasure what nothing reads and may hold the user's rows; what keeps the rest."""
+        strays, kept = await self._sweeper.left_with(erasure.user_id, erasure.erasure_id)
+        for each in strays:
+            with suppress(ObjectNotFound):
+                there = await self._store.head(each.found.key)
+                await self._catalog.leave_behind(fence, erasure, there, each.month)
+        return kept
 
     async def _delete_left_behind(self, erasure: Erasure, fence: int) -> set[str]:
         """Delete the objects that others took the place of; what keeps those that stay for now."""
@@ -236,7 +289,7 @@ class Eraser:
 
 def _rows_again(shape: Shape) -> str:
     template: str = QUERIES.rows_again
-    return template.format(values=shape.restore_list("c"))
+    return template.format(table=shape.table, values=shape.restore_list("c"))
 
 
 async def _whole(piece: bytes) -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ this fence is one for ever, for a frozen walker that comes back too: no name is 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -17,9 +18,10 @@ from uuid import uuid4
 import structlog
 
 from archive_svc import metrics, points
-from archive_svc.editions import all_below
+from archive_svc.editions import all_below, pages_below
 from archive_svc.errors import LeaseLost
 from archive_svc.manifest import ManifestUnreadable, objects_of, parsed
+from archive_svc.segment import Facts
 from archive_svc.strays import Kind, Known, Standing, named, places_of, refusal, standings
 from chassis import faults, pg
 from chassis.s3 import ObjectChanged, ObjectCold, ObjectLocked, ObjectNotFound, S3Error
@@ -134,6 +136,12 @@ class Sweeps:
         left = {row["key"] for row in rows}
         return [each for each in found if each.found.key in left]
 
+    async def not_in_segments(self, found: Sequence[Named]) -> list[tuple[Named, UUID | None]]:
+        """Those that are the segment of no month, with the erasure that left one behind and deletes it."""
+        rows = await self._database.fetch(QUERIES.not_in_segments, [each.found.key for each in found])
+        left = {row["key"]: row["erasure_id"] for row in rows}
+        return [(each, left[each.found.key]) for each in found if each.found.key in left]
+
     async def note(self, fence: int, sweep: Sweep, strays: Sequence[Named]) -> list[Named]:
         """Note strays; those that are some in this very moment, and none under an older fence."""
         rows = await self._database.fetch(
@@ -213,6 +221,38 @@ class Sweeper:
         await self._sweeps.go_on(fence, sweep, *where, len(page.objects), deleted)
         return True
 
+    async def left_with(self, user_id: str, erasure_id: UUID) -> tuple[list[Named], set[str]]:
+        """Segments that nothing reads and that may hold rows of a user: strays of any age; what keeps others.
+
+        Only under the lease, between two steps of months. Of one that no manifest ever named nobody knows
+        whose rows it has.
+        Raises: S3Error; what chassis.pg raises.
+        """
+        months, manifests = await self._sweeps.months(), await self._manifests()
+        standing, known = standings(manifests, months), Holders(self._store, manifests)
+        refused = refusal(standing, months, has_copies=True)
+        strays: list[Named] = []
+        kept: set[str] = set()
+        for place in self._places:
+            if place.kind is not Kind.SEGMENT:
+                continue
+            async for page in pages_below(self._store, place.prefix):
+                ours = [each for found in page if (each := named(place, found)) is not None]
+                free = []
+                for each, left_by in await self._sweeps.not_in_segments(ours) if ours else []:
+                    if left_by == erasure_id or not await known.may_hold(each, user_id):
+                        continue
+                    if left_by is not None:
+                        kept.add(f"what another erasure left behind of {each.month}")
+                    elif refused or (each.month in months and months[each.month].is_held):
+                        kept.add(refused or f"LEGAL_HOLD of {each.month}")
+                    else:
+                        free.append(each)
+                found = await self._free(free, manifests, standing) if free else []
+                strays += found
+                kept |= {f"a copy of {each.month} that may count yet" for each in free if each not in found}
+        return strays, kept
+
     async def _end(self, fence: int, sweep: Sweep, refused: str) -> None:
         await self._sweeps.end(fence, sweep, refused)
         shard, totals = self._sweeps.shard, await self._sweeps.totals()
@@ -235,7 +275,13 @@ class Sweeper:
         at: datetime,
     ) -> list[Named]:
         old = [each for each in ours if at - each.found.stored_at >= self._sweeping.grace]
-        unknown = await self._sweeps.not_catalogued(old) if old else []
+        return await self._free(old, manifests, standing) if old else []
+
+    async def _free(
+        self, ours: Sequence[Named], manifests: Sequence[Named], standing: Mapping[str, Standing]
+    ) -> list[Named]:
+        """Those, of whatever age, that neither a row nor a manifest speaks for."""
+        unknown = await self._sweeps.not_catalogued(ours)
         strays: list[Named] = []
         protected: dict[str, frozenset[str] | None] = {}
         for each in unknown:
@@ -321,6 +367,32 @@ class Sweeper:
             log.info("stray_deleted", shard=self._sweeps.shard, key=key, size_bytes=each.found.size_bytes)
             gone += 1
         return gone
+
+
+class Holders:
+    """Whose rows segments have that nothing reads, as the manifests say that named them once."""
+
+    def __init__(self, store: ObjectStore, manifests: Sequence[Named]) -> None:
+        self._store = store
+        self._manifests = manifests
+        self._facts: dict[str, dict[str, Facts]] = {}
+
+    async def may_hold(self, segment: Named, user_id: str) -> bool:
+        """Whether a segment may have rows of a user; one that no manifest named may. Raises: S3Error."""
+        if segment.month not in self._facts:
+            self._facts[segment.month] = await self._read(segment.month)
+        facts = self._facts[segment.month].get(segment.found.key)
+        return facts is None or bool(facts.groups_of(user_id))
+
+    async def _read(self, month: str) -> dict[str, Facts]:
+        found: dict[str, Facts] = {}
+        for each in self._manifests:
+            if each.month == month:
+                with suppress(ManifestUnreadable, ObjectChanged, ObjectCold, ObjectNotFound):
+                    manifest = parsed(await self._store.read(await self._store.head(each.found.key)))
+                    for told in manifest["segments"]:
+                        found[told["key"]] = Facts.from_json(told["facts"])
+        return found
 
 
 def _sweep(row: Any) -> Sweep:

@@ -32,6 +32,12 @@ SELECT to_char(month, 'YYYY-MM') AS month, coalesce(m.manifest_key, '') AS manif
 -- Those of these objects that nothing here names. $1: keys; $2: the statements whose files they are, NULL for others.
 SELECT key FROM unnest($1::text[], $2::uuid[]) AS k (key, statement_id) WHERE NOT ordermesh.is_catalogued(key, statement_id);
 
+-- name: not_in_segments
+-- Those of these objects that are the segment of no month, with the erasure that left one behind and did not delete it yet. $1: keys.
+SELECT k.key, r.erasure_id
+  FROM unnest($1::text[]) AS k (key) LEFT JOIN ordermesh.archive_replaced r ON r.key = k.key AND r.deleted_at IS NULL
+ WHERE NOT EXISTS (SELECT FROM ordermesh.archive_segments s WHERE s.key = k.key);
+
 -- name: note_strays
 -- Note strays that nothing names this very moment; their keys. $1: fence; $2: walk; $3 to $7: keys, kinds, statements, sizes, times.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)

@@ -179,6 +179,8 @@ async def archived(dsn: str, store: ObjectStore) -> None:
         catalog, throttle = Catalog(SHARD, database), Throttle(1e12, SYSTEM_CLOCK)
         sessions = partial(pg.open_session, pg.PgSettings(dsn=dsn, session=PATIENT), name="bench")
         verifier = Verifier(catalog, store, throttle, enough_for=PACING.enough_for)
+        sweeping = Sweeping(timedelta(0), None, deletes=False)
+        sweeper = Sweeper(Sweeps(SHARD, database), store, throttle, sweeping)
         archiver = Archiver(
             catalog,
             store,
@@ -186,8 +188,8 @@ async def archived(dsn: str, store: ObjectStore) -> None:
             verifier,
             Detacher(catalog, verifier, sessions),
             Restorer(catalog, verifier, sessions),
-            Eraser(catalog, store, verifier, sessions, Recalls({SHARD: database})),
-            Sweeper(Sweeps(SHARD, database), store, throttle, Sweeping(timedelta(0), None, deletes=False)),
+            Eraser(catalog, store, verifier, sessions, Recalls({SHARD: database}), sweeper),
+            sweeper,
             PACING,
             SYSTEM_CLOCK,
             lambda: 0.0,

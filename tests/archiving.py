@@ -179,6 +179,7 @@ def archive_of(
     def exporting():
         return pg.open_session(patient.model_copy(update={"session": SESSION}), name="archive")
 
+    sweeper = Sweeper(sweeps, store, throttle, SWEEPING)
     archiver = Archiver(
         catalog,
         store,
@@ -186,8 +187,10 @@ def archive_of(
         verifier,
         Detacher(catalog, verifier, sessions),
         Restorer(catalog, verifier, sessions),
-        Eraser(catalog, store, verifier, sessions, Recalls({"s1": shard, **(others or {})}), retention),
-        Sweeper(sweeps, store, throttle, SWEEPING),
+        Eraser(
+            catalog, store, verifier, sessions, Recalls({"s1": shard, **(others or {})}), sweeper, retention
+        ),
+        sweeper,
         pacing,
         SYSTEM_CLOCK,
         lambda: 0.0,

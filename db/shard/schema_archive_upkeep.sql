@@ -144,8 +144,9 @@ BEGIN
     RETURN ARRAY[]::text[];
 END $$;
 
--- Lets a segment without a user's rows take the place of the one with them. The rows that went stand in the temporary table gone, so
--- that the month's count and hash, which are sums, lose exactly them. Returns whether this was done; NULL below a legal hold.
+-- Lets a segment without a user's rows take the place of the one with them, of a month whose rows are in S3 alone, or that was restored
+-- and whose copy nobody reads. The rows that went stand in the temporary table gone_ and the name of theirs, so that the month's count and
+-- hash, which are sums, lose exactly them. Returns whether this was done; NULL below a legal hold.
 CREATE FUNCTION ordermesh.swap_segment(p_fence bigint, p_erasure uuid, p_archive_id uuid, p_part int, p_table text, p_old_key text,
                                        p_key text, p_version text, p_etag text, p_size bigint, p_sha256 text, p_rows bigint,
                                        p_facts jsonb) RETURNS boolean
@@ -156,7 +157,7 @@ DECLARE
 BEGIN
     PERFORM FROM ordermesh.archive_lease WHERE fence = p_fence FOR SHARE;
     IF NOT FOUND THEN RETURN false; END IF;
-    PERFORM FROM ordermesh.archive_months WHERE archive_id = p_archive_id AND state = 'DROPPED' AND quarantined = '' FOR UPDATE;
+    PERFORM FROM ordermesh.archive_months WHERE archive_id = p_archive_id AND state IN ('DROPPED', 'RESTORED', 'WANTED') AND quarantined = '' FOR UPDATE;
     IF NOT FOUND THEN RETURN false; END IF;
     IF ordermesh.legal_hold((SELECT month FROM ordermesh.archive_months WHERE archive_id = p_archive_id),
                             (SELECT user_id FROM ordermesh.archive_erasures WHERE erasure_id = p_erasure)) IS NOT NULL THEN
@@ -165,7 +166,7 @@ BEGIN
     SELECT * INTO old FROM ordermesh.archive_segments
      WHERE archive_id = p_archive_id AND part = p_part AND of_table = p_table AND key = p_old_key FOR UPDATE;
     IF NOT FOUND THEN RETURN false; END IF;
-    SELECT * INTO went FROM ordermesh.hash_of('gone'::regclass, p_table);
+    SELECT * INTO went FROM ordermesh.hash_of(('gone_' || p_table)::regclass, p_table);
     IF went.row_count <> old.row_count - p_rows THEN
         RAISE 'the rows that went are % and not %', went.row_count, old.row_count - p_rows;
     END IF;
