@@ -34,7 +34,7 @@ from chassis.errors import OrdermeshError
 from chassis.s3 import S3Error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from archive_svc.catalog import Catalog
@@ -199,7 +199,10 @@ class Archiver:
         due = next_due(months, control.at, is_halted=control.is_halted)
         if due is None:
             return (
-                await self._erase(fence) or await self._check(fence) or await self._sweep(fence, control.at)
+                await self._erase(fence)
+                or await self._renew_manifest(months, fence)
+                or await self._check(fence)
+                or await self._sweep(fence, control.at)
             )
         month, step = due
         try:
@@ -222,6 +225,20 @@ class Archiver:
             metrics.FAILED.labels(self._catalog.shard, "ERASE").inc()
             log.error("erasure_failed", shard=self._catalog.shard, because=str(failed))
             return False
+
+    async def _renew_manifest(self, months: Sequence[Month], fence: int) -> bool:
+        """Store one manifest anew that says what was true before; whether there was one."""
+        older = next((month for month in months if month.is_manifest_older), None)
+        if older is None:
+            return False
+        try:
+            stored = await store_manifest(self._catalog, self._store, self._retention, older, fence)
+        except S3Error as failed:
+            metrics.FAILED.labels(self._catalog.shard, "CHECK").inc()
+            log.warning("manifest_not_renewed", shard=self._catalog.shard, because=str(failed))
+            return False
+        await self._catalog.note_manifest(fence, older, stored)
+        return True
 
     async def _check(self, fence: int) -> bool:
         """Read one segment once more; whether one was due. Damage is for a person: nobody else has it."""

@@ -325,6 +325,16 @@ class Catalog:
         """Let a month's segments be read once more now; one in quarantine is let go when all are whole."""
         await self._database.execute(QUERIES.check_month, month, actor)
 
+    async def put_back(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> None:
+        """Let another version of a segment's object count, of the same bytes. Raises: LeaseLost."""
+        stored = segment.stored
+        await self._note(QUERIES.put_back, fence, archive_id, segment, stored.version_id, stored.etag)
+
+    async def note_manifest(self, fence: int, month: Month, stored: Stored) -> None:
+        """Note where a month's manifest is now. Raises: LeaseLost."""
+        said = (month.archive_id, stored.key, stored.version_id, stored.sha256)
+        await self._must(await self._database.fetchval(QUERIES.note_manifest, fence, *said))
+
     async def release(self, fence: int) -> list[tuple[date, str]]:
         """Let months out of quarantine that are proven whole since somebody asked; which, and who asked."""
         return [(row["month"], row["actor"]) for row in await self._database.fetch(QUERIES.release, fence)]

@@ -154,6 +154,22 @@ SELECT archive_id, month, quarantined, $2, clock_timestamp() FROM ordermesh.arch
  WHERE month = $1 AND committed_at IS NOT NULL AND quarantined <> ''
 ON CONFLICT (archive_id) WHERE ended_at IS NULL DO UPDATE SET actor = excluded.actor, asked_at = excluded.asked_at;
 
+-- name: put_back
+-- Let another version of a segment's object count, which has the very bytes; the manifest names the old one until it is stored anew.
+-- $1: fence; $2: archive_id; $3: part; $4: table; $5: sha256; $6: version; $7: etag.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
+numbered AS (UPDATE ordermesh.archive_months m SET edition = edition + 1, updated_at = clock_timestamp()
+               FROM held WHERE m.archive_id = $2 RETURNING m.archive_id)
+UPDATE ordermesh.archive_segments s SET version_id = $6, etag = $7
+  FROM numbered WHERE s.archive_id = numbered.archive_id AND s.part = $3 AND s.of_table = $4 AND s.sha256 = $5 RETURNING true;
+
+-- name: note_manifest
+-- Note where a month's manifest is now. $1: fence; $2: archive_id; $3: key; $4: version; $5: sha256.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
+UPDATE ordermesh.archive_months
+   SET manifest_key = $3, manifest_version = $4, manifest_sha256 = $5, updated_at = clock_timestamp()
+  FROM held WHERE archive_id = $2 RETURNING true;
+
 -- name: release
 -- Let months out of quarantine of which every segment was read back and is whole since somebody asked; which, and who. $1: fence.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),

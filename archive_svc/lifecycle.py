@@ -113,6 +113,7 @@ _BACK = {
 """What brings a month back, from where it stands; a detach that was begun is ended first."""
 CHANGES_TABLES = frozenset({Step.FREEZE, Step.LEAVE, Step.DETACH, Step.DROP, Step.MAKE_TABLES, Step.RESTORE})
 """Steps that the kill switch stops. A thaw is not one of them: it gives back."""
+_SERVED = frozenset(WAY[WAY.index(State.COMMITTED) :])
 _EDITION = re.compile(r"-(\d{10})\.json$")
 _BEFORE_COMMIT = frozenset(WAY[: WAY.index(State.COMMITTED)])
 
@@ -156,6 +157,11 @@ class Month:
     def name(self) -> str:
         """As people and keys write it: `2023-08`."""
         return f"{self.month:%Y-%m}"
+
+    @property
+    def is_manifest_older(self) -> bool:
+        """Whether readers read a copy of which the manifest says what was true before."""
+        return self.state in _SERVED and 0 < edition_of(self.manifest_key) < self.edition
 
 
 def month_of(at: datetime) -> date:

@@ -11,6 +11,7 @@ is left is the reader itself, which loses nothing; the twin that is never archiv
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from chassis.s3 import ObjectChanged, ObjectDamaged, ObjectNotFound, stream
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date, timedelta
+    from uuid import UUID
 
     from archive_svc.catalog import Catalog, CataloguedSegment
     from archive_svc.lifecycle import Month
@@ -154,10 +156,28 @@ class Verifier:
         try:
             await self.read_back(segment)
         except SegmentDamaged as damaged:
-            return month, f"{segment.stored.key}: {damaged}"
+            if not await self._was_put_back(fence, archive_id, segment):
+                return month, f"{segment.stored.key}: {damaged}"
         await self._catalog.note_verified(fence, archive_id, segment, self._enough_for)
         metrics.CHECKED.labels(self._catalog.shard).inc()
         return month, ""
+
+    async def _was_put_back(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> bool:
+        """Whether the object's newest version has the very bytes of one that is damaged; it counts then."""
+        try:
+            there = await self._store.head(segment.stored.key)
+        except ObjectNotFound:
+            return False
+        if (there.version_id, there.etag) == (segment.stored.version_id, segment.stored.etag):
+            return False
+        other = replace(segment, stored=replace(there, sha256=segment.stored.sha256))
+        try:
+            await self._read_back(other)
+        except SegmentDamaged:
+            return False
+        await self._catalog.put_back(fence, archive_id, other)
+        log.warning("segment_put_back", shard=self._catalog.shard, key=there.key, version_id=there.version_id)
+        return True
 
     async def look(self, segment: CataloguedSegment) -> None:
         """See that an object is as it was stored, by size and checksums; damage is told.

@@ -15,6 +15,7 @@ from archive_svc import verify
 from archive_svc.catalog import CataloguedSegment
 from archive_svc.errors import LeaseLost
 from archive_svc.lifecycle import State
+from archive_svc.rebuild import Rebuilder, Rebuilt
 from chassis import pg
 from chassis.errors import ShardUnavailable
 from chassis.testing import eventually
@@ -180,6 +181,36 @@ async def test_what_is_archived_is_read_again_and_again_and_damage_is_found(
     ]
     await archive.want(AUGUST, State.RESTORED)
     assert (await archive.work()).state is State.RESTORED
+
+
+async def test_a_good_version_that_is_put_back_counts_when_somebody_has_it_verified(
+    archive: Archive, server: InProcessS3
+) -> None:
+    """In a bucket with versions it is another version than the one that was stored."""
+    twin = Twin(archive)
+    await twin.remember()
+    await archive.want(AUGUST)
+    await archive.work()
+    victim = (await archive.segments())[1]
+    body = await archive.store.read(victim.stored)
+    await archive.store.delete(victim.stored)
+    await archive.catalog.check_month(AUGUST, "a test")
+    assert victim.stored.key in (await archive.work()).quarantined
+
+    wrong = await archive.store.create(victim.stored.key, b"x" * len(body))
+    await archive.catalog.check_month(AUGUST, "a test")
+    assert victim.stored.key in (await archive.work()).quarantined, "what is there is not what was stored"
+    await archive.store.delete(wrong)
+    again = await archive.store.create(victim.stored.key, body)
+    assert again.version_id != victim.stored.version_id
+    await archive.catalog.check_month(AUGUST, "a test")
+    assert (await archive.work()).quarantined == ""
+    assert (await archive.segments())[1].stored.version_id == again.version_id
+    assert await twin.differences(AUGUST) == {}
+
+    await archive.shard.execute("DELETE FROM ordermesh.archive_months")
+    rebuilder = Rebuilder(archive.catalog, archive.store, timedelta(0))
+    assert await rebuilder.rebuild("a test", "its manifest names the good version") == [Rebuilt("2023-08")]
 
 
 async def test_rows_that_postgres_has_and_the_copy_has_not_quarantine_the_month(archive: Archive) -> None:

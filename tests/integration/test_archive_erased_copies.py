@@ -1,4 +1,4 @@
-"""A user is taken out of what nobody reads, too: copies of months that came back, and strays of killed tries."""
+"""A user is taken out of what nobody reads, too: copies of months that came back, and what tries left."""
 
 from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
