@@ -6,13 +6,24 @@ LeaseLost, and whoever made it stops at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from archive_svc.columns import ORDERS
+from archive_svc.entries import (
+    CataloguedSegment,
+    Control,
+    Erasure,
+    Hanging,
+    MonthView,
+    Part,
+    erasure_of,
+    month_of,
+    part_of,
+    segment_of,
+    view_of,
+)
 from archive_svc.errors import LeaseLost, MonthAhead, MonthComesBack, MonthCommitted, MonthInTables
 from archive_svc.lifecycle import Course, Month, Refusal, State, course, never_left
-from archive_svc.segment import Facts, Key, Sum
+from archive_svc.segment import Facts, Sum
 from chassis import pg
 from chassis.errors import Contended, InvalidField
 from chassis.ids import id_time
@@ -39,110 +50,6 @@ REFUSALS: Mapping[Refusal, type[OrdermeshError]] = {
 }
 PLAN_S_MAX = 1800.0
 """Cutting or proving a month reads all of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """Who archives the shard, by which fence; whether tables may be changed. at: the shard's clock."""
-
-    fence: int
-    holder: str
-    lease_until: datetime
-    is_halted: bool
-    actor: str
-    reason: str
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class MonthView:
-    """A month as operators see it. state, reach: None when nobody asked for it.
-
-    orders: about, while it is only in the tables; exactly, when they were counted. row_bytes: of its tables,
-            while they are attached, without indexes.
-    parts, segments, verified, restored: how many are planned, stored, read back, copied back.
-    verified_at: since then every segment was read back. due: how many wait to be read once more;
-                 in quarantine 0, but until somebody's wish for it has an answer.
-    locked_until: until when S3 keeps some of it locked.
-    legal_hold:   why it may not be given up; empty when it may.
-    """
-
-    month: date
-    state: State | None
-    reach: State | None
-    quarantined: str
-    note: str
-    orders: int
-    table_bytes: int
-    row_bytes: int
-    stored_bytes: int
-    parts: int
-    segments: int
-    verified: int
-    restored: int
-    verified_at: datetime | None
-    due: int
-    committed_at: datetime | None
-    detach_from: datetime | None
-    drop_from: datetime | None
-    actor: str
-    reason: str
-    blockers: tuple[str, ...]
-    locked_until: datetime | None = None
-    legal_hold: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of a month: the orders after one key, up to and with another.
-
-    orders_table, journal_table: where the rows are, as SQL writes it.
-    """
-
-    number: int
-    after: Key
-    until: Key
-    order_count: int
-    journal_count: int
-    orders_table: str
-    journal_table: str
-
-    def table(self, shape: Shape) -> str:
-        """Where its rows of a shape are, as SQL writes it."""
-        return self.orders_table if shape is ORDERS else self.journal_table
-
-
-@dataclass(frozen=True, slots=True)
-class CataloguedSegment:
-    """One segment: which object it is, and what proves it."""
-
-    part: int
-    table: str
-    stored: Stored
-    facts: Facts
-    verified_at: datetime | None
-    seen_at: datetime | None
-    restored_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Erasure:
-    """A wish to take a user's rows out. orders: that went so far. ended_at: when all had gone."""
-
-    erasure_id: UUID
-    user_id: str
-    orders: int
-    note: str
-    ended_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Hanging:
-    """A table that still hangs on its parent. is_pending: a detach of it was begun and cut off."""
-
-    table: str
-    parent: str
-    is_pending: bool
 
 
 @traced
@@ -182,11 +89,11 @@ class Catalog:
 
     async def months(self) -> list[Month]:
         """Every month that was ever asked for, the oldest first."""
-        return [_month(row) for row in await self._database.fetch(QUERIES.months)]
+        return [month_of(row) for row in await self._database.fetch(QUERIES.months)]
 
     async def overview(self, ripe_until: datetime) -> list[MonthView]:
         """Every month that the shard has or had, the oldest first."""
-        return [_view(row) for row in await self._database.fetch(QUERIES.overview, ripe_until)]
+        return [view_of(row) for row in await self._database.fetch(QUERIES.overview, ripe_until)]
 
     async def floor(self) -> datetime | None:
         """Before this instant lists are not answered from the tables; None when nothing is archived."""
@@ -274,11 +181,11 @@ class Catalog:
 
     async def parts(self, archive_id: UUID) -> list[Part]:
         """In the order of their keys."""
-        return [_part(row) for row in await self._database.fetch(QUERIES.parts, archive_id)]
+        return [part_of(row) for row in await self._database.fetch(QUERIES.parts, archive_id)]
 
     async def segments(self, archive_id: UUID) -> list[CataloguedSegment]:
         """In the order of their keys, orders before journal."""
-        return [_segment(row) for row in await self._database.fetch(QUERIES.segments, archive_id)]
+        return [segment_of(row) for row in await self._database.fetch(QUERIES.segments, archive_id)]
 
     async def add_segment(
         self, fence: int, archive_id: UUID, part: int, stored: Stored, facts: Facts
@@ -319,7 +226,7 @@ class Catalog:
     async def due_check(self) -> tuple[date, UUID, CataloguedSegment] | None:
         """The segment to read once more, with its month and archive_id; None when none is due."""
         row = await self._database.fetchrow(QUERIES.due_check)
-        return None if row is None else (row["month"], row["archive_id"], _segment(row))
+        return None if row is None else (row["month"], row["archive_id"], segment_of(row))
 
     async def check_month(self, month: date, actor: str) -> None:
         """Let a month's segments be read once more now; one in quarantine is let go when all are whole."""
@@ -469,17 +376,17 @@ class Catalog:
         """Ask for a user's rows to be taken out; the wish as it is now. Idempotent by its id."""
         row = await self._database.fetchrow(QUERIES.want_erasure, erasure_id, user_id, actor, reason)
         assert row is not None
-        return _erasure(row)
+        return erasure_of(row)
 
     async def due_erasure(self) -> Erasure | None:
         """The oldest wish that is not carried out and does not wait."""
         row = await self._database.fetchrow(QUERIES.due_erasure)
-        return None if row is None else _erasure(row)
+        return None if row is None else erasure_of(row)
 
     async def segments_of(self, user_id: str) -> list[tuple[UUID, CataloguedSegment]]:
         """The segments that may hold a user's rows, with the archive_id of their copy, the oldest first."""
         rows = await self._database.fetch(QUERIES.segments_of, user_id)
-        return [(row["archive_id"], _segment(row)) for row in rows]
+        return [(row["archive_id"], segment_of(row)) for row in rows]
 
     async def frozen_with(self, user_id: str) -> list[date]:
         """The months with a user's orders that are being copied and not committed, the oldest first."""
@@ -562,72 +469,3 @@ class Catalog:
 
 def _reused() -> InvalidField:
     return InvalidField.of("request_id", "was used for another wish")
-
-
-def _month(row: Any) -> Month:
-    names = (
-        *("month", "archive_id", "quarantined", "begins_at", "ends_at", "orders_oid", "journal_oid"),
-        *("frozen_at", "detach_from", "drop_from", "failures", "damages", "not_before", "edition"),
-        "manifest_key",
-    )
-    return Month(
-        state=State(row["state"]),
-        reach=State(row["reach"]),
-        orders_hash=None if row["orders_hash"] is None else int(row["orders_hash"]),
-        journal_hash=None if row["journal_hash"] is None else int(row["journal_hash"]),
-        **{name: row[name] for name in names},
-    )
-
-
-def _view(row: Any) -> MonthView:
-    return MonthView(
-        month=row["month"],
-        state=State(row["state"]) if row["state"] else None,
-        reach=State(row["reach"]) if row["reach"] else None,
-        quarantined=row["quarantined"],
-        note=row["note"],
-        orders=row["order_count"],
-        table_bytes=row["table_bytes"],
-        row_bytes=row["row_bytes"],
-        stored_bytes=row["stored_bytes"] or 0,
-        parts=row["parts"] or 0,
-        segments=row["segments"] or 0,
-        verified=row["verified"] or 0,
-        restored=row["restored"] or 0,
-        verified_at=row["verified_at"],
-        due=row["due"] or 0,
-        committed_at=row["committed_at"],
-        detach_from=row["detach_from"],
-        drop_from=row["drop_from"],
-        actor=row["actor"],
-        reason=row["reason"],
-        blockers=tuple(row["blockers"]),
-        locked_until=row["locked_until"],
-        legal_hold=row["legal_hold"],
-    )
-
-
-def _erasure(row: Any) -> Erasure:
-    return Erasure(row["erasure_id"], row["user_id"], row["row_count"], row["note"], row["ended_at"])
-
-
-def _part(row: Any) -> Part:
-    return Part(
-        number=row["part"],
-        after=Key(row["after_user"], row["after_created_at"], row["after_order"]),
-        until=Key(row["until_user"], row["until_created_at"], row["until_order"]),
-        order_count=row["order_count"],
-        journal_count=row["journal_count"],
-        orders_table=row["orders_table"],
-        journal_table=row["journal_table"],
-    )
-
-
-def _segment(row: Any) -> CataloguedSegment:
-    facts = Facts.from_json(row["facts"])
-    stored = Stored(
-        row["key"], row["size_bytes"], row["etag"], version_id=row["version_id"], sha256=row["sha256"]
-    )
-    return CataloguedSegment(
-        row["part"], row["of_table"], stored, facts, row["verified_at"], row["seen_at"], row["restored_at"]
-    )

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import timedelta
 
-    from archive_svc.catalog import Catalog, Hanging
+    from archive_svc.catalog import Catalog
+    from archive_svc.entries import Hanging
     from archive_svc.lifecycle import Month
     from archive_svc.verify import Verifier
     from chassis.pg import Session

@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from uuid import UUID
 
-    from archive_svc.catalog import Catalog, CataloguedSegment, Erasure
+    from archive_svc.catalog import Catalog
     from archive_svc.columns import Shape
+    from archive_svc.entries import CataloguedSegment, Erasure
     from archive_svc.lifecycle import Month
     from archive_svc.recall import Recalls
     from archive_svc.retention import Retention

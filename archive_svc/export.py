@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from archive_svc.catalog import Catalog, Part
+    from archive_svc.catalog import Catalog
     from archive_svc.columns import Shape
+    from archive_svc.entries import Part
     from archive_svc.lifecycle import Month
     from archive_svc.retention import Retention
     from archive_svc.segment import Segment

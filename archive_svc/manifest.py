@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from archive_svc.catalog import CataloguedSegment, Part
+    from archive_svc.entries import CataloguedSegment, Part
     from archive_svc.lifecycle import Month
     from archive_svc.segment import Key
 

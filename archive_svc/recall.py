@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from archive_svc.catalog import Erasure
+    from archive_svc.entries import Erasure
 
 log = structlog.get_logger("erase")
 QUERIES = pg.queries("archive_svc", "recall.sql")

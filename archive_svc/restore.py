@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from archive_svc.catalog import Catalog, CataloguedSegment
+    from archive_svc.catalog import Catalog
     from archive_svc.columns import Shape
+    from archive_svc.entries import CataloguedSegment
     from archive_svc.lifecycle import Month
     from archive_svc.verify import Verifier
     from chassis.pg import Session

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from archive_svc.archiver import Pacing
-    from archive_svc.catalog import Catalog, MonthView
+    from archive_svc.catalog import Catalog
+    from archive_svc.entries import MonthView
     from archive_svc.holds import Holds
     from archive_svc.statement.amending import Amender
     from archive_svc.sweep import Sweeps

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from archive_svc.catalog import Part
     from archive_svc.codec.writer import SegmentWriter
     from archive_svc.columns import Shape
+    from archive_svc.entries import Part
     from archive_svc.throttle import Throttle
     from chassis.pg import Session
 

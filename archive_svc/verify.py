@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from datetime import date, timedelta
     from uuid import UUID
 
-    from archive_svc.catalog import Catalog, CataloguedSegment
+    from archive_svc.catalog import Catalog
+    from archive_svc.entries import CataloguedSegment
     from archive_svc.lifecycle import Month
     from archive_svc.segment import Sum
     from archive_svc.throttle import Throttle

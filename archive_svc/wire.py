@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from archive_svc.catalog import Control, Erasure, MonthView
+    from archive_svc.entries import Control, Erasure, MonthView
     from archive_svc.foresee import Foreseen
     from archive_svc.holds import Hold
     from archive_svc.sweep import Stray, Sweep, Totals

@@ -16,10 +16,11 @@ import asyncpg
 from prometheus_client import REGISTRY
 
 from archive_svc.archiver import Archiver, Pacing
-from archive_svc.catalog import Catalog, CataloguedSegment
+from archive_svc.catalog import Catalog
 from archive_svc.codec.reading import csv_rows
 from archive_svc.columns import COPY_BACK_OPTIONS, JOURNAL, ORDERS, Shape
 from archive_svc.detach import Detacher
+from archive_svc.entries import CataloguedSegment
 from archive_svc.erase import Eraser
 from archive_svc.export import Exporter
 from archive_svc.holds import Holds

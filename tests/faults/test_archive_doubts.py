@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from archive_svc import verify
-from archive_svc.catalog import CataloguedSegment
+from archive_svc.entries import CataloguedSegment
 from archive_svc.errors import LeaseLost
 from archive_svc.lifecycle import State
 from archive_svc.rebuild import Rebuilder, Rebuilt

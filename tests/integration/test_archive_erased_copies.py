@@ -1,4 +1,4 @@
-"""A user is taken out of what nobody reads, too: copies of months that came back, and what tries left."""
+"""A user is taken out of what nobody reads, too: copies of months that came back, strays of killed tries."""
 
 from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from archive_svc import points
-from archive_svc.catalog import Erasure
+from archive_svc.entries import Erasure
 from archive_svc.lifecycle import State, data_key
 from archive_svc.rebuild import Rebuilder, Rebuilt
 from chassis import faults

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from archive_svc.catalog import Erasure
+from archive_svc.entries import Erasure
 from archive_svc.errors import LegalHold
 from archive_svc.lifecycle import State, data_key
 from archive_svc.retention import NOT_LOCKED, Retention

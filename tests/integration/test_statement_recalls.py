@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from archive_svc.catalog import Erasure
+from archive_svc.entries import Erasure
 from archive_svc.recall import Recalls
 from archive_svc.retention import Retention
 from chassis import pg

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from archive_svc import stretch
 from archive_svc.ahead import Ahead, in_thread
-from archive_svc.catalog import Part
 from archive_svc.codec.writer import SegmentWriter
 from archive_svc.columns import JOURNAL, ORDERS
+from archive_svc.entries import Part
 from archive_svc.segment import Key, RowsRefused, Segment
 from archive_svc.stretch import PARTS_MAX, SCANS_MAX, Rows, Stretch, is_scan, stretches
 from archive_svc.throttle import Throttle
