@@ -154,7 +154,7 @@ class Archiver:
             await self._give_back(fence)
 
     async def _renew(self, fence: int) -> None:
-        """Keep the lease. Raises: LeaseLost; why it could not be renewed, once it may be somebody else's.
+        """Keep the lease. Raises: LeaseLost; why a try failed that began when it could be somebody else's.
 
         A step may lock the lease for seconds, such as a freeze that waits for who writes; that is waited out.
         """
@@ -169,7 +169,7 @@ class Archiver:
             except LeaseLost:
                 raise
             except OrdermeshError as failed:
-                if self._clock.monotonic() - kept_at >= lease_s:
+                if asked_at - kept_at >= lease_s:
                     raise
                 log.info("lease_not_renewed", shard=self._catalog.shard, reason=failed.reason)
                 pause_s = lease_s / 30
