@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 LINKS_MAX = 1024
 """More than a batch of the relay or the indexer holds, so that every order of it is linked."""
+HEADERS = ("traceparent", "tracestate")
+TRACESTATE_CHARS_MAX = 512
+_LONG_ENTRY_CHARS = 128
 DEBUG_HEADER = "x-ordermesh-debug"
 """With the value 1: sample this call, whatever the ratio."""
 DEBUGS_PER_S = 5.0
@@ -110,6 +113,24 @@ def traceparent() -> str:
     return traceparent_of(trace.get_current_span())
 
 
+def tracestate() -> str:
+    """What the vendors of a caller's traces keep in the context of the work that runs now; mostly empty.
+
+    Of more than TRACESTATE_CHARS_MAX characters whole entries are left out, as W3C wants it: long ones first,
+    then the last.
+    """
+    state = trace.get_current_span().get_span_context().trace_state
+    return _bounded([f"{key}={value}" for key, value in state.items()]) if state else ""
+
+
+def _bounded(entries: list[str]) -> str:
+    if len(",".join(entries)) > TRACESTATE_CHARS_MAX:
+        entries = [entry for entry in entries if len(entry) <= _LONG_ENTRY_CHARS]
+    while len(",".join(entries)) > TRACESTATE_CHARS_MAX:
+        entries.pop()
+    return ",".join(entries)
+
+
 def traceparent_of(span: Span) -> str:
     """The W3C trace context of a span, or an empty string."""
     context = span.get_span_context()
@@ -138,11 +159,11 @@ def server_span(
     always: sample it even when neither the ratio nor the caller would have it. Nearly all calls come
     unsampled, and have none of the SDK's detours.
     """
-    parent = metadata.get("traceparent", "")
-    unsampled = None if always else _UNSAMPLED.fullmatch(parent)
+    parent, state = metadata.get("traceparent", ""), metadata.get("tracestate", "")
+    unsampled = None if always or state else _UNSAMPLED.fullmatch(parent)
     if unsampled is not None:
         return _Within(_unrecorded(unsampled[1], unsampled[2]))
-    return _span(name.strip("/"), SpanKind.SERVER, _parent(parent), always)
+    return _span(name.strip("/"), SpanKind.SERVER, _parent(parent, state), always)
 
 
 def client_span(name: str, attributes: Attributes | None = None) -> AbstractContextManager[Span]:
@@ -296,8 +317,9 @@ def _note(span: Span, raised: BaseException) -> None:
         span.set_status(StatusCode.ERROR, type(raised).__name__)
 
 
-def _parent(text: str) -> Context:
-    return _propagator.extract({"traceparent": text}, context=Context())
+def _parent(text: str, state: str = "") -> Context:
+    carrier = {"traceparent": text} | ({"tracestate": state} if state else {})
+    return _propagator.extract(carrier, context=Context())
 
 
 def failed(span: Span, code: str, error_type: str = "") -> None:

@@ -90,7 +90,7 @@ class Edge:
         scope.setdefault("state", {})["visit"] = visit
         logs.forget()
         logs.bind(**{"http.request.id": visit.request_id})
-        carrier = {"traceparent": headers.get("traceparent", "")} if self._trust_traceparent else {}
+        carrier = {name: headers.get(name, "") for name in traces.HEADERS if self._trust_traceparent}
         with traces.server_span("HTTP", carrier, always=self._is_always_recorded(headers)) as span:
             visit.trace_id = traces.trace_id()
             await self._serve(scope, receive, send, visit, span)

@@ -83,6 +83,7 @@ class Wish:
     event_id: UUID
     actor: str
     traceparent: str = ""
+    tracestate: str = ""
 
 
 def open_order(wish: Wish, rules: Rules) -> Change:
@@ -114,6 +115,7 @@ def open_order(wish: Wish, rules: Rules) -> Change:
         proof=None,
         evidence={"upstream": order.upstream, "key": order.upstream_key},
         traceparent=wish.traceparent,
+        tracestate=wish.tracestate,
     )
     wake = Wake(_until_call_is_over(order, rules), TimerClass.PROBE, _sent(Tally(), order, rules, at))
     return Change(before=None, after=order, entry=entry, wake=wake)
@@ -170,6 +172,7 @@ def _change(seen: Seen, event: AnyEvent, signal: Signal, row: Row, rules: Rules,
         proof=_proof(signal),
         evidence=evidence,
         traceparent=event.traceparent,
+        tracestate=event.tracestate,
     )
     return Change(
         before=before,

@@ -63,6 +63,7 @@ class Event:
     event_id: UUID
     actor: str
     traceparent: str = ""
+    tracestate: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -211,6 +211,7 @@ class JournalEntry:
     proof: Proof | None
     evidence: Evidence
     traceparent: str
+    tracestate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,9 @@ WITH moment AS MATERIALIZED (
       FROM o, moment m
 ), x AS (
     INSERT INTO outbox (event_id, order_id, created_at, user_id, bucket, route_epoch, stream_partition, read_routing, version, kind,
-                        occurred_at, payload, traceparent)
+                        occurred_at, payload, traceparent, tracestate)
     SELECT $19, o.order_id, o.created_at, o.user_id, o.bucket, o.route_epoch,
-           i.partition_base + o.bucket % i.partition_count, o.read_routing, 1, 'OPENED', m.at, to_jsonb(o), $16
+           i.partition_base + o.bucket % i.partition_count, o.read_routing, 1, 'OPENED', m.at, to_jsonb(o), $16, $22
       FROM o, moment m, shard_identity i
 )
 SELECT o.*, t.first_sent_at, t.last_sent_at, m.xid, i.shard, i.log_epoch FROM o, t, moment m, shard_identity i;
@@ -150,9 +150,9 @@ WITH moment AS MATERIALIZED (
        AND (o.stage = 'DONE') <> ($14 = 'DONE')
 ), x AS (
     INSERT INTO outbox (event_id, order_id, created_at, user_id, bucket, route_epoch, stream_partition, read_routing, version, kind,
-                        occurred_at, payload, traceparent)
+                        occurred_at, payload, traceparent, tracestate)
     SELECT $11, o.order_id, o.created_at, o.user_id, o.bucket, o.route_epoch,
-           i.partition_base + o.bucket % i.partition_count, o.read_routing, o.version, $12, m.at, to_jsonb(o), $20
+           i.partition_base + o.bucket % i.partition_count, o.read_routing, o.version, $12, m.at, to_jsonb(o), $20, $41
       FROM o, moment m, shard_identity i
 )
 SELECT o.*, pg_current_xact_id() AS xid, i.shard, i.log_epoch FROM o, shard_identity i;

@@ -317,6 +317,7 @@ def creation(change: Change, epoch: int, fingerprint: bytes) -> tuple[object, ..
         entry.event_id,
         entry.actor,
         entry.evidence,
+        entry.tracestate,
     )
 
 
@@ -350,6 +351,7 @@ def change(change: Change) -> tuple[object, ...]:
         *((opens.dead_letter_id, opens.reason, opens.severity, opens.evidence) if opens else (None,) * 4),
         *((closes.outcome, closes.actor, closes.reason) if closes else (None,) * 3),
         dict(after.labels) if after.labels != before.labels else None,
+        entry.tracestate,
     )
 
 

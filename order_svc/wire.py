@@ -102,6 +102,7 @@ class Asked:
             event_id=uuid4(),
             actor=call.subject.name,
             traceparent=call.traceparent,
+            tracestate=call.tracestate,
         )
 
     def fingerprint(self) -> bytes:
@@ -275,6 +276,7 @@ def reported(request: pb.ReportVerdictRequest, call: Call) -> Told | ProbeFailed
         "event_id": ids.parse_uuid(request.event_id, field_name="event_id"),
         "actor": call.subject.name,
         "traceparent": call.traceparent,
+        "tracestate": call.tracestate,
         "leg": request.leg,
         "attempt": request.attempt,
     }
@@ -327,6 +329,7 @@ def redriven(request: pb.RedriveDeadLetterRequest, call: Call) -> Redriven:
         event_id=ids.parse_uuid(request.request_id, field_name="request_id"),
         actor=call.subject.name,
         traceparent=call.traceparent,
+        tracestate=call.tracestate,
         reason=_text("reason", request.reason, 1, REASON_CHARS_MAX),
     )
 
@@ -350,6 +353,7 @@ def resolved(request: pb.ResolveDeadLetterRequest, call: Call) -> Resolved:
         event_id=ids.parse_uuid(request.request_id, field_name="request_id"),
         actor=call.subject.name,
         traceparent=call.traceparent,
+        tracestate=call.tracestate,
         outcome=outcomes[request.outcome],
         evidence=evidence,
         reason=reason,
@@ -368,6 +372,7 @@ def relabelled(request: pb.UpdateOrderRequest, call: Call) -> Relabelled:
         event_id=ids.parse_uuid(request.request_id, field_name="request_id"),
         actor=call.subject.name,
         traceparent=call.traceparent,
+        tracestate=call.tracestate,
         labels=labels.read(request.labels),
         expected_version=request.expected_version,
     )

@@ -386,8 +386,9 @@ A label has a vocabulary, in brackets where that has another name. Counters and 
 sets from the start, so that the first event of a kind is seen as an increase.
 """
 TRACES = """
-W3C trace context travels in the metadata `traceparent` and in the headers of Kafka records, and an order
-carries the trace it was made in. What is called for an order is part of that trace. What comes later, or is
+W3C trace context travels in the metadata `traceparent` and `tracestate` and in the headers of Kafka records,
+and an order carries the trace it was made in. What is called for an order is part of that trace.
+What comes later, or is
 for many orders at once, has a trace of its own that is linked to the order's. A share of the calls is
 recorded (`ORDERMESH_TRACE_RATIO`, and as the caller decided), and always: operators' calls, the work of
 recovery, and the calls of known callers with the metadata or header `x-ordermesh-debug: 1`, 20 at once and 5

@@ -23,8 +23,10 @@ SHARD_TRAILER = "x-ordermesh-shard"
 ROUTE_TRAILER = "x-ordermesh-route"
 
 _INTERNAL = "x-ordermesh-"
-# traceparent: the channel adds that of our own span, which is a child of the caller's.
-_HOP_BY_HOP = frozenset({"te", "user-agent", "content-type", "host", "authorization", "traceparent"})
+# traceparent, tracestate: the channel adds those of our own span, which is a child of the caller's.
+_HOP_BY_HOP = frozenset(
+    {"te", "user-agent", "content-type", "host", "authorization", "traceparent", "tracestate"}
+)
 _TRANSPORT = ("grpc-", ":")
 
 Metadata = tuple[tuple[str, str | bytes], ...]

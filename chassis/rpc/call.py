@@ -29,6 +29,7 @@ class Call:
     metadata: Mapping[str, str]
     deadline: float
     traceparent: str = ""
+    tracestate: str = ""
     trace_id: str = ""
     trailers: dict[str, str] = field(default_factory=dict)
 

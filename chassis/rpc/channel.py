@@ -59,7 +59,9 @@ def _with_trace(metadata: Any) -> tuple[tuple[str, str | bytes], ...]:
     here = traces.traceparent()
     if not here or any(key == "traceparent" for key, _ in given):
         return given
-    return (*given, ("traceparent", here))
+    state = traces.tracestate()
+    beside = (("tracestate", state),) if state else ()
+    return (*given, ("traceparent", here), *beside)
 
 
 class Channel(grpc.aio.Channel):

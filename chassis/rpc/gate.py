@@ -128,6 +128,7 @@ async def serve_call(
         try:
             async with gate.admit(method, context, metadata, asking) as call:
                 call.traceparent, call.trace_id = traces.traceparent(), traces.trace_id()
+                call.tracestate = traces.tracestate()
                 answer = await handle(call)
                 _set_trailers(context, call, ())
                 return answer

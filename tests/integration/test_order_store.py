@@ -117,6 +117,15 @@ async def test_a_new_order_is_written_with_key_timer_journal_and_event_or_not_at
     assert event["stream_partition"] == wish.order_id.int >> 46 & 0xFFFF & 7
 
 
+async def test_what_vendors_keep_in_a_trace_is_published_with_each_change(shard: Shard) -> None:
+    wish = replace(await shard.wish(), traceparent="00-1-2-01", tracestate="congo=1")
+    order = (await shard.store.create(open_order(wish, rules()), epoch=EPOCH, fingerprint=b"f")).order
+    await shard.decide(order, replace(relabelled(), tracestate="rojo=2"))
+    await shard.decide(order, relabelled({"shop": "4"}))
+    rows = await shard.rows("SELECT tracestate FROM outbox ORDER BY version")
+    assert [row["tracestate"] for row in rows] == ["congo=1", "rojo=2", ""]
+
+
 async def test_an_order_whose_id_comes_too_late_is_not_written_and_its_request_gets_another(
     shard: Shard,
 ) -> None:

@@ -111,6 +111,17 @@ async def test_a_channel_gives_a_busy_server_the_time_to_shake_hands(trust: Trus
         assert await asked.code() is StatusCode.OK
 
 
+async def test_what_vendors_keep_in_a_trace_goes_with_it_to_the_next_service(trust: Trust) -> None:
+    orders, state = Scripted(), "congo=t61rcWkgMzE"
+    parent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", "tracestate": state}
+    async with orders_served(trust, orders) as server, trust.channel(server) as channel:
+        with traces.server_span("/s/m", parent):
+            await orders_of(channel).GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=trust.metadata())
+    (call,) = orders.calls
+    assert call.tracestate == call.metadata["tracestate"] == state
+    assert call.trace_id == parent["traceparent"].split("-")[1]
+
+
 async def test_a_channel_passes_the_trace_on_unless_the_caller_did(trust: Trust) -> None:
     orders = Scripted()
     tracer = TracerProvider().get_tracer("test")

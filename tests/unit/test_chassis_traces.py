@@ -216,3 +216,28 @@ def test_no_more_calls_may_ask_to_be_recorded_than_the_allowance_has(monkeypatch
     assert [allowance.take() for _ in range(3)] == [True, True, False]
     clock["now"] += 1000.0
     assert sum(allowance.take() for _ in range(10)) == 3
+
+
+LONG = ",".join(f"k{number}=" + "v" * 60 for number in range(8))
+
+
+@pytest.mark.parametrize("parent", [PARENT, UNSAMPLED])
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [
+        ("", ""),
+        ("congo=t61rcWkgMzE,rojo=00f067aa0ba902b7", "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7"),
+        (LONG + ",last=1", LONG),
+        ("first=1,long=" + "v" * 200 + "," + LONG, "first=1," + LONG.rpartition(",")[0]),
+    ],
+    ids=["none", "two", "too many", "a long one"],
+)
+def test_what_vendors_keep_in_a_context_goes_on_with_it_in_bounds(
+    spans: InMemorySpanExporter, parent: str, state: str, kept: str
+) -> None:
+    with traces.server_span("/s/m", {"traceparent": parent, "tracestate": state}):
+        assert traces.tracestate() == kept
+        assert len(kept) <= traces.TRACESTATE_CHARS_MAX
+        assert traces.trace_id() == parent.split("-")[1]
+    with traces.server_span("/s/m", {"traceparent": "rubbish", "tracestate": state}):
+        assert traces.tracestate() == "", "a state without a context is nobody's"

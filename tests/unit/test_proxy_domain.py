@@ -175,10 +175,11 @@ def test_every_method_behind_the_proxy_has_a_route() -> None:
 
 
 def test_metadata_of_the_mesh_and_of_the_hop_stays_outside() -> None:
-    kept = (("x-request-id", "1"), ("tracestate", "a=b"), ("x-bin", b"\x00"))
+    kept = (("x-request-id", "1"), ("baggage", "a=b"), ("x-bin", b"\x00"))
     dropped = (
         *(("x-ordermesh-user", "a"), ("x-ordermesh-new", "a"), ("authorization", "Bearer x")),
         *(("te", "trailers"), ("user-agent", "x"), ("grpc-timeout", "1S"), (":path", "/")),
+        *(("traceparent", "00-1-2-01"), ("tracestate", "a=b")),  # The channel says its own.
     )
     assert headers.passed_on((*kept, *dropped)) == kept
 
