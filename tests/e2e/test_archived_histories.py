@@ -119,8 +119,12 @@ async def test_a_list_holds_all_that_is_not_archived_and_after_a_restore_everyth
     assert len(before) >= 300
     assert "archivedBeforeTime" not in last["readInfo"]
 
+    planned = await done(world, "archive", "plan")
     moved = await done(world, "archive", "run", "--oldest", "1", "--reason", "it is old", "--execute")
     (month,) = {each["month"] for each in moved}
+    assert all(int(part["partBytes"]) > 0 for part in planned["shards"])
+    months = [each for part in planned["shards"] for each in part["months"] if each["month"] == month]
+    assert sum(int(each.get("rowBytes", 0)) for each in months) > 0
     after, last = await whole(world)
     floor = datetime.fromisoformat(last["readInfo"]["archivedBeforeTime"])
     assert last["hint"] == f"Orders from before {floor:%Y-%m-%d} are archived; ask for a statement."
