@@ -41,7 +41,11 @@ BEGIN
        SET state = 'EXPIRED', is_clean = false, expires_at = clock_timestamp(), totals = '[]', read_orders = 0, pdf_note = ''
      WHERE user_id = p_user_id AND state = 'READY';
     GET DIAGNOSTICS gone = ROW_COUNT;
+    -- What those still tell that went before, or that never came to be.
+    UPDATE ordermesh.statements SET totals = '[]', read_orders = 0, pdf_note = ''
+     WHERE user_id = p_user_id AND state IN ('EXPIRED', 'FAILED', 'CANCELLED')
+       AND (totals <> '[]' OR read_orders <> 0 OR pdf_note <> '');
     RETURN begun_again + gone;
 END $$;
 
-INSERT INTO schema_migrations (name) VALUES ('0022_recalls_and_rebuilds');
+INSERT INTO schema_migrations (name) VALUES ('0022_recalls_and_rebuilds'), ('0025_recalled_figures');

@@ -171,3 +171,29 @@ async def test_rows_that_went_before_a_damaged_segment_are_recalled(
     assert erasure.orders > 0
     assert "SegmentDamaged" in erasure.note
     assert told(await statements.wait(asked)).state == State.EXPIRED
+
+
+async def test_no_figure_of_who_is_erased_stays_in_what_had_gone_before(
+    statements: Statements, archive: Archive
+) -> None:
+    shown = []
+    for locale in ("en", "hi"):
+        asked = await statements.request(locale=locale)
+        shown.append(asked)
+        if locale == "en":
+            assert await statements.worker.once()
+            await statements.later(days=7)
+            await statements.sweeper.once()
+            assert told(await statements.wait(asked)).state == State.EXPIRED
+        else:
+            await statements.database.execute(
+                "UPDATE ordermesh.statements SET read_orders = 7 WHERE state = 'WAITING'"
+            )
+            await statements.cancel(asked)
+    figures = "SELECT count(*) FROM ordermesh.statements WHERE totals <> '[]' OR read_orders <> 0"
+    assert await statements.value(figures) == 2
+    assert (await erased(archive)).ended_at is not None
+    assert await statements.value(figures) == 0
+    for asked in shown:
+        over = told(await statements.wait(asked))
+        assert (over.order_count, list(over.totals)) == (0, [])
