@@ -244,9 +244,10 @@ async def test_an_unknown_method_is_a_typed_refusal_with_a_line_of_its_name_and_
     async with orders_served(trust, Scripted()) as server, trust.channel(server) as channel:
         before, counted = series_of_calls() | {("unknown", "unknown")}, handled("unknown", "UNIMPLEMENTED")
         call = channel.unary_unary(path)
-        with capture_logs() as lines, refused(StatusCode.UNIMPLEMENTED, Reason.UNKNOWN_METHOD):
-            await call(b"", timeout=CALL_S, metadata=trust.metadata(ALICE))
-    (line,) = of_calls(lines)
+        with capture_logs() as lines:
+            with refused(StatusCode.UNIMPLEMENTED, Reason.UNKNOWN_METHOD):
+                await call(b"", timeout=CALL_S, metadata=trust.metadata(ALICE))
+            line = await of_the_call(lines)
     assert line["rpc.method"] == UNKNOWN[path]
     assert (line["rpc.code"], line["error.code"]) == ("UNIMPLEMENTED", "UNKNOWN_METHOD")
     assert (line["log_level"], line["user_id"]) == ("info", ALICE.name)
@@ -258,9 +259,10 @@ async def test_who_asks_for_an_unknown_method_without_a_name_or_a_deadline_is_re
     trust: Trust,
 ) -> None:
     async with orders_served(trust, Scripted()) as server, trust.channel(server) as channel:
-        with capture_logs() as lines, refused(StatusCode.UNIMPLEMENTED, Reason.UNKNOWN_METHOD):
-            await channel.unary_unary("/no.Such/Method")(b"")
-    (line,) = of_calls(lines)
+        with capture_logs() as lines:
+            with refused(StatusCode.UNIMPLEMENTED, Reason.UNKNOWN_METHOD):
+                await channel.unary_unary("/no.Such/Method")(b"")
+            line = await of_the_call(lines)
     assert "user_id" not in line
 
 
@@ -498,6 +500,13 @@ def of_calls(lines: list[Any]) -> list[dict[str, Any]]:
     return [dict(line) for line in lines if line["event"] == "rpc_finished"]
 
 
+async def of_the_call(lines: list[Any]) -> dict[str, Any]:
+    """The one line of a call, which may come a moment after its answer."""
+    await eventually(lambda: _true(bool(of_calls(lines))))
+    (line,) = of_calls(lines)
+    return line
+
+
 async def test_every_call_ends_with_one_line_whose_level_says_whose_fault_it_was(trust: Trust) -> None:
     def raising(error: Exception) -> Any:
         async def raises(_: Any, __: rpc.Call) -> None:
@@ -515,9 +524,10 @@ async def test_every_call_ends_with_one_line_whose_level_says_whose_fault_it_was
     async with orders_served(trust, orders) as server, trust.channel(server) as channel:
         for name, (_, level, code, reason) in ends.items():
             method, kind = getattr(orders_of(channel), name), getattr(pb, f"{name}Request")
-            with capture_logs() as lines, pytest.raises(grpc.aio.AioRpcError):
-                await method(kind(), timeout=CALL_S, metadata=trust.metadata(ALICE))
-            (line,) = of_calls(lines)
+            with capture_logs() as lines:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await method(kind(), timeout=CALL_S, metadata=trust.metadata(ALICE))
+                line = await of_the_call(lines)
             assert (line["log_level"], line["rpc.code"], line["error.code"]) == (level, code, reason)
             assert line["event.outcome"] == "failure"
             assert line["rpc.method"] == f"{ORDERS}/{name}"
