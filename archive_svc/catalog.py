@@ -422,10 +422,10 @@ class Catalog:
             )
         )
 
-    async def left_behind(self, erasure_id: UUID) -> list[tuple[str, str, UUID]]:
-        """Key, version and copy of the objects that others took the place of and that are not deleted yet."""
+    async def left_behind(self, erasure_id: UUID) -> list[tuple[str, str]]:
+        """Key and version of the objects that others took the place of and that are not deleted yet."""
         rows = await self._database.fetch(QUERIES.left_behind, erasure_id)
-        return [(row["key"], row["version_id"], row["archive_id"]) for row in rows]
+        return [(row["key"], row["version_id"]) for row in rows]
 
     async def note_deleted(self, fence: int, erasure: Erasure, key: str) -> None:
         """Note that an object is gone. Raises: LeaseLost."""

@@ -164,11 +164,19 @@ UPDATE ordermesh.archive_segments s SET version_id = $6, etag = $7
   FROM numbered WHERE s.archive_id = numbered.archive_id AND s.part = $3 AND s.of_table = $4 AND s.sha256 = $5 RETURNING true;
 
 -- name: note_manifest
--- Note where a month's manifest is now. $1: fence; $2: archive_id; $3: key; $4: version; $5: sha256.
-WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)
-UPDATE ordermesh.archive_months
-   SET manifest_key = $3, manifest_version = $4, manifest_sha256 = $5, updated_at = clock_timestamp()
-  FROM held WHERE archive_id = $2 RETURNING true;
+-- Note where a month's manifest is now. $1: fence; $2: archive_id; $3: key; $4: version; $5: sha256. The old one is left behind by the
+-- youngest erasure that took rows out of the month and is not over: it names whom that erases.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
+old AS (SELECT m.manifest_key, m.manifest_version FROM ordermesh.archive_months m, held WHERE m.archive_id = $2 FOR UPDATE OF m),
+left_behind AS (
+    INSERT INTO ordermesh.archive_replaced (key, version_id, erasure_id, archive_id, row_count, at)
+    SELECT o.manifest_key, o.manifest_version, e.erasure_id, $2, 0, clock_timestamp()
+      FROM old o, (SELECT r.erasure_id FROM ordermesh.archive_replaced r JOIN ordermesh.archive_erasures w USING (erasure_id)
+                    WHERE r.archive_id = $2 AND r.row_count > 0 AND w.ended_at IS NULL ORDER BY w.created_at DESC LIMIT 1) e
+     WHERE o.manifest_key <> $3
+    ON CONFLICT (key) DO NOTHING)
+UPDATE ordermesh.archive_months m SET manifest_key = $3, manifest_version = $4, manifest_sha256 = $5, updated_at = clock_timestamp()
+  FROM old WHERE m.archive_id = $2 RETURNING true;
 
 -- name: release
 -- Let months out of quarantine of which every segment was read back and is whole since somebody asked; which, and who. $1: fence.
@@ -375,7 +383,7 @@ RETURNING true;
 
 -- name: left_behind
 -- Objects that an erasure left behind. $1: erasure.
-SELECT key, version_id, archive_id FROM ordermesh.archive_replaced WHERE erasure_id = $1 AND deleted_at IS NULL ORDER BY key;
+SELECT key, version_id FROM ordermesh.archive_replaced WHERE erasure_id = $1 AND deleted_at IS NULL ORDER BY key;
 
 -- name: note_deleted
 -- Note that an object is gone. $1: fence; $2: erasure; $3: key.

@@ -35,6 +35,12 @@ async def all_below(store: ObjectStore, prefix: str) -> list[Found]:
     return [found async for page in pages_below(store, prefix) for found in page]
 
 
+async def newest_edition(store: ObjectStore, shard: str, month: Month, *, but: str = "") -> int:
+    """The highest number of a month's manifests in S3, but for one; 0 without any. Raises: S3Error."""
+    found = await all_below(store, f"{manifest_prefix(shard)}{month.name}/")
+    return max((edition_of(each.key) for each in found if each.key != but), default=0)
+
+
 async def store_manifest(
     catalog: Catalog, store: ObjectStore, retention: Retention, month: Month, fence: int
 ) -> Stored:
@@ -45,8 +51,7 @@ async def store_manifest(
     parts, segments = await catalog.parts(month.archive_id), await catalog.segments(month.archive_id)
     body = manifest_of(catalog.shard, month, parts, segments)
     key = manifest_key(catalog.shard, month, body)
-    others = await all_below(store, f"{manifest_prefix(catalog.shard)}{month.name}/")
-    newest = max((edition_of(each.key) for each in others if each.key != key), default=0)
+    newest = await newest_edition(store, catalog.shard, month, but=key)
     if newest and newest >= month.edition:
         # The shard came back older than S3 is, and numbers again.
         await catalog.raise_edition(fence, month, newest + 1)

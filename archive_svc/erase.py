@@ -26,10 +26,10 @@ from archive_svc import metrics, points
 from archive_svc.amendment import key_below, prefix_of
 from archive_svc.catalog import QUERIES
 from archive_svc.columns import COPY_BACK_OPTIONS, SHAPES
-from archive_svc.editions import store_manifest
+from archive_svc.editions import newest_edition, store_manifest
 from archive_svc.errors import LeaseLost, LegalHold
 from archive_svc.export import store_whole
-from archive_svc.lifecycle import State, data_key
+from archive_svc.lifecycle import State, data_key, month_in
 from archive_svc.manifest import about
 from archive_svc.retention import NOT_LOCKED
 from archive_svc.segment import SegmentDamaged
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("erase")
 COPY_S_MAX = 600.0
+VERSIONS_MAX = 100
+"""Of one object, deleted in one go."""
 AGAIN = timedelta(minutes=10)
 """Between two looks at a month whose tables still stand, or an object that is still locked."""
 
@@ -157,8 +159,19 @@ class Eraser:
             elif why := await self._kept(month):
                 waits.add(why)
             else:
-                await self._rewrite(month, segments, erasure, fence)
+                waits |= await self._rewrite_part(month, segments, erasure, fence)
         return waits
+
+    async def _rewrite_part(
+        self, month: Month, segments: Sequence[CataloguedSegment], erasure: Erasure, fence: int
+    ) -> set[str]:
+        """Write one part anew; one that is damaged is waited for, and holds up no other."""
+        try:
+            await self._rewrite(month, segments, erasure, fence)
+        except SegmentDamaged as damaged:
+            metrics.FAILED.labels(self._catalog.shard, "ERASE").inc()
+            return {f"{month.name}, of which part {segments[0].part} is damaged ({damaged})"}
+        return set()
 
     async def _recall(self, erasure: Erasure, *, is_over: bool = False) -> set[str]:
         """Recall the user's statements; the shards that are to be told yet."""
@@ -172,6 +185,9 @@ class Eraser:
             return f"{month.name}, which is quarantined"
         if month.state not in UNREAD:
             return month.name
+        if await newest_edition(self._store, self._catalog.shard, month) > month.edition:
+            # What would be numbered now would hide what is newer, and is needed to make the catalog again.
+            return f"CATALOG_BEHIND of {month.name}"
         return await self._catalog.legal_hold(month.month)
 
     async def _rewrite(
@@ -248,26 +264,36 @@ class Eraser:
 
     async def _delete_left_behind(self, erasure: Erasure, fence: int) -> set[str]:
         """Delete the objects that others took the place of; what keeps those that stay for now."""
-        months = {month.archive_id: month.month for month in await self._catalog.months()}
         kept: set[str] = set()
-        for key, version_id, archive_id in await self._catalog.left_behind(erasure.erasure_id):
+        for key, version_id in await self._catalog.left_behind(erasure.erasure_id):
             # Asked for each: a hold that is set now keeps what is still there.
-            if held := await self._catalog.legal_hold(months.get(archive_id), erasure.user_id):
+            if held := await self._catalog.legal_hold(month_in(key), erasure.user_id):
                 kept.add(held)
                 continue
             await faults.point(points.BEFORE_DELETE)
-            until = None
+            if lock := await self._delete(key, version_id):
+                kept.add(lock)
+            else:
+                await self._catalog.note_deleted(fence, erasure, key)
+        return kept
+
+    async def _delete(self, key: str, version_id: str) -> str:
+        """Delete an object, and what shows of it then: a version that was damaged, and put back as another.
+
+        What keeps it; empty when nothing does.
+        """
+        locked_until = None
+        for each in (version_id, *[""] * VERSIONS_MAX):
             try:
-                there = await self._store.head(key, version_id=version_id)
-                until = there.locked_until
+                there = await self._store.head(key, version_id=each)
+                locked_until = there.locked_until
                 await self._store.delete(there, bypass_lock=self._retention.bypasses)
             except ObjectLocked:
-                kept.add(f"the lock of {key} until {until}")
-                continue
+                return f"the lock of {key} until {locked_until}"
             except ObjectNotFound:
-                pass
-            await self._catalog.note_deleted(fence, erasure, key)
-        return kept
+                if not each:
+                    return ""
+        return f"older versions of {key}"
 
     async def _delete_amendments(self, erasure: Erasure, fence: int) -> set[str]:
         """Delete what was noted about the user's orders, also what no row names; what keeps it for now."""

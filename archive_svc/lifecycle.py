@@ -114,6 +114,7 @@ _BACK = {
 CHANGES_TABLES = frozenset({Step.FREEZE, Step.LEAVE, Step.DETACH, Step.DROP, Step.MAKE_TABLES, Step.RESTORE})
 """Steps that the kill switch stops. A thaw is not one of them: it gives back."""
 _SERVED = frozenset(WAY[WAY.index(State.COMMITTED) :])
+_MONTH_IN_KEY = re.compile(r"/(?:month=)?(\d{4}-\d{2})/")
 _EDITION = re.compile(r"-(\d{10})\.json$")
 _BEFORE_COMMIT = frozenset(WAY[: WAY.index(State.COMMITTED)])
 
@@ -161,7 +162,7 @@ class Month:
     @property
     def is_manifest_older(self) -> bool:
         """Whether readers read a copy of which the manifest says what was true before."""
-        return self.state in _SERVED and 0 < edition_of(self.manifest_key) < self.edition
+        return self.state in _SERVED and edition_of(self.manifest_key) < self.edition
 
 
 def month_of(at: datetime) -> date:
@@ -268,6 +269,12 @@ def manifest_key(shard: str, month: Month, body: bytes) -> str:
     said = hashlib.sha256(body).hexdigest()[:16]
     name = f"{month.archive_id}-{said}-{month.edition:010}.json"
     return f"{manifest_prefix(shard)}{month.name}/{name}"
+
+
+def month_in(key: str) -> date | None:
+    """The month that a segment's or a manifest's key names."""
+    match = _MONTH_IN_KEY.search(key)
+    return date.fromisoformat(f"{match[1]}-01") if match else None
 
 
 def edition_of(key: str) -> int:

@@ -20,6 +20,7 @@ import structlog
 from archive_svc import damage, metrics, points
 from archive_svc.ahead import Ahead, ended, in_thread
 from archive_svc.columns import SHAPES
+from archive_svc.editions import newest_edition
 from archive_svc.lifecycle import mismatches
 from archive_svc.segment import SegmentDamaged, Step
 from chassis import faults
@@ -176,6 +177,9 @@ class Verifier:
             await self._read_back(other)
         except SegmentDamaged:
             return False
+        month = next(each for each in await self._catalog.months() if each.archive_id == archive_id)
+        if await newest_edition(self._store, self._catalog.shard, month) > month.edition:
+            return False  # The catalog is older than S3 is, and may need a newer manifest instead.
         await self._catalog.put_back(fence, archive_id, other)
         log.warning("segment_put_back", shard=self._catalog.shard, key=there.key, version_id=there.version_id)
         return True

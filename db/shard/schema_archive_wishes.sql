@@ -37,6 +37,11 @@ BEGIN
         ON CONFLICT (month) DO NOTHING;
         IF NOT FOUND THEN RETURN 'MOVED'; END IF;
     ELSIF NOT p_stays THEN
+        IF there IN ('THAWED', 'RESTORED') THEN
+            -- What an erasure took the place of, and has not deleted yet, is of the copy that begins now.
+            UPDATE ordermesh.archive_replaced r SET archive_id = p_archive_id
+              FROM ordermesh.archive_months m WHERE m.month = p_month AND r.archive_id = m.archive_id;
+        END IF;
         UPDATE ordermesh.archive_months
            SET reach = p_reach, actor = p_actor, reason = p_reason, updated_at = clock_timestamp(),
                quarantined = '', failures = 0, damages = 0, not_before = 'epoch',

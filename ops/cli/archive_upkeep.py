@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,7 @@ from ops.cli.calls import TIMEOUT_S, ask
 from ops.cli.edge import ExitCode
 from ops.cli.options import Actor, Format, OneShard, Output, RequestId, StateDir, Why
 from ops.cli.progress import counted
-from ops.mesh import spoken_by
+from ops.mesh import CallFailed, spoken_by
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -56,14 +57,19 @@ def erase(
         return
 
     async def work(mesh: Mesh) -> pb.EraseUserResponse:
-        before = await _foreseen(mesh, foresight, actor)
-        orders = {part.shard: sum(each.order_count for each in part.months) for part in before.shards}
+        orders: dict[str, int] = {}
+        # Only for the bar: what cannot be foreseen now can be asked for all the same.
+        with suppress(CallFailed):
+            before = await _foreseen(mesh, foresight, actor)
+            orders = {part.shard: sum(each.order_count for each in part.months) for part in before.shards}
+        of_all: dict[str, int] = {}
         with counted(form) as show:
 
             def tell(answer: pb.EraseUserResponse) -> None:
                 for each in answer.shards:
-                    there = each.order_count + orders[each.shard]
-                    show(f"{each.shard} orders of {user}", each.order_count, there, key=each.shard)
+                    there = of_all.setdefault(each.shard, each.order_count + orders.get(each.shard, 0))
+                    total = max(there, each.order_count)
+                    show(f"{each.shard} orders of {user}", each.order_count, total, key=each.shard)
 
             return await archive.ended(
                 mesh.archive.EraseUser, request, spoken_by(actor), wait_s=wait.total_seconds(), tell=tell

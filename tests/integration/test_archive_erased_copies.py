@@ -1,6 +1,7 @@
 """A user is taken out of what nobody reads, too: copies of months that came back, strays of killed tries."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pyarrow as pa
@@ -157,3 +158,37 @@ async def test_an_erasure_waits_for_a_catalog_that_knows_less_than_s3(
     assert Rebuilt("2023-08") in await rebuilder.rebuild("a test", "it was lost")
     assert (await asked(archive, erasure.erasure_id)).ended_at is not None
     assert USER not in users_in(server, archive)
+
+
+async def test_a_damaged_version_goes_with_the_one_that_was_put_back(
+    archive: Archive, server: InProcessS3
+) -> None:
+    await moved(archive, State.DROPPED)
+    objects = server.buckets[archive.store.settings.bucket].objects
+    mine = [each for each in await archive.segments() if each.facts.groups_of(USER)]
+    for number, segment in enumerate(mine):
+        versions = objects[segment.stored.key]
+        good = bytes(versions[-1].body)
+        versions[-1].body[len(good) // 2] ^= 1
+        versions.append(replace(versions[-1], body=bytearray(good), version_id=f"again-{number}"))
+    await archive.catalog.check_month(AUGUST, "a test")
+    assert (await archive.work()).quarantined == ""
+    assert (await asked(archive)).ended_at is not None
+    assert not {segment.stored.key for segment in mine} & objects.keys()
+    assert USER not in users_in(server, archive)
+
+
+async def test_what_an_erasure_left_behind_is_of_the_copy_that_begins_anew(archive: Archive) -> None:
+    """Else a hold of the month would not be seen, and its manifest not be renewed."""
+    await moved(archive, State.DROPPED)
+    await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+    await archive.work()
+    await moved(archive, State.RESTORED)
+    await archive.want(AUGUST)
+    of_month = (
+        "SELECT count(*) FROM ordermesh.archive_replaced r JOIN ordermesh.archive_months USING (archive_id)"
+    )
+    assert await archive.value(of_month) == await archive.value(
+        "SELECT count(*) FROM ordermesh.archive_replaced"
+    )
+    assert await archive.value(of_month) > 0
