@@ -32,7 +32,7 @@ class ArchiveSettings(PagingSettings):
         description="Longest pause after a look that left something missing.",
     )
     months_ahead: int = Field(3, ge=2, le=24, description="Months that exist after the current one.")
-    days_ahead: int = Field(7, ge=2, le=60, description="Days of the outbox that exist after today.")
+    days_ahead: int = Field(7, ge=3, le=60, description="Days of the outbox that exist after today.")
     calls_max: int = Field(
         128, ge=1, le=1024, description="Calls at once; those that wait for a statement count too."
     )

@@ -10,7 +10,9 @@ and whoever said it goes on: a service that cannot talk still works.
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -37,6 +39,7 @@ class Output:
         self._kept = kept
         self._lock = threading.Lock()
         self._is_torn = False
+        self._is_open = sys.__stdout__ is not None
         self._size = 0
         if file is not None:
             with suppress(OSError):
@@ -58,6 +61,9 @@ class Output:
 
     def _write(self, left: bytes) -> None:
         """Write all of it. Past the buffer of `sys.stdout`: what failed there would be written later."""
+        if not self._is_open:
+            # Whatever has that number by now is somebody else's: a connection, or a file of ours.
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._is_torn:
             left = b"\n" + left
         while left:

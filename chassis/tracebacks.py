@@ -42,7 +42,7 @@ HARMLESS = frozenset(
 QUOTING = frozenset({"chassis.mail.NotSent"})
 """Exceptions of ours that repeat what a server said, which repeats what it was told."""
 _OF_THE_SYSTEM = ("builtins", "socket", "ssl")
-_ADDRESS = re.compile(r"[^\s<>()'\"]+@[^\s<>()'\"]+")
+_ADDRESS = re.compile(r"(?<![^\s<>()'\"])[^\s<>()'\"@]+@[^\s<>()'\"]+")
 
 
 def stack_trace(error: BaseException) -> str:

@@ -487,6 +487,7 @@ class Indexing:
         """
         await self._read_catalog()
         started = await self._parts.store.started()
+        _show(self._parts.store.shard, started.indexed_until)
         for partition, mark in moved(started.watermarks, self._stored).items():
             self._stored[partition] = mark
             if mark > self._progress.end(partition):
