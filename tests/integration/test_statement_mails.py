@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from archive_svc.statement import metrics
 from archive_svc.statement.outbox import MailOutbox
 from archive_svc.statement.postman import Postman, Rounds
+from archive_svc.statement.standing import Standing
 from chassis.clock import SYSTEM_CLOCK
 from chassis.mail import Letter, Mailbox, NotSent, Smtp, SmtpSettings, Transport, kept
 from chassis.testing import eventually
@@ -54,6 +55,10 @@ def smtp(server: MailServer, **changes: object) -> Smtp:
 def postman(statements: Statements, transport: Transport, rounds: Rounds = ROUNDS) -> Postman:
     outbox = MailOutbox("s1", statements.database)
     return Postman(outbox, transport, PAPER, rounds, statements.wakes, SYSTEM_CLOCK, lambda: 1.0)
+
+
+def standing(statements: Statements) -> Standing:
+    return Standing(statements.store, MailOutbox("s1", statements.database))
 
 
 async def a_ready_one(statements: Statements) -> pb.Statement:
@@ -137,7 +142,7 @@ async def test_what_is_refused_for_good_is_a_dead_letter_that_can_be_seen(
     over = await statements.store.statement("alice", UUID(ready.statement_id))
     assert over is not None
     assert (over.state, over.mail) == ("READY", "DEAD")
-    await statements.sweeper.once()
+    await standing(statements).tell()
     assert metrics.MAILS_DEAD.labels("s1")._value.get() == 1
 
 
@@ -239,7 +244,7 @@ async def test_mails_that_wait_are_seen_also_where_nobody_sends_any(statements: 
     )
     metrics.MAILS_WAITING.labels("s1").set(0)
     metrics.MAILS_OLDEST.labels("s1").set(0)
-    await statements.sweeper.once()
+    await standing(statements).tell()
     assert metrics.MAILS_WAITING.labels("s1")._value.get() == 1
     assert metrics.MAILS_OLDEST.labels("s1")._value.get() >= 7200
 

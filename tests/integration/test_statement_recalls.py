@@ -153,7 +153,9 @@ async def test_what_is_asked_for_while_an_erasure_waits_stays_until_it_is_over(
         assert await statements.worker.once()
         assert (await once_more(archive, erasure)).ended_at is None
         assert told(await statements.wait(shown)).state == State.READY
-        await archive.shard.execute("UPDATE ordermesh.archive_replaced SET deleted_at = clock_timestamp()")
+        objects = s3.buckets[archive.store.settings.bucket].objects
+        for row in await archive.rows("SELECT key FROM ordermesh.archive_replaced"):
+            objects.pop(row["key"], None)
         assert (await once_more(archive, erasure)).ended_at is not None
         assert told(await statements.wait(shown)).state == State.EXPIRED
 
@@ -169,7 +171,7 @@ async def test_rows_that_went_before_a_damaged_segment_are_recalled(
     body[len(body) // 2] ^= 1
     erasure = await erased(archive)
     assert erasure.orders > 0
-    assert "SegmentDamaged" in erasure.note
+    assert "is damaged" in erasure.note
     assert told(await statements.wait(asked)).state == State.EXPIRED
 
 

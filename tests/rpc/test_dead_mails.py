@@ -151,9 +151,6 @@ async def test_a_retry_is_heard_at_once_and_tried_for_two_days_as_at_first(dead:
     )
     dead.server.answers["RCPT"] = ["450 not yet"]
 
-    async def taken() -> bool:
-        return bool(dead.server.taken)
-
     async with running(dead.postman):
         await dead.retry(statement_id)
 
@@ -166,8 +163,12 @@ async def test_a_retry_is_heard_at_once_and_tried_for_two_days_as_at_first(dead:
             "SELECT give_up_at - clock_timestamp() FROM ordermesh.statement_mails"
         )
         assert timedelta(hours=47) < left <= timedelta(hours=48)
-        dead.statements.wakes.wake(dead.postman.name)
-        await eventually(taken)
+
+        async def taken_when_due() -> bool:
+            dead.statements.wakes.wake(dead.postman.name)
+            return bool(dead.server.taken)
+
+        await eventually(taken_when_due)
     assert len(dead.server.taken) == 1
 
 
