@@ -62,9 +62,11 @@ _CREATE: Mapping[int, str] = {
     19: "(SELECT event_id FROM made)",
     20: "'bench'",
     21: """'{"key": "bench", "upstream": "payments"}'""",
+    22: "''",
 }
 _SETTLE: Mapping[int, str] = {
     **dict.fromkeys(range(21, 41), "NULL"),
+    41: "''",
     1: ":o_order_id::uuid",
     2: ":o_created_at::timestamptz",
     3: "1",

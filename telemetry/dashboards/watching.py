@@ -16,6 +16,8 @@ from telemetry.dashboards.board import Limit, Panel, Prom
 _COMPARISON: Final = re.compile(r" (>=|<=|==|!=|>|<) ")
 _WORD: Final = re.compile(r" (or|and) ")
 _BY: Final = re.compile(r"\bby \(([a-z_, ]+)\)")
+_ELSE_WRONG: Final = re.compile(r" (unless on \(\w+\) \w+ == 1|and on \(\w+\) \(\w+ > 0\))\)$")
+"""Of a query that gives something only where another gives nothing, or is bad itself."""
 _WINDOW: Final = re.compile(r"ratio_rate(\w+)")
 _ABOVE_NOTHING: Final = 0.5
 """Grafana colours from a number on; what may not be above 0, or is 0 when it is bad, is counted in ones."""
@@ -135,7 +137,11 @@ def _legend(expr: str) -> str:
 
 
 def _reason(each: Measured, reason: str) -> str:
-    return reason or ("" if each.bound else "it is there only while what should be there is not.")
+    if not each.bound:
+        return reason or "it is there only while what should be there is not."
+    return reason or (
+        "it counts only while something else is wrong." if _ELSE_WRONG.search(each.expr) else ""
+    )
 
 
 def _limit(compared: tuple[Measured, ...]) -> Limit | None:
