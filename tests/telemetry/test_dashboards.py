@@ -61,6 +61,10 @@ STAYS_EMPTY = {
     ("read-side", "Operations that are open or over", "C"),
     ("archive", "Partitions made, or not", "B"),
     ("archive", "The newest months", "A"),
+    ("archive", "Time until partitions end", "D"),
+    ("archive", "Segments that did not read back", "B"),
+    ("recovery", "Cases of severity 1", "C"),
+    ("recovery", "Orders executed twice", "B"),
     ("runtime", "Tries that failed", "A"),
 }
 """Queries that the load does not fill; all others must give data, whatever their source says."""
