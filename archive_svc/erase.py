@@ -152,14 +152,12 @@ class Eraser:
         for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
             if segment.facts.groups_of(erasure.user_id):
                 parts[archive_id, segment.part].append(segment)
+        kept = {each: await self._kept(months.get(each)) for each in {archive_id for archive_id, _ in parts}}
         for (archive_id, _), segments in parts.items():
-            month = months.get(archive_id)
-            if month is None:
-                waits.add("a month that was asked for just now")
-            elif why := await self._kept(month):
+            if why := kept[archive_id]:
                 waits.add(why)
             else:
-                waits |= await self._rewrite_part(month, segments, erasure, fence)
+                waits |= await self._rewrite_part(months[archive_id], segments, erasure, fence)
         return waits
 
     async def _rewrite_part(
@@ -179,8 +177,10 @@ class Eraser:
         silent = await self._recalls.recall(self._catalog.shard, erasure, until)
         return {f"statements on {shard}" for shard in silent}
 
-    async def _kept(self, month: Month) -> str:
+    async def _kept(self, month: Month | None) -> str:
         """Why nothing is taken out of a month for now; empty when nothing keeps it."""
+        if month is None:
+            return "a month that was asked for just now"
         if month.quarantined:
             return f"{month.name}, which is quarantined"
         if month.state not in UNREAD:

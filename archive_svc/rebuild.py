@@ -28,7 +28,7 @@ from chassis.s3 import S3Error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from archive_svc.amendment import Noted
     from archive_svc.catalog import Catalog

@@ -177,8 +177,9 @@ class Verifier:
             await self._read_back(other)
         except SegmentDamaged:
             return False
-        month = next(each for each in await self._catalog.months() if each.archive_id == archive_id)
-        if await newest_edition(self._store, self._catalog.shard, month) > month.edition:
+        months = await self._catalog.months()
+        month = next((each for each in months if each.archive_id == archive_id), None)
+        if month is None or await newest_edition(self._store, self._catalog.shard, month) > month.edition:
             return False  # The catalog is older than S3 is, and may need a newer manifest instead.
         await self._catalog.put_back(fence, archive_id, other)
         log.warning("segment_put_back", shard=self._catalog.shard, key=there.key, version_id=there.version_id)

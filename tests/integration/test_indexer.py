@@ -334,6 +334,7 @@ async def test_who_begins_while_nothing_can_be_indexed_says_that_nothing_was(wor
     world.read_model.down = True
     async with indexer_of(parts):
         await eventually(calls(lambda: told_until() == 0.0), within_s=WITHIN_S)
+        assert told_until() == 0.0
 
 
 async def test_who_begins_while_the_channel_is_away_says_until_when_those_before_it_have_indexed(

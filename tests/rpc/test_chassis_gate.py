@@ -657,6 +657,7 @@ async def test_on_a_full_disk_calls_are_answered_and_counted_and_loops_live_on(t
             loop.asked.put_nowait(None)
             await orders_of(channel).GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=trust.metadata())
             await eventually(lambda: _true((loop.said, *counted()) == (3, calls + 3, lost + 4)))
+    assert not process.done(), "the loop lives"
     stop.set()
     await asyncio.wait_for(process, 5)
 
