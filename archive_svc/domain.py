@@ -21,8 +21,8 @@ class Period(Enum):
     DAY = "%Y_%m_%d"
 
 
-SHORT = {Period.MONTH: timedelta(days=28), Period.DAY: timedelta(days=2)}
-"""A table whose partitions end sooner than this needs a person."""
+SHORT = {Period.MONTH: timedelta(days=59), Period.DAY: timedelta(days=2)}
+"""A table whose partitions end sooner needs a person: fewer than two periods follow the current one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ LOOK_EVERY_S = 0.3
 Month = pb.Month
 READY = frozenset({Month.HOT, Month.THAWED, Month.RESTORED})
 """States of months that are in their shard and could leave it."""
+_HOLDS_UP = READY | {Month.WANTED, Month.RESTORING}
+"""States of months that younger ones wait for."""
 _WAY = (Month.VERIFIED, Month.COMMITTED, Month.DETACHING, Month.GRACE, Month.DROPPED)
 BEYOND = {goal: _WAY[_WAY.index(goal) + 1 :] for goal in _WAY}
 """By where a month is to be: where it went further already."""
@@ -56,6 +58,16 @@ def ready(shard: pb.ListMonthsResponse.Shard) -> list[Month]:
             break
         found.append(month)
     return found
+
+
+def kept_by(shard: pb.ListMonthsResponse.Shard, month: Month, chosen: Collection[str]) -> list[str]:
+    """What keeps a month of a shard when the chosen ones go too."""
+    older = [
+        each
+        for each in shard.months
+        if each.month < month.month and each.month not in chosen and each.state in _HOLDS_UP
+    ]
+    return [each for each in month.blockers if each != "OLDER_MONTH_FIRST" or older]
 
 
 def is_there(month: Month) -> bool:
@@ -107,10 +119,30 @@ def parts_estimate(month: Month, part_bytes: int) -> int:
     return max(1, -(-month.row_bytes // max(part_bytes, 1)))
 
 
+def stored_usd(month: Month) -> float:
+    """About what its copy in S3 costs a month."""
+    return stored_estimate(month) / GIB * S3_USD_PER_GIB_MONTH
+
+
+def orders_told(month: Month) -> str:
+    """How many orders a month has: counted, as the planner thinks (`~`), or `?` where that does not know."""
+    if month.part_count:
+        return f"{month.order_count:,}"
+    if month.row_bytes and not month.order_count:
+        return "?"
+    return f"~{month.order_count:,}"
+
+
+def not_there(answer: pb.ListMonthsResponse, months: Sequence[str]) -> list[str]:
+    """Which of some months no shard that answered knows."""
+    known = {each.month for part in answer.shards for each in part.months}
+    return [month for month in months if month not in known]
+
+
 def saved_usd(month: Month) -> float:
     """About what a month less in the database saves in a month, in US dollars, at list prices."""
     disk = month.table_bytes / GIB * DISK_USD_PER_GIB_MONTH * COPIES
-    return disk - stored_estimate(month) / GIB * S3_USD_PER_GIB_MONTH
+    return disk - stored_usd(month)
 
 
 async def ended(

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import httpx
@@ -103,5 +104,7 @@ async def fetched(mesh: Mesh, user_id: str, statement_id: str, to: Path) -> tupl
     except (httpx.HTTPError, OSError) as failed:
         raise NotFetched(f"the file cannot be fetched to {target}: {type(failed).__name__}") from failed
     finally:
-        partial.unlink(missing_ok=True)
+        # Where it could not be written to, there is none, and no word of that is to hide why.
+        with suppress(OSError):
+            partial.unlink()
     return target, statement

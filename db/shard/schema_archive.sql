@@ -182,7 +182,16 @@ CREATE FUNCTION ordermesh.month_blockers(p_month date, p_until timestamptz) RETU
                 CASE WHEN EXISTS (SELECT FROM ordermesh.months_here() h LEFT JOIN ordermesh.archive_months a USING (begins_at)
                                    WHERE h.begins_at < m.begins AND a.frozen_at IS NULL)
                        OR EXISTS (SELECT FROM ordermesh.archive_months a WHERE a.month < p_month AND a.reach = 'RESTORED')
-                     THEN 'OLDER_MONTH_FIRST' END], NULL)
+                     THEN 'OLDER_MONTH_FIRST' END,
+                -- Either would be met by DETACH CONCURRENTLY only, when readers have turned to the copies already.
+                CASE WHEN EXISTS (SELECT FROM pg_partitioned_table t WHERE t.partdefid <> 0
+                                     AND t.partrelid IN ('ordermesh.orders'::regclass, 'ordermesh.order_journal'::regclass))
+                     THEN 'HAS_DEFAULT' END,
+                CASE WHEN EXISTS (SELECT FROM pg_constraint c WHERE c.contype = 'f'
+                                     AND c.confrelid IN ('ordermesh.orders'::regclass, 'ordermesh.order_journal'::regclass,
+                                                         ordermesh.leaf_of('orders', m.begins),
+                                                         ordermesh.leaf_of('order_journal', m.begins)))
+                     THEN 'IS_REFERENCED' END], NULL)
               FROM m);
 
 -- Stops every change of a month for good, in one step with saying so. Returns why not, or an empty list. Waits for those who
@@ -477,4 +486,5 @@ BEGIN
     RETURN ARRAY[]::text[];
 END $$;
 
-INSERT INTO schema_migrations (name) VALUES ('0009_archive'), ('0016_partition_bounds'), ('0017_archive_order'), ('0019_archive_locks'), ('0021_what_was_copied');
+INSERT INTO schema_migrations (name) VALUES ('0009_archive'), ('0016_partition_bounds'), ('0017_archive_order'), ('0019_archive_locks'), ('0021_what_was_copied'),
+       ('0027_archive_gate');

@@ -91,16 +91,27 @@ def plan(state_dir: StateDir, shard: OneShard = "", form: Output = Format.TABLE)
     """
     answer = ask(state_dir, lambda mesh: archive.listed(mesh, shard))
     there = [each for part in answer.shards for each in part.months if each.table_bytes]
-    columns = ("shard", "month", "orders", "in the shard", "in S3", "parts", "saves a month", "what keeps it")
+    columns = (
+        "shard",
+        "month",
+        "orders",
+        "in the shard",
+        "in S3",
+        "parts",
+        "S3 a month",
+        "saves a month",
+        "what keeps it",
+    )
     part_bytes = {part.shard: part.part_bytes for part in answer.shards}
     rows = [
         (
             each.shard,
             each.month,
-            f"{each.order_count:,}",
+            archive.orders_told(each),
             output.mib(each.table_bytes),
             f"~{output.mib(archive.stored_estimate(each))}",
             str(each.part_count or f"~{archive.parts_estimate(each, part_bytes[each.shard])}"),
+            f"~{archive.stored_usd(each):.2f} USD",
             f"~{archive.saved_usd(each):.2f} USD",
             ", ".join(each.blockers) or ("" if each.state in archive.READY else _STATES[each.state]),
         )
@@ -136,7 +147,8 @@ def run(
 ) -> None:
     """Take months out of the shards: copied, read back, compared, and only then given up.
 
-    Exit code 1 when one waits for a person, or is not there in time.
+    Exit code 1 when one waits for a person, or is not there in time; without --execute when something keeps
+    one of them, or no shard has it.
 
     \b
     Example:
@@ -144,13 +156,15 @@ def run(
     """
     goal = _reach(reach, Month.VERIFIED, Month.COMMITTED, Month.GRACE, Month.DROPPED)
     answer = ask(state_dir, lambda mesh: archive.listed(mesh, shard))
+    if unknown := archive.not_there(answer, months):
+        output.note(f"no shard has {', '.join(unknown)}; nothing was done")
+        raise typer.Exit(ExitCode.NO)
     chosen = [each for part in answer.shards for each in _chosen(part, months, oldest, goal)]
     if not chosen:
         output.note("no month can leave now; `ordermesh archive plan` says why")
         raise typer.Exit(ExitCode.NO)
     if not execute:
-        output.emit(form, chosen, _table(chosen))
-        output.note(f"nothing was done; with --execute these {len(chosen)} would go as far as {reach}")
+        _foreseen(answer, chosen, reach, form)
         return
     _moved(state_dir, chosen, goal, reason, actor, request_id, wait, form)
 
@@ -351,6 +365,24 @@ def _chosen(
     return archive.ready(part)[:oldest]
 
 
+def _foreseen(answer: pb.ListMonthsResponse, chosen: Sequence[Month], reach: str, form: Format) -> None:
+    """Say what `run` would do, and what keeps it from that."""
+    output.emit(form, chosen, _table(chosen))
+    kept = 0
+    for part in answer.shards:
+        own = [each for each in chosen if each.shard == part.shard]
+        for each in own:
+            if why := archive.kept_by(part, each, [other.month for other in own]):
+                kept += 1
+                output.note(f"{each.shard} {each.month} would wait: {', '.join(why)}")
+    going = len(chosen) - kept
+    output.note(
+        f"nothing was done; with --execute {going} of these {len(chosen)} would go as far as {reach} now"
+    )
+    if kept:
+        raise typer.Exit(ExitCode.NO)
+
+
 def _reach(text: str, *allowed: Month.State.ValueType) -> Month.State.ValueType:
     for number in allowed:
         if _STATES[number] == text.lower():
@@ -449,7 +481,7 @@ def _table(months: Sequence[Month]) -> Table:
                 each.month,
                 _STATES[each.state],
                 _STATES[each.reach] if each.reach else "",
-                f"{each.order_count:,}",
+                archive.orders_told(each),
                 output.mib(each.table_bytes) if each.table_bytes else "",
                 _stored(each),
                 f"{each.verified_count}/{each.stored_count}/{2 * each.part_count}" if each.part_count else "",

@@ -52,7 +52,10 @@ def duration(text: str | timedelta) -> timedelta:
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise typer.BadParameter(f"{text!r} is no duration; write it as 500ms, 5s, 2m, 1h or 1d")
-    return timedelta(seconds=float(found[1]) * _UNIT_S[found[2] or "s"])
+    try:
+        return timedelta(seconds=float(found[1]) * _UNIT_S[found[2] or "s"])
+    except OverflowError:
+        raise typer.BadParameter(f"{text!r} is longer than anything lasts") from None
 
 
 def month(text: str) -> str:

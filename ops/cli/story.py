@@ -80,7 +80,8 @@ def trace(order_id: OrderId, state_dir: StateDir, form: Output = Format.TABLE) -
     order, events = _journal(state_dir, order_id)
     own = {parent.split("-")[1] for parent in (order.traceparent,) if parent.count("-") == 3}
     known = own | {event.traceparent.split("-")[1] for event in events if event.traceparent.count("-") == 3}
-    spans, lines = _found(state_dir, order_id, own, known)
+    # As it is written, whatever was typed.
+    spans, lines = _found(state_dir, order.order_id, own, known)
     _tell_if_cut(lines, spans)
     every = timeline.merged(
         [_journaled(event, own) for event in events],

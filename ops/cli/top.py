@@ -66,7 +66,8 @@ async def _now(endpoints: Endpoints, stubs: mesh.Mesh, before: readings.Reading)
     now, sessions, held = await asyncio.gather(
         readings.read(endpoints), waits.of_shards(endpoints.shard_dsns()), waits.of_recovery(stubs)
     )
-    return readings.Change(before, now), [*waits.of_metrics(now), *held, *sessions]
+    change = readings.Change(before, now)
+    return change, [*waits.of_metrics(now), *waits.of_upstreams(change), *held, *sessions]
 
 
 async def _live(state_dir: Path, every_s: float) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
     from ops.mesh import Mesh
-    from ops.top.readings import Reading
+    from ops.top.readings import Change, Reading
 
 QUERIES: Final = pg.queries("ops.top", "waits.sql")
 STATEMENT_S: Final = 2.0
@@ -24,6 +24,12 @@ HELD_S_MIN: Final = 2.0
 KEPT_MIN: Final = 1000
 """Transactions; a replica is always some behind."""
 SLOT_BYTES_MIN: Final = 16 * 1024 * 1024
+NO_WORD: Final = frozenset(
+    {"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED", "MALFORMED"}
+)
+"""What an upstream says to a submission that leaves the order as it was."""
+ILL_SHARE: Final = 0.5
+"""Of what an upstream was asked; the alerts UpstreamFails and ProbesFail have the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +116,19 @@ def of_metrics(reading: Reading) -> Iterator[Wait]:
         for labels, value in reading.values(f"ordermesh_archive_{name}"):
             if value:
                 yield Wait(labels["shard"], what, "ordermesh archive status")
+
+
+def of_upstreams(change: Change) -> Iterator[Wait]:
+    """Upstreams that gave no word to half of what they were asked between two looks; recovery asks again."""
+    submits, probes = "ordermesh_order_submits_total", "ordermesh_recovery_probes_total"
+    for upstream, rate in change.rates(submits, "upstream").items():
+        said = change.rates(submits, "said", upstream=upstream)
+        ill = {word: each for word, each in said.items() if word in NO_WORD}
+        if sum(ill.values()) >= ILL_SHARE * rate:
+            what = f"{sum(ill.values()) / rate:.0%} of submissions to {upstream} fail"
+            yield Wait("mesh", what, f"{', '.join(ill)}: recovery asks it what became of them")
+    for upstream, rate in change.rates(probes, "upstream").items():
+        answered = change.rates(probes, "probe_class", upstream=upstream).get("ANSWERED", 0.0)
+        if answered <= (1 - ILL_SHARE) * rate:
+            what = f"{1 - answered / rate:.0%} of probes of {upstream} bring no answer"
+            yield Wait("mesh", what, "recovery asks again, later and later: ordermesh recovery status")

@@ -24,6 +24,12 @@ BOARD = Board(
                     "From now on, by table. Without a partition a shard takes no orders.",
                     unit="s",
                 ),
+                watch(
+                    "PartitionsAreNotMade",
+                    "Time until months end",
+                    "From now on. With two months ahead of the current one it is never below 59 days.",
+                    unit="s",
+                ),
                 Panel(
                     "series",
                     "Partitions made, or not",

@@ -219,11 +219,24 @@ SELECT gen_random_uuid(), order_id, created_at, user_id, bucket, 1, 'CONTRADICTI
 POISON = """
 INSERT INTO ordermesh.quarantine
 SELECT order_id, created_at, user_id, 0, 2, 'poison', created_at FROM ordermesh.orders LIMIT 1"""
+REST = "CREATE TABLE ordermesh.{table}_rest PARTITION OF ordermesh.{table} DEFAULT"
+REFUND = """
+CREATE TABLE ordermesh.refunds
+       (order_id uuid, created_at timestamptz,
+        FOREIGN KEY (order_id, created_at) REFERENCES ordermesh.{table})"""
 
 
 @pytest.mark.parametrize(
     ("trouble", "blocker"),
-    [(TIMER, "UNSETTLED_ORDERS"), (CASE, "OPEN_DEAD_LETTERS"), (POISON, "NOT_SEARCHABLE")],
+    [
+        (TIMER, "UNSETTLED_ORDERS"),
+        (CASE, "OPEN_DEAD_LETTERS"),
+        (POISON, "NOT_SEARCHABLE"),
+        (REST.format(table="orders"), "HAS_DEFAULT"),
+        (REST.format(table="order_journal"), "HAS_DEFAULT"),
+        (REFUND.format(table="orders"), "IS_REFERENCED"),
+        (REFUND.format(table="orders_2023_08"), "IS_REFERENCED"),
+    ],
 )
 async def test_a_month_with_open_business_is_not_frozen(archive: Archive, trouble: str, blocker: str) -> None:
     await archive.shard.execute(trouble)

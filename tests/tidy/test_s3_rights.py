@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.session import Session
+from botocore.validate import ParamValidator
+
+from archive_svc.statement import files
 
 ROOT = Path(__file__).parents[2]
 READS = {"s3:GetObject", "s3:GetObjectVersion"}
@@ -59,6 +65,36 @@ def test_the_howto_names_every_right_and_the_one_that_is_asked_for_apart() -> No
     for right in {*set().union(*given().values()), BYPASSES}:
         assert f"`{right}`" in howto, right
     assert BYPASSES not in set().union(*given().values())
+
+
+def of_the_bucket(name: str) -> Any:
+    """A file that operators give the bucket."""
+    return json.loads((ROOT / "deploy/s3" / name).read_text(encoding="utf-8"))
+
+
+def test_what_the_bucket_refuses_is_written_by_nobody() -> None:
+    (rule,) = of_the_bucket("bucket.json")["Statement"]
+    assert (rule["Effect"], rule["Action"]) == ("Deny", "s3:PutObject")
+    assert rule["Condition"]["Null"] == {"s3:if-none-match": "true"}
+    # `replace` writes on another condition.
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "archive_svc").rglob("*.py")}
+    writers = {"create", "upload"}
+    written = {
+        name for text in sources.values() for name in re.findall(r"store\.(create|upload|replace)\(", text)
+    }
+    assert written == writers
+
+
+def test_the_rules_of_the_bucket_are_rules_and_touch_no_month() -> None:
+    rules = of_the_bucket("lifecycle.json")
+    service = Session().get_service_model("s3")
+    shape = service.operation_model("PutBucketLifecycleConfiguration").input_shape
+    found = ParamValidator().validate({"Bucket": "b", "LifecycleConfiguration": rules}, shape)
+    assert not found.has_errors(), found.generate_report()
+    deletes = [rule for rule in rules["Rules"] if {"Expiration", "NoncurrentVersionExpiration"} & rule.keys()]
+    assert [rule["Filter"] for rule in deletes] == [
+        {"Prefix": files.statements_prefix("s1").partition("/")[0] + "/"}
+    ]
 
 
 @pytest.mark.parametrize("source", ["self._client.get_object_acl()", "x._client.copy_object(Key=key)"])

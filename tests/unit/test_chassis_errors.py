@@ -71,6 +71,7 @@ def test_a_mere_user_sees_only_what_is_theirs_and_others_see_all() -> None:
         (Money("EUR", 5), "0.05 EUR"),
         (Money("EUR", -5), "-0.05 EUR"),
         (Money("JPY", 1250), "1250 JPY"),
+        (Money("CLF", 123456), "12.3456 CLF"),
         (Money("KWD", 1), "0.001 KWD"),
     ],
 )

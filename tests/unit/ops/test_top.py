@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ops.top import screen, waits
 from ops.top.readings import Change, Process, Reading, parsed
+from telemetry import rules
 
 BEFORE = """
 # TYPE grpc_server_handled_total counter
@@ -155,6 +158,32 @@ def test_what_stands_still_says_so(line: str, where: str) -> None:
     assert wait.where == where
     well = line.rpartition(" ")[0] + (" 1" if line.endswith("0") else " 0")
     assert list(waits.of_metrics(reading(0.0, parsed("a process", f"{well}\n")))) == []
+
+
+SUBMITS = 'ordermesh_order_submits_total{{upstream="payments",said="{}"}} {}\n'
+PROBES = 'ordermesh_recovery_probes_total{{upstream="payments",probe_class="{}",verdict="NONE"}} {}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "well", "ill"), [(SUBMITS, "EXECUTED", "UNAVAILABLE"), (PROBES, "ANSWERED", "UNREACHED")]
+)
+def test_an_upstream_that_gives_no_word_is_a_reason_to_wait(line: str, well: str, ill: str) -> None:
+    def seen(wells: int, ills: int) -> list[str]:
+        before = line.format(well, 50) + line.format(ill, 50)
+        now = line.format(well, 50 + wells) + line.format(ill, 50 + ills)
+        return [wait.what for wait in waits.of_upstreams(change(before, now, name="a process"))]
+
+    (what,) = seen(1, 3)
+    assert "75%" in what
+    assert "payments" in what
+    assert seen(3, 1) == []
+    assert seen(0, 0) == []
+
+
+def test_top_and_the_alerts_mean_the_same_by_an_upstream_that_fails() -> None:
+    (expr,) = (alert.expr for alert in rules.alerts() if alert.name == "UpstreamFails")
+    assert set(re.findall(r'said=~"([^"]+)"', expr)[0].split("|")) == waits.NO_WORD
+    assert f"> {waits.ILL_SHARE} *" in expr
 
 
 @pytest.mark.parametrize(
