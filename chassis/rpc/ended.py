@@ -3,7 +3,7 @@
 The line is the same in every service: `event.action` is `rpc_finished`, `event.outcome`, `event.duration` in
 nanoseconds, `rpc.method`, `rpc.code`, `error.code` with the reason of a refusal, and whatever was bound
 meanwhile, such as the order and the shard. A stream of answers goes on until its time is over, as its caller
-asked: that is how it ends, and no failure of anybody.
+asked: that is how it ends, and no failure of anybody. One that is too late for something before is.
 """
 
 from __future__ import annotations
@@ -84,17 +84,19 @@ class Ending:
         return self.code is not StatusCode.OK and not self.is_over
 
 
-def is_over(call: Call | None, code: StatusCode) -> bool:
-    """Whether a call that ended with this code is a stream of answers that went on until its deadline.
+def is_over(call: Call | None, code: StatusCode, took_s: float) -> bool:
+    """Whether a call that ended with this code is a stream of answers that went on until its time was over:
+    what its caller gave, or what its method has at most, after which the proxy ends it.
 
-    The one that noticed first says DEADLINE_EXCEEDED, with time left where somebody behind it has less; the
-    others are cancelled in that moment.
+    The one that noticed first says DEADLINE_EXCEEDED; the others are cancelled in that moment. Who says it
+    sooner had less time than the caller, or waited for something: that is a failure as of any call.
     """
     if call is None or not call.method.server_streaming:
         return False
-    return code is StatusCode.DEADLINE_EXCEEDED or (
-        code is StatusCode.CANCELLED and call.time_remaining() < ON_TIME_S
-    )
+    if code is StatusCode.CANCELLED:
+        return call.time_remaining() < ON_TIME_S
+    left_s = min(call.time_remaining(), call.method.timeout_s - took_s)
+    return code is StatusCode.DEADLINE_EXCEEDED and left_s < ON_TIME_S
 
 
 def tell(end: Ending, span: Span, asking: Asking | Exception) -> None:

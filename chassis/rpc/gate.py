@@ -134,15 +134,15 @@ async def serve_call(
                 return answer
         except asyncio.CancelledError:
             end.code = StatusCode.CANCELLED
-            end.is_over = ended.is_over(call, end.code)
+            end.is_over = ended.is_over(call, end.code, end.took_s())
             raise
         except RelayedStatus as relayed:
             end.relay(relayed)
-            end.is_over = ended.is_over(call, end.code)
+            end.is_over = ended.is_over(call, end.code, end.took_s())
             await _abort(context, call, relayed.code, relayed.message, relayed.trailers)
         except OrdermeshError as refused:
             end.refuse(refused)
-            end.is_over = ended.is_over(call, end.code)
+            end.is_over = ended.is_over(call, end.code, end.took_s())
             if not end.is_over:
                 metrics.REFUSALS.labels(end.reason).inc()
             await _abort(context, call, *to_status(refused, traces.trace_id()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from chassis.errors import (
 from chassis.limits import Limiter
 from chassis.logs import Lines
 from chassis.output import Output
+from chassis.rpc import ended as ended_module
 from chassis.rpc import gate as gate_module
 from chassis.sampling import Wanted
 from chassis.supervise import StopSignal, until_stopped
@@ -59,6 +61,8 @@ from tests.listeners import (
     refused,
 )
 
+SHORT_S = 1.0
+"""A stream that has no more time than this may end at any moment: gRPC rounds up."""
 CANARY = "canary-postgres://u:hunter2@db/orders"
 
 
@@ -536,43 +540,69 @@ async def test_every_call_ends_with_one_line_whose_level_says_whose_fault_it_was
             assert ("exc_info" in line) is (reason == "INTERNAL_ERROR")
 
 
-async def test_a_stream_that_goes_on_until_its_deadline_has_not_failed(
+async def test_a_stream_that_goes_on_until_its_deadline_has_not_failed_and_one_that_is_late_before_has(
     trust: Trust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(traces, "_tracer", provider.get_tracer("test"))
-    ends: list[Exception | None] = [None, DeadlineExceeded(limiter="lane"), ShardUnavailable()]
+    late = DeadlineExceeded(limiter="lane")
+    ends: list[tuple[float, OrdermeshError | None]] = [
+        (SHORT_S, None),
+        (SHORT_S, late),
+        (CALL_S, late),
+        (CALL_S, ShardUnavailable()),
+    ]
 
     async def waits(_: Any, __: rpc.Call) -> AsyncIterator[pb.WatchOrderResponse]:
         yield pb.WatchOrderResponse()
-        if (end := ends[len(orders.calls) - 1]) is not None:
+        if (end := ends[len(orders.calls) - 1][1]) is not None:
             raise end
         await asyncio.Event().wait()
 
-    async def late(_: Any, __: rpc.Call) -> None:
-        raise DeadlineExceeded(limiter="lane")
+    async def too_late(_: Any, __: rpc.Call) -> None:
+        raise late
 
-    orders = Scripted(WatchOrder=waits, GetOrder=late)
+    orders = Scripted(WatchOrder=waits, GetOrder=too_late)
     refusals = sampled("ordermesh_refusals_total", reason="DEADLINE_EXCEEDED")
     async with orders_served(trust, orders) as server, trust.channel(server) as channel:
         stub = orders_of(channel)
         with capture_logs() as lines:
-            for timeout_s in (1.0, CALL_S, CALL_S):
+            for timeout_s, end in ends:
                 with pytest.raises(grpc.aio.AioRpcError) as ended:
                     async for _ in stub.WatchOrder(
                         pb.WatchOrderRequest(), timeout=timeout_s, metadata=trust.metadata()
                     ):
                         pass
                 await eventually(lambda: _true(len(of_calls(lines)) == len(orders.calls)))
-                unavailable = len(orders.calls) == len(ends)
-                assert (ended.value.code() is StatusCode.UNAVAILABLE) == unavailable
+                assert ended.value.code() is (end or late).code
             with refused(StatusCode.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED):
                 await stub.GetOrder(pb.GetOrderRequest(), timeout=CALL_S, metadata=trust.metadata())
     told = [(line["log_level"], line["event.outcome"]) for line in of_calls(lines)]
-    assert told == [*[("info", "success")] * 2, *[("error", "failure")] * 2]
-    assert [span.status.is_ok for span in exporter.get_finished_spans()] == [True, True, False, False]
-    assert sampled("ordermesh_refusals_total", reason="DEADLINE_EXCEEDED") == refusals + 1
+    assert told == [*[("info", "success")] * 2, *[("error", "failure")] * 3]
+    assert [span.status.is_ok for span in exporter.get_finished_spans()] == [True] * 2 + [False] * 3
+    assert sampled("ordermesh_refusals_total", reason="DEADLINE_EXCEEDED") == refusals + 2
+
+
+@pytest.mark.parametrize(
+    ("method", "code", "left_s", "took_s", "is_over"),
+    [
+        ("WatchOrder", StatusCode.DEADLINE_EXCEEDED, 0.0, 60.0, True),
+        ("WatchOrder", StatusCode.DEADLINE_EXCEEDED, 1.0, 60.0, True),
+        ("WatchOrder", StatusCode.DEADLINE_EXCEEDED, 30.0, 60.0, False),
+        ("WatchOrder", StatusCode.DEADLINE_EXCEEDED, 300.0, 299.9, True),
+        ("WatchOrder", StatusCode.CANCELLED, 1.0, 60.0, True),
+        ("WatchOrder", StatusCode.CANCELLED, 300.0, 299.9, False),
+        ("WatchOrder", StatusCode.UNAVAILABLE, 0.0, 60.0, False),
+        ("GetOrder", StatusCode.DEADLINE_EXCEEDED, 0.0, 5.0, False),
+    ],
+)
+def test_a_streams_time_is_what_its_caller_gave_or_the_most_that_its_method_has(
+    method: str, code: StatusCode, left_s: float, took_s: float, is_over: bool
+) -> None:
+    watched = rpc.methods_of(ORDERS)[f"/{ORDERS}/{method}"]
+    call = rpc.Call(watched, "gateway", ALICE, "", {}, time.monotonic() + left_s)
+    assert ended_module.is_over(call, code, took_s) is is_over
 
 
 async def test_the_line_of_a_call_names_its_order_from_the_request_or_the_answer(trust: Trust) -> None:
