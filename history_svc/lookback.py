@@ -27,6 +27,13 @@ ORDERS_MAX = 10_000
 """Of so many orders, and cases, at most is anything said; then `ordermesh_lookback_is_capped` is 1."""
 STATEMENT_S = 2.0
 AGES = ("younger_than_1m", "older_than_1m", "older_than_10m", "older_than_1h", "older_than_1d")
+CASE_REASONS = (
+    *("PROBES_EXHAUSTED", "VERDICT_MISMATCH", "MALFORMED_ANSWERS", "POISON"),
+    *("UNDO_REQUIRED", "CONTRADICTED", "UPSTREAM_UNKNOWN"),
+)
+"""Why order_svc opens cases. One in which money may be wrong stays one, whatever its reason is later."""
+MONEY = "1"
+"""The severity of cases that wake somebody."""
 
 
 class Lookback:
@@ -47,7 +54,9 @@ class Lookback:
         self._clock = clock
         self._jitter = jitter
         self._every_s = every_s
-        self._cases_seen: set[tuple[str, str]] = set()
+        # Those that wake somebody are 0 from the first look on, and not only once they were seen: who looked
+        # here before may have said 1 last, of a case that is closed.
+        self._cases_seen = {(reason, MONEY) for reason in CASE_REASONS}
 
     async def run(self) -> None:
         """Look until cancelled; a server that does not answer is asked again."""

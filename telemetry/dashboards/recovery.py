@@ -153,14 +153,7 @@ BOARD = Board(
                     "series",
                     "Open cases by reason",
                     "Cases that wait for a person.",
-                    (
-                        agreed(
-                            "ordermesh_dead_letters_open",
-                            "reason",
-                            where=_SHARD,
-                            empty_when_healthy="no order waits for a person.",
-                        ),
-                    ),
+                    (agreed("ordermesh_dead_letters_open", "reason", where=_SHARD),),
                     stacked=True,
                 ),
                 Panel(

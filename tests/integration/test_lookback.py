@@ -106,6 +106,34 @@ async def test_open_cases_are_shown_by_reason_and_closed_ones_are_not(looking: L
     assert shown("dead_letters_oldest_seconds") == 0
 
 
+async def test_the_first_look_of_a_process_says_of_which_reasons_nobody_has_to_be_woken(
+    looking: Looking,
+) -> None:
+    """Who looked here before may have said 1 last, and that would count whenever nobody can look."""
+
+    def money() -> dict[str, float | None]:
+        return {
+            reason: shown("dead_letters_open", reason=reason, severity=lookback.MONEY)
+            for reason in lookback.CASE_REASONS
+        }
+
+    metrics.CASES_OPEN.clear()
+    await looking.both.shard.create()
+    await looking.both.shard.value(
+        "WITH parked AS (INSERT INTO ordermesh.dead_letters (dead_letter_id, order_id, created_at, user_id,"
+        " bucket, reason, severity, evidence, opened_at, opened_version) SELECT gen_random_uuid(), order_id,"
+        " created_at, user_id, bucket, 'CONTRADICTED', 1, '{}', clock_timestamp(), 1"
+        " FROM ordermesh.orders RETURNING 1) SELECT count(*) FROM parked"
+    )
+    await looking.both.caught_up()
+    await looking.both.standby.stop()
+    assert not await looking.lookback.once()
+    assert set(money().values()) == {None}, "what nobody saw is not 0"
+    await looking.both.standby.start()
+    await eventually(looking.lookback.once, within_s=30, every_s=0.2)
+    assert money() == dict.fromkeys(lookback.CASE_REASONS, 0.0) | {"CONTRADICTED": 1.0}
+
+
 async def test_an_order_of_which_the_upstream_names_two_executions_is_shown_until_its_case_is_closed(
     looking: Looking,
 ) -> None:
@@ -135,7 +163,7 @@ async def test_an_order_of_which_the_upstream_names_two_executions_is_shown_unti
     settled = await decide(settled, Verdict.SUCCEEDED, upstream_ref="one")
     waits = await decide(waits, Verdict.IN_PROGRESS, upstream_ref="one")
     await decide(wrong, Verdict.SUCCEEDED, upstream_ref="one", amount=Money("EUR", 1))
-    assert await cases() == (0, None, 1), "another amount is one execution"
+    assert await cases() == (0, 0, 1), "another amount is one execution"
     await decide(settled, Verdict.SUCCEEDED, upstream_ref="another")
     assert await cases() == (1, 1, 1)
     await decide(waits, Verdict.SUCCEEDED, upstream_ref="another")

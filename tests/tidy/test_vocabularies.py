@@ -40,6 +40,7 @@ def s3_outcomes() -> set[str]:
 
 SAID: dict[str, set[str]] = {
     "archived_table": {columns.ORDERS.table, columns.JOURNAL.table},
+    "case_reason": set(lookback.CASE_REASONS),
     "connection_refusal": words("gateway/listener.py", r'"(all|address)"'),
     "consumer_error": words(
         "history_svc/channel/hub.py", r"\b(KafkaUnavailable|EventsUnavailable|ConsumerStuck)\b"
