@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from grpc import StatusCode
 
-from chassis.errors import OrdermeshError, Reason
+from chassis.errors import OrdermeshError, Overloaded, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +27,15 @@ class RateLimited(OrdermeshError):
 
 
 class TooManyStreams(OrdermeshError):
-    """Too many event streams are open; close one, or poll the order instead."""
+    """Too many event streams of this user are open; close one, or poll the order instead."""
 
     code, reason = StatusCode.RESOURCE_EXHAUSTED, Reason.RATE_LIMITED
+    retry_after_s = 5.0
+
+
+class StreamsFull(Overloaded):
+    """Too many event streams are open here, whoever opens one; poll the order instead."""
+
     retry_after_s = 5.0
 
 

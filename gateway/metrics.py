@@ -24,7 +24,7 @@ CONNECTIONS_REFUSED = meters.counter(
 )
 SHED = meters.counter(
     "ordermesh_gateway_shed_total",
-    "Requests refused because too many were being answered, and too many waited.",
+    "Requests refused because too many were answered and too many waited, or all event streams were taken.",
 )
 RECEIPT_TIMEOUTS = meters.counter(
     "ordermesh_gateway_receipt_timeouts_total", "Requests that did not arrive in time."

@@ -17,8 +17,8 @@ import structlog
 from starlette.responses import Response
 
 from gateway import wire
-from gateway.errors import TooManyStreams
-from gateway.metrics import STREAMS
+from gateway.errors import StreamsFull, TooManyStreams
+from gateway.metrics import SHED, STREAMS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -43,10 +43,14 @@ class Seats:
     def take(self, user_id: str) -> None:
         """Take a seat, to be given back with `leave`.
 
-        Raises: TooManyStreams.
+        Raises: TooManyStreams when the user has as many as one may; StreamsFull when all seats are taken, by
+        which the request is shed, as one for which there is no place.
         """
-        if self._taken.total() >= self._most or self._taken[user_id] >= self._per_user:
+        if self._taken[user_id] >= self._per_user:
             raise TooManyStreams
+        if self._taken.total() >= self._most:
+            SHED.inc()
+            raise StreamsFull(limiter="streams")
         self._taken[user_id] += 1
         STREAMS.inc()
 

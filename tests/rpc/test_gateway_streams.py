@@ -12,7 +12,7 @@ import pytest
 
 from chassis.errors import ShardUnavailable
 from chassis.testing import eventually
-from gateway.metrics import STREAMS
+from gateway.metrics import SHED, STREAMS
 from tests import gateways
 from tests.gateways import Rest
 
@@ -167,17 +167,21 @@ async def test_a_stream_ends_when_its_time_or_the_token_is_over(directory):
             assert await events.next() is None
 
 
-async def test_streams_are_bounded_per_user_and_in_all(directory):
+async def test_streams_are_bounded_per_user_and_in_all_and_only_the_latter_is_shed(directory):
     async with gateways.opened(directory, profile="local", streams_per_user_max=2, streams_max=3) as rest:
         mine, theirs = await new_order(rest), await new_order(rest, "bob")
         async with following(rest, mine), following(rest, mine):
+            shed = requests_shed()
             third = await rest.get(f"/v1/orders/{mine}/events")
             assert (third.status_code, third.json()["reason"]) == (429, "RATE_LIMITED")
             assert third.headers["retry-after"] == "5"
+            assert requests_shed() == shed
             async with following(rest, theirs, "bob") as events:
                 assert await events.next()
                 fourth = await rest.get(f"/v1/orders/{theirs}/events", "bob")
-                assert fourth.status_code == 429
+                assert (fourth.status_code, fourth.json()["reason"]) == (503, "OVERLOADED")
+                assert fourth.headers["retry-after"] == "5"
+                assert requests_shed() == shed + 1
 
 
 async def test_a_gateway_that_stops_ends_its_streams_and_is_gone_quickly(directory):
@@ -189,6 +193,11 @@ async def test_a_gateway_that_stops_ends_its_streams_and_is_gone_quickly(directo
             assert await events.next() is None
         async with asyncio.timeout(WITHIN_S / 2):
             await rest.gateway.rest.stop()
+
+
+def requests_shed() -> float:
+    (metric,) = SHED.collect()
+    return metric.samples[0].value
 
 
 def open_streams() -> float:

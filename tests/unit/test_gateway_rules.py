@@ -12,7 +12,7 @@ from chassis.errors import OF_ONE_USER, InvalidField, Overloaded, Reason, TokenR
 from chassis.rpc import RemoteError
 from chassis.testing import FakeClock
 from gateway import problems
-from gateway.errors import FALLBACKS, MethodNotAllowed, RateLimited, TooManyStreams
+from gateway.errors import FALLBACKS, MethodNotAllowed, RateLimited, StreamsFull, TooManyStreams
 from gateway.listener import Door
 from gateway.rates import Rates
 from gateway.settings import GatewaySettings
@@ -131,8 +131,10 @@ def test_seats_are_bounded_in_all_and_per_user_and_come_back():
     with pytest.raises(TooManyStreams):
         seats.take("alice")
     seats.take("bob")
-    with pytest.raises(TooManyStreams):
+    with pytest.raises(StreamsFull):
         seats.take("carol")
+    with pytest.raises(TooManyStreams):
+        seats.take("alice")
     seats.leave("alice")
     seats.take("carol")
 
