@@ -17,7 +17,7 @@ import httpx
 import jwt
 import structlog
 
-from chassis import metrics
+from chassis import logs, metrics
 from chassis.errors import KeysUnavailable
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class JwksKeeper:
         try:
             self._keys = parse(self.file.read_bytes()[: BODY_BYTES_MAX + 1])
         except (BadKeySet, OSError) as bad:
-            log.warning("kept_keys_unusable", error=type(bad).__name__)
+            log.warning("kept_keys_unusable", **logs.of_our_file(bad, self.file))
             return
         self._good_until = self.clock.monotonic() + KEPT_S - max(0.0, age_s)
 
@@ -248,7 +248,7 @@ class JwksKeeper:
             partial.write_bytes(body)
             partial.replace(self.file)
         except OSError as full:
-            log.warning("keys_not_kept", error=type(full).__name__)
+            log.warning("keys_not_kept", **logs.of_our_file(full, self.file))
 
 
 def http_client() -> httpx.AsyncClient:

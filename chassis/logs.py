@@ -221,6 +221,19 @@ def configure(
     logging.captureWarnings(capture=True)
 
 
+def of_our_file(error: BaseException, path: Path | None = None) -> dict[str, object]:
+    """What a line says of a file that settings name and that could not be read or written: which, and why.
+
+    path: the file, where the error itself does not know it. Not for files that are named after anything that
+    was sent: of those a line has the type of the error alone.
+    """
+    facts = {
+        "errno": getattr(error, "errno", None),
+        "file": path or getattr(error, "filename", None),
+    }
+    return {"error": type(error).__name__} | {name: fact for name, fact in facts.items() if fact is not None}
+
+
 def hash_key_of(given: str, *, is_local: bool) -> bytes | None:
     """The key of users' hashes: what the settings say; on a laptop without them one that everybody knows."""
     if given:

@@ -16,6 +16,8 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from chassis import logs
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -123,7 +125,7 @@ class CertificateWatcher:
             try:
                 self.identity.refresh()
             except OSError as missing:
-                log.error("certificate_unreadable", error=type(missing).__name__)
+                log.error("certificate_unreadable", **logs.of_our_file(missing))
 
 
 def channel_credentials(identity: Identity) -> grpc.ChannelCredentials:

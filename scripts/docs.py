@@ -403,8 +403,8 @@ within a call also `trace.id` and `span.id`, and `shard` and `order_id` where th
 payloads and parameters are never written; `log.lost` names what a line had to leave out. What a library says
 has the action `library_said` and its name in `log.logger`; of most libraries only the first line of the form
 is written, without what they fill in. Of exceptions of others a line has the type, and what is known to quote
-nobody: the SQLSTATE, the gRPC code, the errno. Text in a file that is no such line is not shipped, but for
-where a trace back leads and the type of what was raised.
+nobody: the SQLSTATE, the gRPC code, the errno; of a file that settings name also which it is. Text in a file
+that is no such line is not shipped, but for where a trace back leads and the type of what was raised.
 
 Every call ends with exactly one line: `rpc_finished` with `rpc.method`, `rpc.code`, `caller`, `event.outcome`
 and `event.duration` (nanoseconds) in each service, `request` with `http.request.method`, `http.route` and

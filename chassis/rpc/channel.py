@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from chassis import traces
+from chassis import logs, traces
 from chassis.rpc.counts import Counts
 from chassis.rpc.options import channel_options
 from chassis.tls import TlsFiles, channel_credentials, dns_name
@@ -155,7 +155,7 @@ class Channel(grpc.aio.Channel):
         try:
             identity = tls.read()
         except OSError as missing:
-            log.error("certificate_unreadable", error=type(missing).__name__)
+            log.error("certificate_unreadable", **logs.of_our_file(missing))
             return
         unchanged = self._identity is not None and identity.digest == self._identity.digest
         if unchanged or not identity.is_pair:

@@ -349,6 +349,32 @@ def test_of_what_others_raise_only_what_quotes_nobody_is_told(make: Callable[[],
     assert text.endswith(told)
 
 
+@pytest.mark.parametrize(
+    ("make", "path", "told"),
+    [
+        (
+            lambda: Path("/nowhere/cert.pem").read_bytes(),
+            None,
+            {"error.type": "FileNotFoundError", "errno": 2, "file": "/nowhere/cert.pem"},
+        ),
+        (
+            throw(OSError(28, "No space left on device")),
+            Path("/full/keys.json"),
+            {"error.type": "OSError", "errno": 28, "file": "/full/keys.json"},
+        ),
+        (throw(ValueError(CANARY)), Path("/keys.json"), {"error.type": "ValueError", "file": "/keys.json"}),
+        (throw(ValueError(CANARY)), None, {"error.type": "ValueError"}),
+    ],
+)
+def test_of_a_file_of_ours_a_line_says_which_it_is_and_what_is_wrong_with_it(
+    make: Callable[[], object], path: Path | None, told: dict[str, object]
+) -> None:
+    about = logs.of_our_file(raised(make), path)
+    line = json.loads(Lines({}, None)(None, "error", {"event": "unreadable", **about}))
+    assert {name: line[name] for name in ("error.type", "errno", "file") if name in line} == told
+    assert CANARY not in json.dumps(line)
+
+
 def test_our_own_exceptions_say_what_they_say() -> None:
     assert set(SHIPPED) <= OURS
 
