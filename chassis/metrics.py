@@ -16,6 +16,7 @@ _PG_FAILURE = (
     "STALE_ROUTE",
 )
 _POOL = meters.Known("pool")
+_SPAN_LOSS = ("full", "not_taken")
 _TOKEN_REFUSAL = (
     "MISSING",
     "TOO_LONG",
@@ -108,6 +109,11 @@ PG_CONNECTIONS = meters.gauge(
 )
 REFUSALS = meters.counter(
     "ordermesh_refusals_total", "Calls refused here, by the reason that callers are told.", {"reason": None}
+)
+SPANS_LOST = meters.counter(
+    "ordermesh_spans_lost_total",
+    "Spans that did not leave the process: its queue was `full`, or they were `not_taken` in time.",
+    {"cause": _SPAN_LOSS},
 )
 LINES_LOST = meters.counter(
     "ordermesh_log_lines_lost_total",

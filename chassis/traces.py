@@ -76,8 +76,8 @@ def configure(
     # The SDK takes 0.2 s to import, which commands and tests that never come here need not pay.
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from chassis.leaving import LeavingSpans
     from chassis.sampling import Wanted
 
     if otlp_endpoint and exporter is None:
@@ -91,12 +91,7 @@ def configure(
     )
     if exporter is not None:
         provider.add_span_processor(
-            BatchSpanProcessor(
-                exporter,
-                max_queue_size=_QUEUE_SPANS,
-                max_export_batch_size=_EXPORT_SPANS,
-                schedule_delay_millis=export_every_s * 1000,
-            )
+            LeavingSpans(exporter, queue=_QUEUE_SPANS, batch=_EXPORT_SPANS, every_s=export_every_s)
         )
     trace.set_tracer_provider(provider)
 

@@ -158,6 +158,14 @@ BOARD = Board(
                     "In a quarter of an hour, by process: its disk is full, or nobody reads its output.",
                     legend="{{instance}}",
                 ),
+                watch(
+                    "SpansAreLost",
+                    "Spans that are lost, or soon will be",
+                    "In a quarter of an hour, by process and collector; and how full its queue is.",
+                    legend="{{instance}}",
+                    empty_when_healthy="only where there is a collector does it show its own.",
+                    more=(rate("ordermesh_spans_lost_total", "cause", legend="a second: {{cause}}"),),
+                ),
                 Panel(
                     "series",
                     "Tries that failed",

@@ -85,7 +85,10 @@ def test_requests_fit_those_who_send_and_the_shipper_that_takes(config: dict[str
 
 def test_prometheus_and_the_page_know_it(config: dict[str, Any]) -> None:
     (reader,) = config["service"]["telemetry"]["metrics"]["readers"]
-    port = reader["pull"]["exporter"]["prometheus"]["port"]
+    shown = reader["pull"]["exporter"]["prometheus"]
+    assert shown["without_type_suffix"], "its counters do not end with _total, as in rules and panels"
+    assert shown["without_units"]
+    port = shown["port"]
     page = PAGE.read_text(encoding="utf-8")
     assert f"{port}" in page
     for name in set(re.findall(r"\$\{env:(\w+)", PATH.read_text("utf-8"))):
