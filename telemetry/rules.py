@@ -25,6 +25,8 @@ BURNS: Final = {
 }
 """Short window, long window, and how many times too fast the budget burns in both: Google's SRE workbook."""
 RUNBOOKS: Final = "docs/runbooks"
+_RUNBOOKS_URL: Final = f'{{{{ or $externalLabels.runbooks "{RUNBOOKS}" }}}}'
+_GRAFANA_URL: Final = "{{ $externalLabels.grafana }}"
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME: Final = re.compile(r"%\{(\d+)(s|m|h|d)( in seconds)?\}")
@@ -80,8 +82,9 @@ class Alert:
             "labels": labels,
             "annotations": {
                 "summary": self.summary,
-                "runbook": f"{RUNBOOKS}/{self.dashboard}.md#{self.name.lower()}",
-                "dashboard": self.link(),
+                # Where these are, the server's external labels say; without them it is a path.
+                "runbook_url": f"{_RUNBOOKS_URL}/{self.dashboard}.md#{self.name.lower()}",
+                "dashboard_url": f"{_GRAFANA_URL}{self.link()}",
                 "command": self.command,
             },
         }

@@ -180,7 +180,7 @@ def test_an_alert_links_to_a_panel_that_is_there_and_is_its_own() -> None:
     found = [rule for group in told["groups"] for rule in group["rules"] if "alert" in rule]
     assert {rule["alert"] for rule in found} == {alert.name for alert in rules.alerts()}
     for rule in found:
-        link = re.fullmatch(r"/d/([a-z-]+)\?viewPanel=(\d+)", rule["annotations"]["dashboard"])
+        link = re.search(r"}}/d/([a-z-]+)\?viewPanel=(\d+)$", rule["annotations"]["dashboard_url"])
         assert link, rule
         (panel,) = [each for each in grafana.panels(boards[link[1]]) if each["id"] == int(link[2])]
         runbooks = [each["title"] for each in panel["links"]]

@@ -116,6 +116,45 @@ def test_an_alert_fires_stays_quiet_when_it_was_near_and_clears(alert: Alert, tm
     promtool("test", "rules", path)
 
 
+@pytest.mark.parametrize(
+    ("labels", "board", "page"),
+    [
+        ({}, "", "docs/runbooks"),
+        (
+            {"grafana": "https://grafana.internal", "runbooks": "https://docs.internal/runbooks"},
+            "https://grafana.internal",
+            "https://docs.internal/runbooks",
+        ),
+    ],
+)
+def test_an_alert_links_to_where_the_server_is_told_that_things_are(
+    labels: dict[str, str], board: str, page: str, tmp_path: Path
+) -> None:
+    (alert,) = (each for each in rules.alerts() if each.name == "ShardAway")
+    annotations = {
+        "summary": "Lane s1 is not connected: its users get UNAVAILABLE.",
+        "command": alert.command,
+        "dashboard_url": f"{board}{alert.link()}",
+        "runbook_url": f"{page}/shards.md#shardaway",
+    }
+    fired = {"exp_labels": {"severity": "page", "lane": "s1"}, "exp_annotations": annotations}
+    document = {
+        "rule_files": [str(ROOT / "deploy/prometheus/rules.yml")],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "external_labels": labels,
+                "input_series": [{"series": 'ordermesh_proxy_lane_up{lane="s1"}', "values": "0x10"}],
+                "alert_rule_test": [{"eval_time": "5m", "alertname": alert.name, "exp_alerts": [fired]}],
+            }
+        ],
+    }
+    path = tmp_path / "links.yml"
+    path.write_text(yaml.safe_dump(document, width=1_000_000))
+    promtool("test", "rules", path)
+
+
 NIGHTS = [alert for alert in rules.alerts() if "night" in TIMELINES[alert.name]]
 
 

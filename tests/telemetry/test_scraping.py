@@ -125,6 +125,12 @@ def test_exemplars_are_kept_and_a_scrape_ends_before_the_next() -> None:
     assert whole["alerting"]["alertmanagers"]
 
 
+def test_links_of_alerts_begin_with_labels_that_the_server_has() -> None:
+    wanted = re.findall(r"\$externalLabels\.(\w+)", (DEPLOY / "rules.yml").read_text(encoding="utf-8"))
+    assert wanted
+    assert set(wanted) == loaded("prometheus.yml")["global"]["external_labels"].keys()
+
+
 def test_the_local_stack_scrapes_the_jobs_of_production_and_what_a_laptop_has_besides() -> None:
     assert list(prometheus.jobs()) == jobs()
     admins = {name.partition(".")[0] for name in PORT_NAMES if name.endswith(".admin")}
