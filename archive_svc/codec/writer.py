@@ -49,6 +49,8 @@ class SegmentWriter:
         self._last: Key | None = None
         self._groups: list[tuple[str, str, Range, int]] = []
         self._pending = schema.empty_table()
+        # Of these in memory; kept, since Arrow looks at every piece of every column to say it.
+        self._pending_bytes = 0
 
     def add(self, block: bytes, until: Key | None = None) -> bytes:
         """Take whole rows, some MiB of them, as COPY of `Shape.select_list` with `COPY_OPTIONS` writes them.
@@ -91,6 +93,7 @@ class SegmentWriter:
         self._rows += table.num_rows
         self._tally.add(table)
         self._pending = pa.concat_tables([self._pending, table])
+        self._pending_bytes += table.nbytes
         self._write_groups()
 
     def close(self) -> Segment:
@@ -125,9 +128,10 @@ class SegmentWriter:
         return Segment(facts, body)
 
     def _write_groups(self, *, everything: bool = False) -> None:
-        while rows := self._sizing.rows_of_next(self._pending, everything=everything):
+        while rows := self._sizing.rows_of_next(self._pending, self._pending_bytes, everything=everything):
             self._write_group(self._pending.slice(0, rows))
             self._pending = self._pending.slice(rows)
+            self._pending_bytes = self._pending.nbytes
 
     def _write_group(self, table: Any) -> None:
         offset = self._sink.tell()

@@ -22,7 +22,7 @@ ROWS = 240
 SEGMENT = written(
     ORDERS,
     [csv(*(order(n, user_id=f"u{n // 80}", currency_code="EUR" if n % 3 else "JPY") for n in range(ROWS)))],
-    group_bytes=6000,
+    group_bytes=4000,
 )
 FACTS = SEGMENT.facts
 LAST = FACTS.groups[-1]
@@ -138,7 +138,7 @@ def test_a_truncated_object_is_seen_in_the_bytes(size: int) -> None:
 
 def test_another_segment_s_object_is_seen_in_the_bytes_or_in_what_it_says_of_itself() -> None:
     rows = csv(*(order(n, user_id=f"u{n // 80}") for n in range(ROWS)))
-    other = written(ORDERS, [rows], {**ABOUT, "part": "1"}, group_bytes=6000)
+    other = written(ORDERS, [rows], {**ABOUT, "part": "1"}, group_bytes=4000)
     assert refused(other.body) is Step.BYTES
     assert refused(other.body, replace(other.facts, about=ABOUT)) is Step.FOOTER
     fewer = written(ORDERS, [csv(order(1))])
