@@ -27,7 +27,8 @@ async def request_statement(
     ask: Entrance, house: Inside, request: Request, idempotency_key: IdempotencyKey
 ) -> Response:
     """Begin to make a document of all your orders in a period; an e-mail says when it is ready. A repeat with
-    the same Idempotency-Key gives the first one, and so does the same wish while that is valid.
+    the same Idempotency-Key gives the first one, and so does the same wish while that is being made and when
+    it was asked for within an hour. One that failed is begun again by the same wish within a week.
     """
     ask.visit.allowance = house.creates.admit(ask.who.user_id)
     body = bodies.read(wire.RequestStatement, await request.body(), request.headers.get("content-type"))

@@ -182,7 +182,8 @@ class Statements:
         await self.database.execute(
             "UPDATE ordermesh.statements SET ended_at = ended_at - $1::interval, "
             "expires_at = expires_at - $1::interval, asked_at = asked_at - $1::interval, "
-            "created_at = created_at - $1::interval, clean_from = clean_from - $1::interval",
+            "created_at = created_at - $1::interval, clean_from = clean_from - $1::interval, "
+            "as_of = as_of - $1::interval, until = least(until, as_of - $1::interval)",
             timedelta(**by),
         )
 

@@ -46,6 +46,7 @@ CREATE TABLE statements (
     expires_at     timestamptz,
     clean_from     timestamptz NOT NULL DEFAULT 'epoch',
     clean_failures int         NOT NULL DEFAULT 0,
+    is_large       boolean     NOT NULL DEFAULT false,
     CONSTRAINT a_request_makes_one_statement UNIQUE (user_id, request_id),
     CONSTRAINT a_ready_statement_has_a_file CHECK (state <> 'READY' OR (object_key <> '' AND sha256 <> '' AND expires_at IS NOT NULL)),
     CONSTRAINT a_failed_statement_says_why CHECK (state <> 'FAILED' OR (error_code > 0 AND error_reason <> '')),
@@ -53,17 +54,17 @@ CREATE TABLE statements (
 );
 COMMENT ON TABLE statements IS
     'One row is one operation that makes a document of a user''s orders; on the shard of the user''s hashed bucket, for ever.';
-COMMENT ON COLUMN statements.content_key IS 'Of everything that decides what is written, amendments too; the moment counts by its hour.';
+COMMENT ON COLUMN statements.content_key IS 'Of everything that decides what is written, amendments too, but for the moment.';
 COMMENT ON COLUMN statements.placements IS 'Buckets of the user by shard, as the proxy knew them: every order created before as_of is in one.';
 COMMENT ON COLUMN statements.fence IS 'Grows with each turn of a worker and with a cancellation; nothing is written under an older one.';
 COMMENT ON COLUMN statements.is_clean IS 'Whether no object can be left in S3 but the one that the row names.';
 COMMENT ON COLUMN statements.clean_from IS 'When its objects are looked for again after some could not go; clean_failures: how often they could not, in a row.';
+COMMENT ON COLUMN statements.is_large IS 'Whether it takes so long that some worker is to be left to those that do not.';
 COMMENT ON COLUMN statements.asks IS 'How often it was begun for its user: once, and again after each failure; limits count them.';
 
 CREATE UNIQUE INDEX one_running_statement ON statements (user_id)
     WHERE state IN ('WAITING', 'PLANNING', 'READING', 'RENDERING', 'STORING');
-CREATE UNIQUE INDEX one_statement_of_a_content ON statements (content_key)
-    WHERE state IN ('WAITING', 'PLANNING', 'READING', 'RENDERING', 'STORING', 'READY');
+CREATE INDEX statements_of_content ON statements (user_id, content_key) WHERE state NOT IN ('CANCELLED', 'EXPIRED');
 CREATE INDEX statements_of_user ON statements (user_id, created_at DESC, statement_id DESC);
 CREATE INDEX statements_to_make ON statements (asked_at) WHERE state IN ('WAITING', 'PLANNING', 'READING', 'RENDERING', 'STORING');
 CREATE INDEX statements_to_expire ON statements (expires_at) WHERE state = 'READY';
@@ -97,12 +98,14 @@ CREATE INDEX statement_requests_of_statement ON statement_requests (statement_id
 
 -- Begins a statement, or finds the one that is meant; all requests of one user one after the other.
 -- p_amended: what stands for the amendments that it would tell, NULL for none: after another one the same wish means another statement.
+-- p_is_large: whether a worker that keeps to small ones leaves it. The same wish means one that is being made, one that is ready and was
+-- asked for within the hour, or one that failed within the week: that is begun again, by another request as of now once the hour is over.
 -- Verdicts: NEW, AGAIN (it had failed), SAME, after which the request means this statement for ever; REUSED, FUTURE, RUNNING, LIMIT, which
 -- change nothing. retry_s: when to come back.
 CREATE FUNCTION ordermesh.request_statement(
     p_statement_id uuid, p_user_id text, p_request_id uuid, p_first date, p_last date, p_time_zone text, p_locale text,
     p_formats text[], p_since timestamptz, p_until timestamptz, p_placements jsonb, p_schema int, p_actor text,
-    p_day_max int, p_month_max int, p_amended text DEFAULT NULL,
+    p_day_max int, p_month_max int, p_amended text DEFAULT NULL, p_is_large boolean DEFAULT false,
     OUT verdict text, OUT statement uuid, OUT retry_s double precision)
     LANGUAGE plpgsql SET timezone = 'UTC' AS $$
 DECLARE
@@ -110,6 +113,7 @@ DECLARE
     content bytea;
     found_one ordermesh.statements;
     is_known boolean;
+    stays boolean;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('statements of ' || p_user_id, 0));
     at := clock_timestamp();
@@ -131,17 +135,20 @@ BEGIN
             RETURN;
         END IF;
         content := sha256(convert_to(concat_ws(E'\x1f', p_user_id, p_first, p_last, p_time_zone, p_locale, p_formats::text, p_schema,
-                                               date_trunc('hour', at), p_amended), 'UTF8'));
+                                               p_amended), 'UTF8'));
         SELECT s.* INTO found_one FROM ordermesh.statements s
-         WHERE s.user_id = p_user_id AND s.content_key = content AND s.state NOT IN ('CANCELLED', 'EXPIRED')
-         ORDER BY s.state = 'FAILED' LIMIT 1;
+         WHERE s.user_id = p_user_id AND s.content_key = content
+           AND CASE s.state WHEN 'READY' THEN s.as_of > at - interval '1 hour'
+                            WHEN 'FAILED' THEN s.asked_at > at - interval '7 days'
+                            ELSE s.state NOT IN ('CANCELLED', 'EXPIRED') END
+         ORDER BY s.state = 'FAILED', s.asked_at DESC LIMIT 1;
     END IF;
     statement := found_one.statement_id;
     IF statement IS NOT NULL AND found_one.state <> 'FAILED' THEN
         IF NOT is_known THEN
             IF (SELECT count(*) FROM ordermesh.statement_requests r WHERE r.statement_id = statement) >= 100 THEN
                 verdict := 'LIMIT';
-                retry_s := extract(epoch FROM date_trunc('hour', at) + interval '1 hour' - at);
+                retry_s := greatest(extract(epoch FROM found_one.as_of + interval '1 hour' - at), 5);
                 RETURN;
             END IF;
             INSERT INTO ordermesh.statement_requests (user_id, request_id, statement_id) VALUES (p_user_id, p_request_id, statement);
@@ -162,10 +169,13 @@ BEGIN
     END IF;
     IF statement IS NOT NULL THEN
         verdict := 'AGAIN';
+        stays := is_known OR found_one.as_of > at - interval '1 hour';
         UPDATE ordermesh.statements s
            SET state = 'WAITING', placements = p_placements, asks = s.asks + 1, asked_at = at, ended_at = NULL, attempts = 0,
                not_before = 'epoch', read_months = 0, months = 0, read_orders = 0, archive_bytes = 0,
-               error_code = 0, error_reason = '', error_message = '', actor = p_actor
+               error_code = 0, error_reason = '', error_message = '', actor = p_actor, is_large = p_is_large,
+               as_of = CASE WHEN stays THEN s.as_of ELSE at END,
+               until = CASE WHEN stays THEN s.until ELSE least(p_until, at) END
          WHERE s.statement_id = statement;
         IF NOT is_known THEN
             INSERT INTO ordermesh.statement_requests (user_id, request_id, statement_id) VALUES (p_user_id, p_request_id, statement);
@@ -175,9 +185,9 @@ BEGIN
     verdict := 'NEW';
     statement := p_statement_id;
     INSERT INTO ordermesh.statements (statement_id, user_id, request_id, content_key, first_day, last_day, time_zone, locale, formats,
-                                      since, until, as_of, placements, actor, asked_at, created_at)
+                                      since, until, as_of, placements, actor, asked_at, created_at, is_large)
     VALUES (p_statement_id, p_user_id, p_request_id, content, p_first, p_last, p_time_zone, p_locale, p_formats,
-            p_since, least(p_until, at), at, p_placements, p_actor, at, at);
+            p_since, least(p_until, at), at, p_placements, p_actor, at, at, p_is_large);
 END $$;
 
 -- In how many seconds a user may begin another statement; 0 for now. A statement counts as often as it was begun.
@@ -195,4 +205,4 @@ CREATE FUNCTION ordermesh.statements_allowed_in(p_user_id text, p_at timestamptz
                WHERE n.asks >= w.most
                ORDER BY n.asked_at DESC LIMIT 1) AS b), 0);
 
-INSERT INTO schema_migrations (name) VALUES ('0010_statements'), ('0020_amended_statements'), ('0024_known_requests');
+INSERT INTO schema_migrations (name) VALUES ('0010_statements'), ('0020_amended_statements'), ('0024_known_requests'), ('0026_wishes_and_sizes');

@@ -162,13 +162,67 @@ async def test_a_request_that_found_a_statement_means_it_from_then_on(statements
     assert await statements.worker.once()
     assert told(await statements.wait(made)).state == State.READY
     # The hour is over, and the same wish is another statement; whoever repeats a request gets what it began.
-    await statements.database.execute("UPDATE ordermesh.statements SET content_key = sha256('an hour ago')")
+    await statements.later(minutes=61)
     for request_id in (first, second, third):
         assert (await statements.request(request_id)).name == made.name
         with refused(Code.FAILED_PRECONDITION, Reason.REQUEST_ID_REUSED):
             await statements.request(request_id, locale="hi")
     assert await statements.value("SELECT count(*) FROM ordermesh.statements") == 1
     assert (await statements.request()).name != made.name
+
+
+@pytest.mark.parametrize("hours", [0, 26])
+async def test_one_that_failed_is_begun_again_by_the_same_wish_which_means_now_when_the_hour_is_over(
+    statements: Statements, hours: int
+) -> None:
+    first, second = uuid4(), uuid4()
+    made = await statements.request(first)
+    statements.maker.failures = [OrderArchived()]
+    assert await statements.worker.once()
+    failed = told(await statements.wait(made))
+    await statements.later(hours=hours)
+    again = told(await statements.request(second))
+    assert (again.statement_id, again.state) == (failed.statement_id, State.WAITING)
+    moved = again.as_of_time.ToDatetime() - failed.as_of_time.ToDatetime()
+    assert moved >= timedelta(0)
+    assert (moved > timedelta(0)) == (hours > 0)
+    # Who repeats a request is shown what that was of, whenever it is begun again.
+    statements.maker.failures = [OrderArchived()]
+    assert await statements.worker.once()
+    for request_id in (first, second):
+        repeated = told(await statements.request(request_id))
+        assert (repeated.statement_id, repeated.as_of_time) == (again.statement_id, again.as_of_time)
+    assert await statements.worker.once()
+    assert (await statements.wait(made)).done
+    assert [wanted.as_of for wanted in statements.maker.wishes][1:] == [statements.maker.wishes[1].as_of] * 2
+    assert await statements.value("SELECT count(*) FROM ordermesh.statements") == 1
+
+
+async def test_one_that_failed_a_week_ago_is_let_lie(statements: Statements) -> None:
+    made = await statements.request()
+    statements.maker.failures = [OrderArchived()]
+    assert await statements.worker.once()
+    await statements.later(days=7)
+    assert (await statements.request()).name != made.name
+
+
+async def test_the_same_wish_means_one_that_is_made_for_hours_and_one_that_is_ready_for_one(
+    statements: Statements,
+) -> None:
+    made = await statements.request()
+    await statements.later(hours=3)
+    assert (await statements.request()).name == made.name
+    assert await statements.worker.once()
+    assert (await statements.request()).name != made.name
+    assert await statements.worker.once()
+    # It counts from the moment that it is of, wherever the clock's full hour lies.
+    await statements.database.execute("UPDATE ordermesh.statements SET state = 'EXPIRED', expires_at = now()")
+    young = await statements.request()
+    assert await statements.worker.once()
+    await statements.later(minutes=59)
+    assert (await statements.request()).name == young.name
+    await statements.later(minutes=2)
+    assert (await statements.request()).name != young.name
 
 
 async def test_requests_of_one_statement_have_a_bound(statements: Statements) -> None:
