@@ -61,6 +61,12 @@ class StorageUnavailable(OrdermeshError):
     retry_after_s = 5.0
 
 
+class ArchiveCold(OrdermeshError):
+    """Some of the archive lies in cold storage and cannot be read; an operator has to restore it first."""
+
+    code, reason = StatusCode.FAILED_PRECONDITION, Reason.ARCHIVE_COLD
+
+
 class LegalHold(OrdermeshError):
     """A legal hold keeps this user or month; whoever set it has to lift it first."""
 

@@ -80,6 +80,7 @@ class Reason(StrEnum):
     MAIL_NOT_DEAD = "MAIL_NOT_DEAD"
     LEGAL_HOLD = "LEGAL_HOLD"
     YOUNGER_MONTH_FIRST = "YOUNGER_MONTH_FIRST"
+    ARCHIVE_COLD = "ARCHIVE_COLD"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ _REASON = (
     "MAIL_NOT_DEAD",
     "LEGAL_HOLD",
     "YOUNGER_MONTH_FIRST",
+    "ARCHIVE_COLD",
 )
 _SEVERITY = ("1", "2")
 _SUBMIT_ANSWER = (

@@ -125,8 +125,18 @@ class Statements:
     trust: Trust
     target: str
 
-    def another_worker(self, maker: Maker | None = None, turns: Turns = TURNS) -> Worker:
-        return worker_of(self.store, self.objects, maker or self.maker, turns, self.places, self.wakes)
+    def another_worker(
+        self, maker: Maker | None = None, turns: Turns = TURNS, *, only_small: bool = False
+    ) -> Worker:
+        return worker_of(
+            self.store,
+            self.objects,
+            maker or self.maker,
+            turns,
+            self.places,
+            self.wakes,
+            only_small=only_small,
+        )
 
     async def call(
         self, method: str, request: Any, subject: Subject = ALICE, placement: str | None = PLACEMENT
@@ -240,8 +250,21 @@ def worker_of(
     turns: Turns,
     places: Whereabouts,
     wakes: Wakes,
+    *,
+    only_small: bool = False,
 ) -> Worker:
-    return Worker(store, objects, maker, turns, places, wakes, SYSTEM_CLOCK, lambda: 0.0, holder="a test")
+    return Worker(
+        store,
+        objects,
+        maker,
+        turns,
+        places,
+        wakes,
+        SYSTEM_CLOCK,
+        lambda: 0.0,
+        holder="a test",
+        only_small=only_small,
+    )
 
 
 def sweeper_of(store: StatementStore, objects: ObjectStore, *, after: timedelta) -> Sweeper:

@@ -26,6 +26,7 @@ class Limits:
     day_max, month_max:         statements begun within a day, and within 30 days.
     months_max, pdf_months_max: calendar months of a period; of one with a PDF.
     bytes_max:                  that have to be read from the archive, as estimated.
+    large_bytes:                so many of them make a statement a large one.
     """
 
     day_max: int = 5
@@ -33,6 +34,7 @@ class Limits:
     months_max: int = 36
     pdf_months_max: int = 12
     bytes_max: int = 4 * 1024**3
+    large_bytes: int = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from archive_svc import metrics
-from archive_svc.errors import StatementIncomplete, StorageUnavailable
+from archive_svc.errors import ArchiveCold, StatementIncomplete, StorageUnavailable
 from archive_svc.segment import Range, ReadOutsidePlan, SegmentDamaged, Step
 from archive_svc.statement.merge import Tally
 from archive_svc.statement.plan import microseconds
 from archive_svc.statement.rows import COLUMNS, Row
-from chassis.s3 import ObjectChanged, ObjectDamaged, ObjectNotFound, S3Error
+from chassis.s3 import ObjectChanged, ObjectCold, ObjectDamaged, ObjectNotFound, S3Error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -92,7 +92,8 @@ class Fetcher:
     async def rows(self, user_id: str, legs: Sequence[Leg], read: Read) -> AsyncGenerator[list[Row], None]:
         """His orders in these legs, a row group at a time, in the order of the legs.
 
-        Raises: StatementIncomplete when a segment is not what was proven; SegmentGone; StorageUnavailable.
+        Raises: StatementIncomplete when a segment is not what was proven; SegmentGone; ArchiveCold;
+        StorageUnavailable.
         """
         wanted = [each for leg in legs if leg.groups for each in _requests(leg)]
         footer = b""
@@ -168,6 +169,8 @@ class Fetcher:
             raise SegmentGone(stored.key, type(gone).__name__) from gone
         except ObjectDamaged as damaged:
             raise StatementIncomplete(Step.BYTES, key=stored.key, what=type(damaged).__name__) from damaged
+        except ObjectCold as cold:
+            raise ArchiveCold(key=stored.key) from cold
         except S3Error as failed:
             raise StorageUnavailable from failed
 

@@ -69,7 +69,7 @@ class ShardReader:
         """The user's orders, in batches, by (created_at, order_id).
 
         Raises: StaleRoute when the shard does not own one of the buckets at its epoch; OrdersMoved;
-        OrdersUnsettled; StatementIncomplete; StorageUnavailable; what chassis.pg raises.
+        OrdersUnsettled; StatementIncomplete; ArchiveCold; StorageUnavailable; what chassis.pg raises.
         """
         try:
             async with self._sessions() as session, aclosing(self._rows(session, wanted, read)) as batches:

@@ -7,7 +7,7 @@ from chassis import meters
 
 _MAIL_OUTCOME = ("sent", "put_off", "dead")
 _SHARD = meters.Known("shard")
-_TURN_OUTCOME = ("ready", "failed", "put_off", "lost")
+_TURN_OUTCOME = ("ready", "failed", "put_off", "left", "lost")
 WAITING = meters.gauge(
     "ordermesh_statements",
     "Statements that are not over yet, by where they stand.",

@@ -120,9 +120,19 @@ def _loops(
 ) -> Iterator[Loop]:
     """Who works on one shard's statements."""
     turns = settings.statements.turns()
-    for _ in range(settings.statements.workers):
-        holder = process.holder()
-        yield Worker(store, objects, maker, turns, places, wakes, SYSTEM_CLOCK, JITTER, holder=holder)
+    for only_small in settings.statements.lanes():
+        yield Worker(
+            store,
+            objects,
+            maker,
+            turns,
+            places,
+            wakes,
+            SYSTEM_CLOCK,
+            JITTER,
+            holder=process.holder(),
+            only_small=only_small,
+        )
     yield Looking(Standing(store, outbox), SYSTEM_CLOCK, JITTER)
     yield Sweeper(
         store,

@@ -82,8 +82,11 @@ class StatementService:
         ask = asking.ask(user_id, request_id, wire.wish(request.wish), self._limits)
         placement = placement_of(call.metadata)
         home = self._home(user_id, placement).until(call.deadline)
-        amendments = await self._check(placement, ask, call.deadline)
-        verdict = await home.request(uuid4(), ask, placement, call.subject.name, self._limits, amendments)
+        size, amendments = await self._check(placement, ask, call.deadline)
+        is_large = size >= self._limits.large_bytes
+        verdict = await home.request(
+            uuid4(), ask, placement, call.subject.name, self._limits, amendments, is_large=is_large
+        )
         _refuse(verdict)
         assert verdict.statement_id is not None, "only refusals name none"
         self._wakes.wake(home.shard)
@@ -172,8 +175,11 @@ class StatementService:
     def _next(self, at: datetime, statement_id: UUID, query: str) -> str:
         return self._tokens.seal(wire.pack(at, statement_id), query)
 
-    async def _check(self, placement: Mapping[str, Sequence[Held]], ask: Ask, deadline: float) -> Amendments:
-        """See that the user's orders are where the proxy says, and not too many; their amendments.
+    async def _check(
+        self, placement: Mapping[str, Sequence[Held]], ask: Ask, deadline: float
+    ) -> tuple[int, Amendments]:
+        """See that the user's orders are where the proxy says, and not too many; about how many bytes of the
+        archive they take, and their amendments.
 
         Raises: StaleRoute, ShardUnavailable, StatementTooLarge.
         """
@@ -184,11 +190,10 @@ class StatementService:
         )
         if sum(sizes) > self._limits.bytes_max:
             raise StatementTooLarge(bytes=sum(sizes), bytes_max=self._limits.bytes_max)
-        return Amendments.of_all(
-            await asyncio.gather(
-                *(store.amendments_of(ask.user_id, ask.since, ask.until) for store in stores.values())
-            )
+        found = await asyncio.gather(
+            *(store.amendments_of(ask.user_id, ask.since, ask.until) for store in stores.values())
         )
+        return sum(sizes), Amendments.of_all(found)
 
     async def _over(self, home: StatementStore, user_id: str, statement_id: UUID, wait_s: float) -> Statement:
         """A statement once it is over, or as it is when the wait is."""

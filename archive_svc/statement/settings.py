@@ -86,7 +86,17 @@ class StatementSettings(BaseModel):
         4, ge=1, le=32, description="Connections to each shard for what is asked of statements."
     )
     pool_queue: int = Field(128, ge=0, le=256, description="Such questions that may wait for a connection.")
-    workers: int = Field(1, ge=1, le=16, description="Statements that are made at once, of each shard.")
+    workers: int = Field(
+        2,
+        ge=1,
+        le=16,
+        description="Statements that are made at once, of each shard; one of several is always a small one.",
+    )
+    large_bytes: int = Field(
+        64 * 1024**2,
+        ge=1024**2,
+        description="What makes a statement a large one: so much to read from the archive, as estimated.",
+    )
     lease_s: float = Field(
         30.0, ge=3, le=600, description="How long a process that died keeps a statement from being made."
     )
@@ -102,7 +112,16 @@ class StatementSettings(BaseModel):
 
     def limits(self) -> Limits:
         """What users may ask for."""
-        return Limits(day_max=self.day_max, month_max=self.month_max, bytes_max=self.bytes_max)
+        return Limits(
+            day_max=self.day_max,
+            month_max=self.month_max,
+            bytes_max=self.bytes_max,
+            large_bytes=self.large_bytes,
+        )
+
+    def lanes(self) -> list[bool]:
+        """Whether each worker of a shard keeps to small statements: one does, where it is not alone."""
+        return [number == 0 and self.workers > 1 for number in range(self.workers)]
 
     def turns(self) -> Turns:
         """How statements are tried."""

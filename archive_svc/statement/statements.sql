@@ -39,9 +39,9 @@ SELECT count(*) AS amendments, max(a.amended_at) AS newest
 -- Begin a statement, or find the one that is meant.
 -- $1: its id if it is new; $2: user; $3: request; $4 to $8: days, zone, locale, formats; $9, $10: when the days begin and end;
 -- $11: placements; $12: schema of the documents; $13: who asks; $14, $15: how many a day and in 30 days;
--- $16: what stands for the amendments that it would tell, NULL for none.
+-- $16: what stands for the amendments that it would tell, NULL for none; $17: whether it is large.
 SELECT verdict, statement, retry_s
-  FROM ordermesh.request_statement($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16);
+  FROM ordermesh.request_statement($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17);
 
 -- name: statement
 -- One statement of a user, with its mail. $1: user; $2: id.
@@ -65,14 +65,14 @@ UPDATE ordermesh.statements
 
 -- name: claim
 -- Take the turn at the oldest statement that nobody makes; no row when there is none.
--- $1: holder; $2: for how long.
+-- $1: holder; $2: for how long; $3: whether large ones are left to others.
 UPDATE ordermesh.statements
    SET state = 'PLANNING', fence = fence + 1, attempts = attempts + 1, holder = $1, lease_until = clock_timestamp() + $2,
        read_months = 0, months = 0, read_orders = 0, archive_bytes = 0, is_clean = false
  WHERE statement_id = (
        SELECT statement_id FROM ordermesh.statements
         WHERE state IN ('WAITING', 'PLANNING', 'READING', 'RENDERING', 'STORING')
-          AND lease_until <= clock_timestamp() AND not_before <= clock_timestamp()
+          AND lease_until <= clock_timestamp() AND not_before <= clock_timestamp() AND NOT ($3 AND is_large)
         ORDER BY asked_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING *, NULL AS mail;
 
@@ -117,6 +117,13 @@ RETURNING true;
 -- Let the next worker begin at once; this turn does not count. $1: id; $2: fence.
 UPDATE ordermesh.statements
    SET state = 'WAITING', holder = '', lease_until = 'epoch', attempts = greatest(attempts - 1, 0)
+ WHERE statement_id = $1 AND fence = $2 AND state IN ('PLANNING', 'READING', 'RENDERING', 'STORING')
+RETURNING true;
+
+-- name: leave
+-- Leave a statement that is larger than it seemed to those who make such; this turn does not count. $1: id; $2: fence.
+UPDATE ordermesh.statements
+   SET state = 'WAITING', is_large = true, holder = '', lease_until = 'epoch', attempts = greatest(attempts - 1, 0)
  WHERE statement_id = $1 AND fence = $2 AND state IN ('PLANNING', 'READING', 'RENDERING', 'STORING')
 RETURNING true;
 

@@ -130,10 +130,13 @@ class StatementStore:
         actor: str,
         limits: Limits,
         amendments: Amendments,
+        *,
+        is_large: bool = False,
     ) -> Verdict:
         """Begin a statement, or find the one that is meant. Idempotent by the request's id.
 
         amendments: of all shards; one that was made before these were may be told as well.
+        is_large:   whether workers that keep to small ones leave it.
         If cancelled here: it may have begun.
         """
         row = await self._database.fetchrow(
@@ -154,6 +157,7 @@ class StatementStore:
             limits.day_max,
             limits.month_max,
             amendments.mark(),
+            is_large,
         )
         assert row is not None, "a function returns one row"
         return Verdict(row["verdict"], row["statement"], row["retry_s"] or 0.0)
@@ -172,9 +176,9 @@ class StatementStore:
         """End a statement that is not ready; one that is stays. Idempotent."""
         await self._database.execute(QUERIES.cancel, user_id, statement_id)
 
-    async def claim(self, holder: str, lease: timedelta) -> Statement | None:
-        """Take the turn at the oldest one that nobody makes."""
-        row = await self._database.fetchrow(QUERIES.claim, holder, lease)
+    async def claim(self, holder: str, lease: timedelta, *, only_small: bool = False) -> Statement | None:
+        """Take the turn at the oldest one that nobody makes; of the small ones, if that is said."""
+        row = await self._database.fetchrow(QUERIES.claim, holder, lease, only_small)
         return None if row is None else _statement(row)
 
     async def keep(self, mine: Statement, lease: timedelta) -> None:
@@ -232,6 +236,10 @@ class StatementStore:
     async def give_back(self, mine: Statement) -> None:
         """Let another worker begin at once. Raises: TurnLost."""
         _must(await self._database.fetchval(QUERIES.give_back, *_turn(mine)))
+
+    async def leave(self, mine: Statement) -> None:
+        """Leave it, as it is large, to workers that make such. Raises: TurnLost."""
+        _must(await self._database.fetchval(QUERIES.leave, *_turn(mine)))
 
     async def fail(self, mine: Statement, why: Failure) -> None:
         """Give it up. Raises: TurnLost."""

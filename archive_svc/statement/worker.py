@@ -1,5 +1,8 @@
 """Makes the statements of one shard, one after the other: claims, has the file made, stores it, says so.
 
+A worker may keep to small ones, so that these never wait for one that takes an hour. What a statement reads
+of the archive is known when it is asked for; what of the tables is found out, and then the worker leaves it.
+
 A turn is a lease with a fence. Whoever loses it, to a cancellation or to another worker after a pause, stops
 at once and writes nothing more; a file that was stored in vain is taken away later (see `sweeper`). So a
 worker may die anywhere: after the lease the statement is made from the beginning.
@@ -63,6 +66,7 @@ class Turns:
     make_s_max:   of one turn; far below the time for which a detached month stays, so that what was planned
                   can be read.
     kept, mailed: how long a file is kept, and how long its mail is tried.
+    small_orders_max: what a worker that keeps to small ones makes; some seconds' worth.
     moved_pauses_s: before each time that a turn asks where a user is that moved; proxies look each second.
     """
 
@@ -75,11 +79,16 @@ class Turns:
     make_s_max: float = 7200.0
     kept: timedelta = timedelta(days=7)
     mailed: timedelta = TRIED_FOR
+    small_orders_max: int = 100_000
     moved_pauses_s: tuple[float, ...] = (0.0, 0.25, 1.0, 2.0)
 
 
+class GrewLarge(Exception):
+    """More orders are there than a worker takes that keeps to small statements."""
+
+
 class Worker:
-    """A loop that makes the statements of one shard. jitter: gives 0 to 1."""
+    """A loop that makes the statements of one shard. jitter: gives 0 to 1. only_small: leave large ones."""
 
     def __init__(
         self,
@@ -93,8 +102,10 @@ class Worker:
         jitter: Callable[[], float],
         *,
         holder: str,
+        only_small: bool = False,
     ) -> None:
         self.name = f"statements.{store.shard}"
+        self._only_small = only_small
         self._store = store
         self._objects = objects
         self._maker = maker
@@ -122,7 +133,7 @@ class Worker:
         If cancelled here: the turn is given back, so that another worker begins at once.
         Raises: what chassis.pg raises; the turn ends with its lease then.
         """
-        mine = await self._store.claim(self._holder, self._turns.lease)
+        mine = await self._store.claim(self._holder, self._turns.lease, only_small=self._only_small)
         if mine is None:
             return False
         await faults.point(points.AFTER_CLAIM)
@@ -151,6 +162,10 @@ class Worker:
             return "ready"
         except TurnLost:
             raise
+        except GrewLarge:
+            await self._store.leave(mine)
+            self._wakes.wake(self._store.shard)
+            return "left"
         except (OrdermeshError, S3Error, OSError, TimeoutError) as failed:
             return await self._failed(mine, failed)
         except Exception as unexpected:
@@ -179,7 +194,7 @@ class Worker:
         """
         wanted = mine.wanted
         for pause_s in (*self._turns.moved_pauses_s, None):
-            telling = Telling(self._store, mine, self._turns, self._clock)
+            telling = Telling(self._store, mine, self._turns, self._clock, only_small=self._only_small)
             try:
                 return await self._maker.make(wanted, telling), telling
             except StaleRoute as stale:
@@ -240,6 +255,7 @@ class Worker:
             attempt=mine.attempts,
             is_final=is_final,
             reason=why.reason,
+            key=failed.facts.get("key") if isinstance(failed, OrdermeshError) else None,
             error=f"{type(failed).__name__}: {failed}"[:300],
         )
         if is_final:
@@ -257,10 +273,13 @@ class Worker:
 
 
 class Telling:
-    """Hears how far the file's maker got, and writes it down. Raises TurnLost, which ends the making."""
+    """Hears how far the file's maker got, and writes it down. Raises TurnLost and GrewLarge to end it."""
 
-    def __init__(self, store: StatementStore, mine: Statement, turns: Turns, clock: Clock) -> None:
+    def __init__(
+        self, store: StatementStore, mine: Statement, turns: Turns, clock: Clock, *, only_small: bool
+    ) -> None:
         self.last = Progress()
+        self._only_small = only_small
         self._store = store
         self._mine = mine
         self._turns = turns
@@ -270,6 +289,8 @@ class Telling:
 
     async def __call__(self, so_far: Progress) -> None:
         """Write a new month down at once, and what is less from time to time."""
+        if self._only_small and so_far.rows > self._turns.small_orders_max:
+            raise GrewLarge
         state = "RENDERING" if so_far.months >= so_far.months_in_all else "READING"
         is_news = state != self._state or so_far.months > self.last.months
         if not is_news and self._clock.monotonic() - self._at < TELL_S:

@@ -15,7 +15,13 @@ from uuid import UUID, uuid4
 import pytest
 
 from archive_svc.codec.writer import SegmentWriter
-from archive_svc.errors import OrdersMoved, OrdersUnsettled, StatementIncomplete, StorageUnavailable
+from archive_svc.errors import (
+    ArchiveCold,
+    OrdersMoved,
+    OrdersUnsettled,
+    StatementIncomplete,
+    StorageUnavailable,
+)
 from archive_svc.lifecycle import State
 from archive_svc.statement import legs
 from archive_svc.statement.fetching import AT_ONCE, Fetcher, Read
@@ -310,6 +316,18 @@ async def test_a_storage_that_does_not_answer_is_said_to_be_away(
     s3_server.fail("GetObject", 503, "SlowDown", times=1000)
     with pytest.raises(StorageUnavailable):
         await rows_of([reader(archive.database.dsn, archive.store)], wanted("user.a"))
+
+
+async def test_a_segment_in_cold_storage_is_said_to_lie_there(
+    archive: Archive, s3_server: InProcessS3
+) -> None:
+    await archived(archive, AUGUST)
+    s3_server.fail("GetObject", 403, "InvalidObjectState", times=1000)
+    before = s3_server.seen["GetObject"]
+    with pytest.raises(ArchiveCold) as cold:
+        await rows_of([reader(archive.database.dsn, archive.store)], wanted("user.a"))
+    assert cold.value.facts["key"] in {each.stored.key for each in await archive.segments()}
+    assert s3_server.seen["GetObject"] - before <= AT_ONCE, "it is not asked for again"
 
 
 async def test_a_segment_that_is_gone_or_was_never_catalogued_ends_the_statement(archive: Archive) -> None:

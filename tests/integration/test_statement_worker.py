@@ -13,6 +13,8 @@ import pytest
 from google.rpc import error_details_pb2
 from prometheus_client import REGISTRY
 
+from archive_svc.errors import ArchiveCold
+from archive_svc.statement.asking import Limits
 from archive_svc.statement.files import fence_of, prefix_of
 from archive_svc.statement.outbox import MailOutbox
 from archive_svc.statement.standing import Standing
@@ -99,6 +101,68 @@ async def test_a_statement_that_is_ended_while_its_file_is_stored_leaves_no_file
     await sweeper_at_once(statements).once()
     assert await statements.keys() == []
     assert told(await statements.wait(asked)).state == State.CANCELLED
+
+
+async def test_a_large_statement_keeps_no_small_one_waiting(
+    tmp_path, shard_database: DatabaseFactory, s3: InProcessS3
+) -> None:
+    limits = Limits(large_bytes=0)
+    async with opened(
+        await shard_database(), Place.of(s3), Trust.make(tmp_path), tmp_path, limits=limits
+    ) as statements:
+        large = await statements.request()
+        assert await statements.value("SELECT is_large FROM ordermesh.statements")
+        lane = statements.another_worker(only_small=True)
+        assert not await lane.once()
+        hold = statements.maker.holds[1] = Hold()
+        async with running(statements.worker):
+            await hold.reached.wait()
+            # Somebody else's, asked for after it.
+            statements.maker.holds.clear()
+            await statements.database.execute(
+                "INSERT INTO ordermesh.statements SELECT (jsonb_populate_record(s, jsonb_build_object("
+                "'user_id', 'bob', 'statement_id', $1::uuid, 'is_large', false, 'state', 'WAITING', "
+                "'lease_until', '1970-01-01'))).* FROM ordermesh.statements s",
+                uuid4(),
+            )
+            assert await lane.once()
+            states = "SELECT state FROM ordermesh.statements WHERE user_id = $1"
+            assert await statements.value(states, "bob") == "READY"
+            assert await statements.value(states, "alice") == "READING"
+            hold.go_on.set()
+            await statements.until(large, "READY")
+
+
+async def test_one_that_is_larger_than_it_seemed_is_left_to_who_makes_large_ones(
+    statements: Statements,
+) -> None:
+    asked = await statements.request()
+    lane = statements.another_worker(turns=replace(TURNS, small_orders_max=10), only_small=True)
+    labels = {"shard": "s1", "outcome": "left"}
+    before = REGISTRY.get_sample_value("ordermesh_statement_turns_total", labels) or 0
+    assert await lane.once()
+    assert REGISTRY.get_sample_value("ordermesh_statement_turns_total", labels) == before + 1
+    left = await statements.database.fetchrow("SELECT state, is_large, attempts FROM ordermesh.statements")
+    assert left is not None
+    assert tuple(left) == ("WAITING", True, 0)
+    assert not await lane.once()
+    assert await statements.another_worker(turns=replace(TURNS, small_orders_max=10)).once()
+    assert told(await statements.wait(asked)).state == State.READY
+    # Once more it is asked for as it was at first: what it takes is not known before.
+    assert await statements.request(locale="hi")
+    assert not await statements.value("SELECT is_large FROM ordermesh.statements WHERE locale = 'hi'")
+
+
+async def test_what_lies_in_cold_storage_ends_a_statement_for_good(statements: Statements) -> None:
+    asked = await statements.request()
+    statements.maker.failures = [ArchiveCold(key="orders/a")]
+    assert await statements.worker.once()
+    over = await statements.wait(asked)
+    assert told(over).state == State.FAILED
+    assert (over.error.code, over.error.message) == (
+        grpc.StatusCode.FAILED_PRECONDITION.value[0],
+        ArchiveCold.sentence(),
+    )
 
 
 async def test_what_is_waiting_is_ended_without_a_worker(statements: Statements) -> None:

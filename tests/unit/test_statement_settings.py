@@ -61,6 +61,12 @@ def test_what_cannot_be_a_mail_is_refused_at_start(wrong: dict[str, Any]) -> Non
         MailSettings.model_validate(wrong)
 
 
+def test_one_worker_keeps_to_small_statements_and_all_others_make_any() -> None:
+    assert StatementSettings().lanes() == [True, False]
+    assert StatementSettings(workers=1).lanes() == [False]
+    assert StatementSettings(workers=4).lanes() == [True, False, False, False]
+
+
 def test_a_living_worker_speaks_well_before_its_lease_is_over() -> None:
     for lease_s in (3.0, 30.0, 600.0):
         turns = StatementSettings(lease_s=lease_s).turns()

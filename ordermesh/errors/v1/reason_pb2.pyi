@@ -134,6 +134,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A legal hold keeps this user or month; whoever set it has to lift it first."""
     REASON_YOUNGER_MONTH_FIRST: _Reason.ValueType  # 55
     """A younger month of the shard is archived and has to come back first: a list has no holes."""
+    REASON_ARCHIVE_COLD: _Reason.ValueType  # 56
+    """Some of the archive lies in cold storage and cannot be read; an operator has to restore it first."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of `google.rpc.ErrorInfo`, without the prefix, in the domain `ordermesh.dev`."""
@@ -250,4 +252,6 @@ REASON_LEGAL_HOLD: Reason.ValueType  # 54
 """A legal hold keeps this user or month; whoever set it has to lift it first."""
 REASON_YOUNGER_MONTH_FIRST: Reason.ValueType  # 55
 """A younger month of the shard is archived and has to come back first: a list has no holes."""
+REASON_ARCHIVE_COLD: Reason.ValueType  # 56
+"""Some of the archive lies in cold storage and cannot be read; an operator has to restore it first."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
