@@ -55,7 +55,7 @@ def parsed(body: bytes) -> Noted:
         told = json.loads(body)
         if told.pop("format") != FORMAT:
             raise AmendmentUnreadable("its format is another one")
-        return Noted(
+        noted = Noted(
             **{
                 **told,
                 "amendment_id": UUID(told["amendment_id"]),
@@ -63,6 +63,10 @@ def parsed(body: bytes) -> Noted:
                 "amended_at": datetime.fromisoformat(told["amended_at"]),
             }
         )
+        texts = (noted.user_id, noted.note, noted.actor, noted.reason, *noted.changes.values())
+        if not all(isinstance(text, str) for text in texts):
+            raise AmendmentUnreadable("not all that should be is text")
+        return noted
     except (ValueError, KeyError, TypeError, AttributeError) as wrong:
         raise AmendmentUnreadable(f"{type(wrong).__name__}: {wrong}") from wrong
 

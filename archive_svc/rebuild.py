@@ -24,6 +24,7 @@ from archive_svc.lifecycle import State, edition_of, manifest_prefix
 from archive_svc.manifest import ManifestUnreadable, objects_of, parsed
 from archive_svc.segment import SegmentDamaged
 from archive_svc.verify import must_be
+from chassis.errors import InternalError
 from chassis.s3 import S3Error
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ log = structlog.get_logger("rebuild")
 KNOWN = "the shard has it, or knows of it"
 ODD = "its tables stand as no step leaves them: one is gone, or hangs alone and is not frozen"
 UNREADABLE_MAX = 100
+UNFIT = ("22", "23")
+"""Classes of SQLSTATE that say that a row cannot be what it should: its data, or a constraint."""
 LOOKS_MAX = 8
 """Objects that are looked at side by side."""
 
@@ -94,13 +97,26 @@ class Rebuilder:
             page = await self._store.list(amendments_prefix(self._catalog.shard), after=after)
             gate = asyncio.Semaphore(LOOKS_MAX)
             for key, noted in await asyncio.gather(*(self._noted(found.key, gate) for found in page.objects)):
-                if noted is None:
+                is_new = None if noted is None else await self._adopted(key, noted)
+                if is_new is None:
                     unreadable.append(key)
                 else:
-                    made += await self._catalog.adopt_amendment(noted)
+                    made += is_new
             if not page.more:
                 return Amendments(made, tuple(unreadable[:UNREADABLE_MAX]))
             after = page.objects[-1].key
+
+    async def _adopted(self, key: str, noted: Noted) -> bool | None:
+        """Whether an amendment was noted now; None when the shard refuses what it says."""
+        try:
+            return await self._catalog.adopt_amendment(noted)
+        except InternalError as refused:
+            if refused.facts.get("sqlstate", "")[:2] not in UNFIT:
+                raise
+            log.error(
+                "amendment_not_noted", shard=self._catalog.shard, key=key, because=refused.facts["sqlstate"]
+            )
+            return None
 
     async def _noted(self, key: str, gate: asyncio.Semaphore) -> tuple[str, Noted | None]:
         """What an amendment's object says; None when it says nothing that can be noted."""

@@ -62,6 +62,8 @@ def why(text: str) -> Iterator[Violation]:
     """What is wrong with a reason."""
     if not 1 <= len(text) <= REASON_CHARS_MAX:
         yield Violation("reason", f"must have 1 to {REASON_CHARS_MAX} characters")
+    if "\0" in text:
+        yield Violation("reason", "must not hold a NUL character")
 
 
 def parsed_month(text: str) -> date | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -188,6 +189,7 @@ async def test_what_is_no_amendment_is_refused(archive: Archive) -> None:
         (wish(failed, note=""), "note"),
         (wish(failed, note="a\0b"), "note"),
         (wish(failed, reason=""), "reason"),
+        (wish(failed, reason="case\0 7"), "reason"),
         (wish(failed, description="x" * 513), "description"),
         (wish(failed, order_id="x"), "order_id"),
         (wish(failed, order_id="ffffffff-ffff-4fff-bfff-ffffffffffff"), "order_id"),
@@ -278,6 +280,26 @@ async def test_an_amendment_comes_back_with_a_lost_catalog(archive: Archive) -> 
     await archive.shard.execute("DELETE FROM ordermesh.archive_amendments")
     rebuilt = await answers.RebuildCatalog(rebuild, CALL)
     assert (rebuilt.amendment_count, list(rebuilt.unreadable_amendments)) == (1, [key])
+
+
+@pytest.mark.parametrize("changes", [{"reason": "case\0 7"}, {"note": "n" * 600}, {"note": 7}])
+async def test_an_amendment_that_the_shard_refuses_keeps_no_other(
+    archive: Archive, changes: dict[str, Any]
+) -> None:
+    known = (await known_rows(archive))["user.a"]
+    await archive.want(AUGUST)
+    await archive.work()
+    answers = service(archive)
+    for row in known[:3]:
+        await answers.AmendOrder(wish(row), CALL)
+    key = (await archive.store.list("_amendment/")).objects[0].key
+    there = await archive.store.head(key)
+    told = json.loads(await archive.store.read(there)) | changes
+    await archive.store.replace(there, json.dumps(told).encode())
+    await archive.shard.execute("DELETE FROM ordermesh.archive_amendments")
+    rebuild = pb.RebuildCatalogRequest(shard="s1", reason="it was lost")
+    rebuilt = await answers.RebuildCatalog(rebuild, CALL)
+    assert (rebuilt.amendment_count, list(rebuilt.unreadable_amendments)) == (2, [key])
 
 
 async def test_what_the_shard_does_not_take_any_more_leaves_no_object(
