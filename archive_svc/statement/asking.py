@@ -97,20 +97,22 @@ def _unreadable(
 def _unfit(first: date, last: date, limits: Limits, *, with_pdf: bool) -> Iterator[Violation]:
     if last < first:
         yield Violation("wish.last_day", "must not be before the first day")
-    elif last >= months_later(first, limits.months_max):
+    elif last >= after_months(first, limits.months_max):
         yield Violation("wish.last_day", f"a statement has {limits.months_max} months at most")
-    elif with_pdf and last >= months_later(first, limits.pdf_months_max):
+    elif with_pdf and last >= after_months(first, limits.pdf_months_max):
         yield Violation(
             "wish.last_day", f"a PDF has {limits.pdf_months_max} months at most; CSV may have more"
         )
 
 
-def months_later(day: date, months: int) -> date:
-    """The same day so many months later; the last one of the month where it has no such day."""
+def after_months(day: date, months: int) -> date:
+    """The first day that is no more of so many months from a day on: the same one of a later month, or the
+    first one of the month after that where it has no such day.
+    """
     year, month = divmod(day.year * 12 + day.month - 1 + months, 12)
     next_year, next_month = divmod(year * 12 + month + 1, 12)
-    end = date(next_year, next_month + 1, 1) - timedelta(days=1)
-    return date(year, month + 1, min(day.day, end.day))
+    end = date(next_year, next_month + 1, 1)
+    return min(date(year, month + 1, 1) + timedelta(days=day.day - 1), end)
 
 
 def _day(text: str) -> date | None:
