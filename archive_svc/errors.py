@@ -96,6 +96,10 @@ class StatementNotReady(OrdermeshError):
 
     code, reason = StatusCode.FAILED_PRECONDITION, Reason.STATEMENT_NOT_READY
 
+    def __init__(self, state: str, retry_after_s: float | None = None) -> None:
+        super().__init__(state=state)
+        self.retry_after_s = retry_after_s
+
 
 class RequestIdReused(OrdermeshError):
     """This request_id was used before with another wish."""

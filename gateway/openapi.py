@@ -40,7 +40,8 @@ PROBLEMS = {
     404: "No such order, or no such statement",
     405: "The path does not know this method",
     408: "The request did not arrive in time",
-    409: "The order is changing; send the request again",
+    409: "The order is changing; send the request again. Or the statement is not ready; see Retry-After",
+    410: "The statement is gone; ask for it anew",
     412: "The order has another version than If-Match says; get it and decide anew",
     413: "The body is larger than the limit",
     415: "The body is not JSON",
@@ -77,6 +78,7 @@ _TOLD_AFTER_A_WRITE = {
 }
 _ONLY_WITH_BODY = frozenset({413, 415, 422})
 _ONLY_OF_UPDATES = frozenset({412})
+_ONLY_OF_DOWNLOADS = frozenset({410})
 _WRITES_OF_ORDERS: dict[str, type[BaseModel]] = {
     "create_order": wire.CreateOrder,
     "update_order": wire.UpdateOrder,
@@ -136,6 +138,7 @@ def _complete(operation: dict[str, Any]) -> None:
         for status, text in PROBLEMS.items()
         if (body is not None or status not in _ONLY_WITH_BODY)
         and (name == "update_order" or status not in _ONLY_OF_UPDATES)
+        and (name == "download_statement" or status not in _ONLY_OF_DOWNLOADS)
     }
     operation["responses"] = {**answers, **refusals}
 

@@ -45,6 +45,7 @@ _STATUSES: Mapping[StatusCode, int] = {
 """As grpc-gateway maps codes; what is not listed is 500."""
 _STATUSES_OF_REASONS: Mapping[str, int] = {
     Reason.REQUEST_ID_REUSED: 422,
+    Reason.STATEMENT_NOT_READY: 409,
     Reason.VERSION_MISMATCH: 412,
     Reason.TOO_LARGE: 413,
     Reason.UNSUPPORTED_MEDIA_TYPE: 415,
@@ -106,6 +107,8 @@ def of_refusal(refusal: RemoteError, occasion: Occasion) -> Problem:
     """The problem of a status that the mesh answered; text that is not from our services is replaced."""
     refusal = refusal if refusal.reason else _explained(refusal)
     status = _STATUSES_OF_REASONS.get(refusal.reason, _STATUSES.get(refusal.code, 500))
+    if refusal.reason == Reason.STATEMENT_NOT_READY and refusal.metadata.get("state") == "EXPIRED":
+        status = HTTPStatus.GONE.value
     if is_shed(refusal.reason, refusal.metadata):
         # Who has too much under way itself is told 429, as one who asks too often is.
         status = HTTPStatus.SERVICE_UNAVAILABLE.value

@@ -18,11 +18,16 @@ StateName = Literal[
     "WAITING", "PLANNING", "READING", "RENDERING", "STORING", "READY", "FAILED", "CANCELLED", "EXPIRED"
 ]
 FormatName = Literal["CSV", "PDF"]
+MailName = Literal["WAITING", "SENT", "DEAD_LETTER"]
 OVER = frozenset({"READY", "FAILED", "CANCELLED", "EXPIRED"})
 
 
 def _is_day(text: str) -> str:
-    if date.fromisoformat(text).isoformat() != text:
+    try:
+        is_day = date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        is_day = False
+    if not is_day:
         raise ValueError("must be a day such as 2024-04-01")
     return text
 
@@ -83,6 +88,9 @@ class Statement(Strict):
     totals: list[Total] | None = None
     pdf_note: str | None = Field(None, description="Why there is no PDF although one was asked for.")
     error: Refusal | None = None
+    mail: MailName | None = Field(
+        None, description="What became of the mail that says that it is ready; DEAD_LETTER: it was given up."
+    )
 
 
 class StatementPage(Strict):
@@ -129,6 +137,7 @@ def statement(operation: operations_pb2.Operation) -> Statement:
         totals=[_total(each) for each in told.totals] or None,
         pdf_note=told.pdf_note or None,
         error=_refusal(operation),
+        mail=_MAILS.get(told.mail),
     )
 
 
@@ -141,6 +150,7 @@ def page(answer: pb.ListStatementsResponse) -> StatementPage:
 
 
 _STATES: dict[int, StateName] = {pb.Statement.State.Value(name): name for name in get_args(StateName)}
+_MAILS: dict[int, MailName] = {pb.Statement.Mail.Value(f"MAIL_{name}"): name for name in get_args(MailName)}
 _FORMATS: dict[int, FormatName] = {pb.StatementWish.CSV: "CSV", pb.StatementWish.PDF: "PDF"}
 
 

@@ -26,9 +26,10 @@ Prefer = Annotated[str | None, Header(description="`wait=N`: wait up to N second
 async def request_statement(
     ask: Entrance, house: Inside, request: Request, idempotency_key: IdempotencyKey
 ) -> Response:
-    """Begin to make a document of all your orders in a period; an e-mail says when it is ready. A repeat with
-    the same Idempotency-Key gives the first one, and so does the same wish while that is being made and when
-    it was asked for within an hour. One that failed is begun again by the same wish within a week.
+    """Begin to make a document of all your orders in a period. An e-mail says when it is ready; that it
+    failed is said only where Location leads, and so is what became of the mail. A repeat with the same
+    Idempotency-Key gives the first one, and so does the same wish while that is being made and when it was
+    asked for within an hour. One that failed is begun again by the same wish within a week.
     """
     ask.visit.allowance = house.creates.admit(ask.who.user_id)
     body = bodies.read(wire.RequestStatement, await request.body(), request.headers.get("content-type"))
@@ -79,7 +80,9 @@ async def cancel_statement(ask: Entrance, house: Inside, statement_id: Statement
 
 @router.get("/statements/{statement_id}/download", status_code=302, summary="Fetch a statement that is ready")
 async def download_statement(ask: Entrance, house: Inside, statement_id: StatementId) -> Response:
-    """Send you to the file, by a link that works for minutes and for nobody who was not given it."""
+    """Send you to the file, by a link that works for minutes and for nobody who was not given it. 409 while
+    the statement is being made, with `Retry-After`, and when it failed or was ended; 410 when it is gone.
+    """
     wanted = STATEMENTS.LinkStatementRequest(user_id=ask.who.user_id, statement_id=_id(statement_id))
     link = await house.mesh.link_statement(wanted, ask)
     headers = {"location": link.url, "cache-control": "no-store", "referrer-policy": "no-referrer"}

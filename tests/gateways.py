@@ -65,6 +65,10 @@ class NotReady(OrdermeshError):
 
     code, reason = StatusCode.FAILED_PRECONDITION, Reason.STATEMENT_NOT_READY
 
+    def __init__(self, state: str, retry_after_s: float | None) -> None:
+        super().__init__(state=state)
+        self.retry_after_s = retry_after_s
+
 
 class Running(OrdermeshError):
     """Another statement is being made."""
@@ -144,8 +148,10 @@ class Statements(Whole):
         )
 
     async def LinkStatement(self, request: Any, call: rpc.Call) -> Any:
-        if not self.operation(request.user_id, request.statement_id).done:
-            raise NotReady
+        self.operation(request.user_id, request.statement_id)
+        state = self.made[request.statement_id].state
+        if state != statements.Statement.READY:
+            raise NotReady(statements.Statement.State.Name(state), None if state > 6 else 2.0)
         return statements.LinkStatementResponse(url="https://s3.invalid/file?signed=1", filename="file.zip")
 
 

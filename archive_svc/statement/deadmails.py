@@ -98,7 +98,7 @@ class DeadMails:
         if verdict == "NOT_DEAD":
             raise MailNotDead
         if verdict == "GONE":
-            raise StatementNotReady
+            raise StatementNotReady("EXPIRED")
         return await outbox.mail(wish.statement_id)
 
     async def _of(

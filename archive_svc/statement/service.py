@@ -47,6 +47,8 @@ ZIP = "application/zip"
 MARGIN_S = 0.2
 """Left of a call's time when its wait ends, for the answer."""
 LOOK_S = 0.5
+LOOK_AGAIN_S = 2.0
+"""When whoever wants a file that is being made may ask once more."""
 WAITS_MAX = 256
 """Calls that wait at once; more are answered as things stand."""
 
@@ -133,7 +135,7 @@ class StatementService:
         statement = await _found(home, user_id, statement_id)
         left_s = self._left_s(statement)
         if statement.stored is None or left_s < 1:
-            raise StatementNotReady(state=statement.state)
+            raise _not_ready(statement)
         valid_s, filename = min(LINK_S, left_s), wire.filename(statement)
         url = await self._objects.link(statement.stored, valid_s=valid_s, filename=filename, content_type=ZIP)
         return pb.LinkStatementResponse(
@@ -241,6 +243,13 @@ async def _found(home: StatementStore, user_id: str, statement_id: UUID) -> Stat
     if statement is None:
         raise StatementNotFound
     return statement
+
+
+def _not_ready(statement: Statement) -> StatementNotReady:
+    """Why there is no file: one whose time is over is gone, whether or not anybody wrote that down."""
+    if statement.is_running:
+        return StatementNotReady(statement.state, LOOK_AGAIN_S)
+    return StatementNotReady("EXPIRED" if statement.state == "READY" else statement.state)
 
 
 def _own(user_id: str, subject: Subject) -> str:

@@ -56,7 +56,8 @@ async def test_a_statement_is_accepted_looked_at_and_fetched(rest):
     assert (wish.time_zone, list(wish.formats)) == ("Asia/Kolkata", [StatementWish.CSV, StatementWish.PDF])
 
     early = await rest.get(f"{where}/download")
-    assert (early.status_code, early.json()["reason"]) == (400, "STATEMENT_NOT_READY")
+    assert (early.status_code, early.json()["reason"]) == (409, "STATEMENT_NOT_READY")
+    assert (early.headers["retry-after"], early.json()["metadata"]) == ("2", {"state": "WAITING"})
     assert (await rest.get(where)).headers["retry-after"] == "2"
 
     ready(rest, accepted.json()["statementId"])
@@ -71,6 +72,19 @@ async def test_a_statement_is_accepted_looked_at_and_fetched(rest):
     assert fetched.status_code == 302
     assert fetched.headers["location"] == "https://s3.invalid/file?signed=1"
     assert fetched.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [(Statement.FAILED, 409), (Statement.CANCELLED, 409), (Statement.EXPIRED, 410)]
+)
+async def test_a_statement_that_is_over_without_a_file_is_nothing_to_come_back_for(rest, state, status):
+    accepted = await asked(rest)
+    rest.mesh.statements.made[accepted.json()["statementId"]].state = state
+    refused = await rest.get(f"{accepted.headers['location']}/download")
+    assert (refused.status_code, refused.json()["reason"]) == (status, "STATEMENT_NOT_READY")
+    assert "retry-after" not in refused.headers
+    assert refused.json()["metadata"] == {"state": Statement.State.Name(state)}
+    assert refused.json()["fieldViolations"] == []
 
 
 async def test_the_same_key_gives_the_same_statement_and_a_second_one_has_to_wait(rest):
@@ -122,6 +136,16 @@ async def test_a_statement_that_failed_says_why(rest):
     assert found.json()["error"] == {"code": 15, "detail": "a segment is damaged"}
 
 
+async def test_what_became_of_the_mail_is_shown(rest):
+    made = (await asked(rest)).json()["statementId"]
+    assert "mail" not in (await rest.get(f"/v1/statements/{made}")).json()
+    ready(rest, made)
+    for number in Statement.Mail.values():
+        rest.mesh.statements.made[made].mail = number
+        found = (await rest.get(f"/v1/statements/{made}")).json()
+        assert found.get("mail") == (Statement.Mail.Name(number).removeprefix("MAIL_") if number else None)
+
+
 async def test_a_wait_is_passed_on(rest):
     where = (await asked(rest)).headers["location"]
     headers = {"Authorization": f"Bearer {rest.token('alice')}", "Prefer": "wait=7"}
@@ -136,6 +160,8 @@ async def test_a_wait_is_passed_on(rest):
         ({}, "firstDay"),
         ({**YEAR, "firstDay": "2024-4-1"}, "firstDay"),
         ({**YEAR, "lastDay": "2024-02-30"}, "lastDay"),
+        ({**YEAR, "firstDay": "<b>hello!!"}, "firstDay"),
+        ({**YEAR, "firstDay": "2024-W10-4"}, "firstDay"),
         ({**YEAR, "formats": ["DOC"]}, "formats.0"),
         ({**YEAR, "email": "someone@else.invalid"}, "email"),
     ],
@@ -145,6 +171,15 @@ async def test_a_wrong_wish_is_refused_by_field(rest, body, field):
     assert refused.status_code == 400
     assert field in {each["field"] for each in refused.json()["fieldViolations"]}
     assert rest.mesh.statements.made == {}
+
+
+async def test_a_day_that_is_none_is_told_what_one_is_and_not_repeated(rest):
+    for day in ("<b>hello!!", "2024-02-30", "20240401--"):
+        refused = await asked(rest, body={**YEAR, "firstDay": day})
+        assert refused.json()["fieldViolations"] == [
+            {"field": "firstDay", "description": "must be a day such as 2024-04-01"}
+        ]
+        assert day not in refused.text
 
 
 async def test_a_statement_needs_a_key_and_a_sound_id(rest):

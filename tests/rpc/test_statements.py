@@ -11,6 +11,7 @@ from uuid import uuid4
 import grpc
 import httpx
 import pytest
+from google.longrunning import operations_pb2
 
 from archive_svc.statement.asking import Limits
 from chassis import rpc
@@ -355,15 +356,25 @@ async def test_statements_are_listed_page_by_page_the_newest_first(statements: S
 
 
 async def test_there_is_no_link_to_what_is_not_there(statements: Statements) -> None:
+    async def no_link(asked: operations_pb2.Operation) -> tuple[str, float | None]:
+        with pytest.raises(grpc.aio.AioRpcError) as said:
+            await statements.link(asked)
+        error = rpc.error_of(said.value)
+        assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, Reason.STATEMENT_NOT_READY)
+        return error.metadata["state"], error.retry_after_s
+
     asked = await statements.request()
-    with refused(Code.FAILED_PRECONDITION, Reason.STATEMENT_NOT_READY):
-        await statements.link(asked)
+    assert await no_link(asked) == ("WAITING", 2.0)
     assert await statements.worker.once()
     assert (await statements.link(asked)).url
 
     await statements.later(days=7)
-    with refused(Code.FAILED_PRECONDITION, Reason.STATEMENT_NOT_READY):
-        await statements.link(asked)
+    assert await no_link(asked) == ("EXPIRED", None), "also before anybody noted it"
+    await statements.sweeper.once()
+    assert await no_link(asked) == ("EXPIRED", None)
+    ended = await statements.request(locale="hi")
+    await statements.cancel(ended)
+    assert await no_link(ended) == ("CANCELLED", None)
     with refused(Code.NOT_FOUND, Reason.STATEMENT_NOT_FOUND):
         await statements.call(
             "LinkStatement", pb.LinkStatementRequest(user_id="alice", statement_id=str(uuid4()))
