@@ -141,6 +141,13 @@ def statement(operation: operations_pb2.Operation) -> Statement:
     )
 
 
+def was_there(operation: operations_pb2.Operation) -> bool:
+    """Whether a request found the statement that it asked for."""
+    told = pb.Statement()
+    operation.metadata.Unpack(told)
+    return told.was_there
+
+
 def page(answer: pb.ListStatementsResponse) -> StatementPage:
     """A page of statements."""
     return StatementPage(

@@ -38,6 +38,8 @@ async def request_statement(
     operation = await house.mesh.request_statement(wanted, ask)
     statement = wire.statement(operation)
     headers = {"location": f"/v1/statements/{statement.statement_id}", **_look_again(statement)}
+    if wire.was_there(operation):
+        headers["idempotent-replayed"] = "true"
     return replies.answer(statement, status=200 if operation.done else 202, headers=headers)
 
 

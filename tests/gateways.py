@@ -116,7 +116,8 @@ class Statements(Whole):
     async def RequestStatement(self, request: Any, call: rpc.Call) -> Any:
         self.calls.append(call)
         key = (request.user_id, request.request_id)
-        if key not in self.by_request:
+        was_there = key in self.by_request
+        if not was_there:
             if any(
                 t.user_id == request.user_id and t.state < statements.Statement.READY
                 for t in self.made.values()
@@ -129,7 +130,12 @@ class Statements(Whole):
             told.create_time.GetCurrentTime()
             self.made[told.statement_id] = told
             self.by_request[key] = told.statement_id
-        return self.operation(request.user_id, self.by_request[key])
+        told = statements.Statement()
+        told.CopyFrom(self.made[self.by_request[key]])
+        told.was_there = was_there
+        operation = self.operation(request.user_id, told.statement_id)
+        operation.metadata.Pack(told)
+        return operation
 
     async def WaitStatement(self, request: Any, call: rpc.Call) -> Any:
         self.waits.append(request)

@@ -92,7 +92,8 @@ class StatementService:
         _refuse(verdict)
         assert verdict.statement_id is not None, "only refusals name none"
         self._wakes.wake(home.shard)
-        return wire.operation(await _found(home, user_id, verdict.statement_id))
+        statement = await _found(home, user_id, verdict.statement_id)
+        return wire.operation(statement, was_there=verdict.said == "SAME")
 
     async def WaitStatement(
         self, request: pb.WaitStatementRequest, call: rpc.Call

@@ -126,9 +126,10 @@ def filename(statement: Statement) -> str:
     return f"statement-{statement.first_day}-{statement.last_day}.zip"
 
 
-def operation(statement: Statement) -> operations_pb2.Operation:
-    """A statement as the operation that makes it."""
+def operation(statement: Statement, *, was_there: bool = False) -> operations_pb2.Operation:
+    """A statement as the operation that makes it. was_there: whether the request to answer found it."""
     told = _statement(statement)
+    told.was_there = was_there
     made = operations_pb2.Operation(
         name=name_of(told.user_id, statement.wanted.statement_id), done=not statement.is_running
     )

@@ -92,6 +92,8 @@ async def test_the_same_key_gives_the_same_statement_and_a_second_one_has_to_wai
     first, again, other = await asked(rest, key=key), await asked(rest, key=key), await asked(rest)
     assert (first.status_code, again.status_code) == (202, 202)
     assert again.headers["location"] == first.headers["location"]
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
     assert (other.status_code, other.json()["reason"]) == (429, "STATEMENT_RUNNING")
     assert int(other.headers["retry-after"]) == 30
     ready(rest, first.json()["statementId"])

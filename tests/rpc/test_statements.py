@@ -140,7 +140,11 @@ async def test_the_same_request_returns_the_first_operation_and_another_wish_is_
 ) -> None:
     request_id = uuid4()
     first = await statements.request(request_id)
-    assert await statements.request(request_id) == first
+    again = await statements.request(request_id)
+    assert (again.name, again.done) == (first.name, first.done)
+    assert (told(first).was_there, told(again).was_there) == (False, True)
+    assert told(await statements.request()).was_there, "the same wish began nothing either"
+    assert not told(await statements.wait(first)).was_there
     with refused(Code.FAILED_PRECONDITION, Reason.REQUEST_ID_REUSED):
         await statements.request(request_id, locale="hi")
 

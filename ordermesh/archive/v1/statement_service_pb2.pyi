@@ -186,6 +186,7 @@ class Statement(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     PDF_NOTE_FIELD_NUMBER: _builtins.int
     MAIL_FIELD_NUMBER: _builtins.int
+    WAS_THERE_FIELD_NUMBER: _builtins.int
     statement_id: _builtins.str
     """Its id."""
     user_id: _builtins.str
@@ -208,6 +209,8 @@ class Statement(_message.Message):
     """Why there is no PDF although one was asked for; empty when there is one, or none was."""
     mail: Global___Statement.Mail.ValueType
     """What became of its mail."""
+    was_there: _builtins.bool
+    """Said by RequestStatement alone: the request began nothing, as it came before, or the same wish did."""
     @_builtins.property
     def wish(self) -> Global___StatementWish:
         """What was asked for."""
@@ -252,10 +255,11 @@ class Statement(_message.Message):
         totals: _abc.Iterable[Global___StatementTotal] | None = ...,
         pdf_note: _builtins.str = ...,
         mail: Global___Statement.Mail.ValueType = ...,
+        was_there: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "wish", b"wish"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_bytes", b"archive_bytes", "as_of_time", b"as_of_time", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "mail", b"mail", "month_count", b"month_count", "order_count", b"order_count", "pdf_note", b"pdf_note", "read_month_count", b"read_month_count", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "statement_id", b"statement_id", "totals", b"totals", "user_id", b"user_id", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_bytes", b"archive_bytes", "as_of_time", b"as_of_time", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "mail", b"mail", "month_count", b"month_count", "order_count", b"order_count", "pdf_note", b"pdf_note", "read_month_count", b"read_month_count", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "statement_id", b"statement_id", "totals", b"totals", "user_id", b"user_id", "was_there", b"was_there", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
