@@ -1,4 +1,4 @@
-"""`/docs`: the OpenAPI document as one page for people, with a curl line for each path.
+"""`/docs`: the OpenAPI document as one page for people, with a curl line for each operation.
 
 Rendered here, without scripts and without anything from elsewhere: it works offline and under a strict
 content security policy. Everything shown comes from our own document and is escaped all the same.
@@ -6,6 +6,8 @@ content security policy. Everything shown comes from our own document and is esc
 
 from __future__ import annotations
 
+import json
+import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ td,th{text-align:left;vertical-align:top;padding:.25rem .8rem .25rem 0;border-bo
 .m{background:#1d4f91;color:#fff;border-radius:4px;padding:.1rem .5rem;margin-right:.5rem}a{color:#1d4f91}
 summary{cursor:pointer;margin:.6rem 0}
 """
-_NEW_ORDER = '{"kind": "payment", "amount": {"currencyCode": "EUR", "amountMinor": 1250}}'
+_IN_PATH = re.compile(r"\{([a-z]+)_id\}")
 
 
 def install(app: FastAPI) -> None:
@@ -52,7 +54,9 @@ def page(document: Mapping[str, Any]) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])} API</title>"
         f"<style>{_STYLE}</style><h1>{escape(info['title'])} API {escape(info['version'])}</h1>{paragraphs}"
         f"<p>For machines: <a href=/openapi.json>/openapi.json</a>. A token for a local stack: "
-        f"<code>TOKEN=$(ordermesh token --user alice)</code></p>{operations}<h2>Models</h2>{schemas}</html>"
+        f"<code>TOKEN=$(ordermesh token --user alice)</code>. <code>$ORDER</code> and "
+        f"<code>$STATEMENT</code> stand for ids that you were given.</p>"
+        f"{operations}<h2>Models</h2>{schemas}</html>"
     )
 
 
@@ -72,21 +76,28 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     return (
         f"<h2 id={escape(operation['operationId'])}><span class=m>{escape(method.upper())}</span>"
         f"<code>{escape(path)}</code></h2><p>{_prose(operation.get('description', ''))}</p>"
-        f"<pre>{escape(_curl(method, path))}</pre>{_table(parameters)}"
+        f"<pre>{escape(_curl(method, path, operation))}</pre>{_table(parameters)}"
         f"<details><summary>Answers</summary>{_table(answers)}</details>"
     )
 
 
-def _curl(method: str, path: str) -> str:
-    url = f"http://127.0.0.1:8400{path}".replace("{order_id}", "$ORDER")
-    head = f'curl -i {url} -H "Authorization: Bearer $TOKEN"'
-    if method != "post":
-        return head.replace("-i", "-iN") if path.endswith("/events") else head
-    return (
-        f"{head} \\\n  -H \"Idempotency-Key: $(uuidgen)\" -H 'Prefer: wait=10' \\\n"
-        "  -H 'Content-Type: application/json' \\\n"
-        f"  -d '{_NEW_ORDER}'"
-    )
+def _curl(method: str, path: str, operation: Mapping[str, Any]) -> str:
+    """A line for a shell that has TOKEN, and the ids in the path by name: ORDER, STATEMENT."""
+    how = "-iN" if path.endswith("/events") else "-i"
+    if "302" in operation["responses"]:
+        # What is at the end of it is a file; the token stays here.
+        how = "-fLOJ"
+    if method != "get":
+        how += f" -X {method.upper()}"
+    url = "http://127.0.0.1:8400" + _IN_PATH.sub(lambda found: f"${found[1].upper()}", path)
+    lines = [f'curl {how} {url} -H "Authorization: Bearer $TOKEN"']
+    heads = {parameter["name"].lower() for parameter in operation.get("parameters", ())}
+    if "idempotency-key" in heads:
+        lines.append('-H "Idempotency-Key: $(uuidgen)"' + (" -H 'Prefer: wait=10'" * ("prefer" in heads)))
+    if body := operation.get("requestBody"):
+        lines.append("-H 'Content-Type: application/json'")
+        lines.append(f"-d '{json.dumps(body['content']['application/json']['example'])}'")
+    return " \\\n  ".join(lines)
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> str:

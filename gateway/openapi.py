@@ -89,6 +89,18 @@ _BODIES: dict[str, type[BaseModel]] = {
 }
 
 
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "create_order": {"kind": "payment", "amount": {"currencyCode": "EUR", "amountMinor": 1250}},
+    "update_order": {"labels": {"invoice": "2024-117"}},
+    "request_statement": {
+        "firstDay": "2024-04-01",
+        "lastDay": "2025-03-31",
+        "timeZone": "Asia/Kolkata",
+        "formats": ["CSV", "PDF"],
+    },
+}
+
+
 def install(app: FastAPI) -> None:
     """Give the application its document, made once."""
 
@@ -130,7 +142,7 @@ def _complete(operation: dict[str, Any]) -> None:
     operation["security"] = [{"token": []}]
     body = _BODIES.get(name)
     if body is not None:
-        content = {"application/json": _ref(body.__name__)}
+        content = {"application/json": _ref(body.__name__) | {"example": _EXAMPLES[name]}}
         operation["requestBody"] = {"required": True, "content": content}
     answers = {str(status): _answer(name, model, text) for status, (model, text) in _ANSWERS[name].items()}
     refusals = {
