@@ -159,7 +159,8 @@ ON CONFLICT (archive_id) WHERE ended_at IS NULL DO UPDATE SET actor = excluded.a
 -- $1: fence; $2: archive_id; $3: part; $4: table; $5: sha256; $6: version; $7: etag.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
 numbered AS (UPDATE ordermesh.archive_months m SET edition = edition + 1, updated_at = clock_timestamp()
-               FROM held WHERE m.archive_id = $2 RETURNING m.archive_id)
+               FROM held, ordermesh.archive_segments s
+              WHERE m.archive_id = $2 AND s.archive_id = $2 AND s.part = $3 AND s.of_table = $4 AND s.sha256 = $5 RETURNING m.archive_id)
 UPDATE ordermesh.archive_segments s SET version_id = $6, etag = $7
   FROM numbered WHERE s.archive_id = numbered.archive_id AND s.part = $3 AND s.of_table = $4 AND s.sha256 = $5 RETURNING true;
 
