@@ -414,6 +414,14 @@ class Catalog:
             )
         )
 
+    async def give_up_copy(self, fence: int, erasure: Erasure, archive_id: UUID, note: str) -> bool:
+        """Give the copy of a month up that readers read from the tables; False when it is none, or is held.
+
+        Its manifest is left behind by the erasure; its segments are nobody's.
+        """
+        said = (fence, erasure.erasure_id, archive_id, note)
+        return bool(await self._database.fetchval(QUERIES.give_up_copy, *said))
+
     async def leave_behind(self, fence: int, erasure: Erasure, there: Stored, month: str) -> None:
         """Let an object that nothing names go with an erasure. Raises: LeaseLost, also when it is named."""
         await self._must(

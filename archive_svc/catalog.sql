@@ -372,6 +372,25 @@ left_behind AS (
 UPDATE ordermesh.archive_months m SET manifest_key = $4, manifest_version = $5, manifest_sha256 = $6, updated_at = clock_timestamp()
   FROM old WHERE m.archive_id = $3 RETURNING true;
 
+-- name: give_up_copy
+-- Forget the copy of a month that readers read from the tables; its manifest is left behind by an erasure, its segments are strays.
+-- No row without the lease, below a legal hold, or when the month stands elsewhere. $1: fence; $2: erasure; $3: archive_id; $4: note.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
+copy AS (SELECT m.archive_id, m.manifest_key, m.manifest_version
+           FROM ordermesh.archive_months m, held, ordermesh.archive_erasures e
+          WHERE m.archive_id = $3 AND m.state IN ('RESTORED', 'WANTED') AND m.committed_at IS NULL AND m.quarantined = ''
+            AND ordermesh.tables_stand(m.month, m.begins_at) = 'HERE'
+            AND e.erasure_id = $2 AND ordermesh.legal_hold(m.month, e.user_id) IS NULL FOR UPDATE OF m),
+left_behind AS (
+    INSERT INTO ordermesh.archive_replaced (key, version_id, erasure_id, archive_id, row_count, at)
+    SELECT manifest_key, manifest_version, $2, archive_id, 0, clock_timestamp() FROM copy WHERE manifest_key <> ''
+    ON CONFLICT (key) DO NOTHING),
+gone AS (DELETE FROM ordermesh.archive_parts p USING copy WHERE p.archive_id = copy.archive_id)
+UPDATE ordermesh.archive_months m
+   SET order_count = NULL, journal_count = NULL, orders_hash = NULL, journal_hash = NULL,
+       manifest_key = '', manifest_version = '', manifest_sha256 = '', note = left($4, 512), updated_at = clock_timestamp()
+  FROM copy WHERE m.archive_id = copy.archive_id RETURNING true;
+
 -- name: leave_behind
 -- Let an object that nothing names be one that an erasure leaves behind. $1: fence; $2: erasure; $3: key; $4: version; $5: month.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE)

@@ -4,10 +4,10 @@ The new segment is read back and compared before it takes the old one's place, i
 notes who asked, why, and how many rows went; then the month's manifest is written anew, and the old objects
 are deleted. Only of months that are in S3 alone, and of copies that nobody reads since their month came back:
 while a month leaves, or comes back, its rows are in both places, so it is waited for; one in quarantine, too.
-What nothing names any more, of copies before and of tries that were killed, goes as well if it may hold such
-rows, however young it is. Amendments go at once, whatever else there is to wait for; those of a month below a
-legal hold go when it is lifted. What went is recalled from the user's statements, on every shard (see
-`recall`).
+A copy that nobody reads and that is damaged is given up, as its month is in the tables. What nothing names
+any more, of copies before and of tries that were killed, goes as well if it may hold such rows, however young
+it is. Amendments go at once, whatever else there is to wait for; those of a month below a legal hold go when
+it is lifted. What went is recalled from the user's statements, on every shard (see `recall`).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Eraser:
         waits |= await self._rewrite_all(months, erasure, fence)
         touched = set(await self._catalog.erased_months(erasure.erasure_id))
         for month in await self._catalog.months():  # Read again: their counts and hashes are others by now.
-            if month.archive_id in touched:
+            if month.archive_id in touched and month.manifest_key:
                 await self._renew_manifest(month, erasure, fence)
         await faults.point(points.BEFORE_RECALL)
         waits |= await self._recall(erasure)
@@ -148,28 +148,44 @@ class Eraser:
         """Write every segment with rows of the user anew; what keeps those that stay for now."""
         # Before the segments are looked for: one that is committed in between is among these.
         waits = {f"{month:%Y-%m}" for month in await self._catalog.frozen_with(erasure.user_id)}
-        parts: dict[tuple[UUID, int], list[CataloguedSegment]] = defaultdict(list)
+        parts: dict[UUID, dict[int, list[CataloguedSegment]]] = defaultdict(lambda: defaultdict(list))
         for archive_id, segment in await self._catalog.segments_of(erasure.user_id):
             if segment.facts.groups_of(erasure.user_id):
-                parts[archive_id, segment.part].append(segment)
-        kept = {each: await self._kept(months.get(each)) for each in {archive_id for archive_id, _ in parts}}
-        for (archive_id, _), segments in parts.items():
-            if why := kept[archive_id]:
+                parts[archive_id][segment.part].append(segment)
+        for archive_id, copy in parts.items():
+            if why := await self._kept(months.get(archive_id)):
                 waits.add(why)
             else:
-                waits |= await self._rewrite_part(months[archive_id], segments, erasure, fence)
+                waits |= await self._rewrite_month(months[archive_id], copy, erasure, fence)
         return waits
 
-    async def _rewrite_part(
-        self, month: Month, segments: Sequence[CataloguedSegment], erasure: Erasure, fence: int
+    async def _rewrite_month(
+        self, month: Month, parts: Mapping[int, Sequence[CataloguedSegment]], erasure: Erasure, fence: int
     ) -> set[str]:
-        """Write one part anew; one that is damaged is waited for, and holds up no other."""
-        try:
-            await self._rewrite(month, segments, erasure, fence)
-        except SegmentDamaged as damaged:
-            metrics.FAILED.labels(self._catalog.shard, "ERASE").inc()
-            return {f"{month.name}, of which part {segments[0].part} is damaged ({damaged})"}
-        return set()
+        """Write parts of a copy anew. One that is damaged is waited for, and holds up no other; where nobody
+        reads the copy, this is given up instead.
+        """
+        waits: set[str] = set()
+        for part, segments in parts.items():
+            try:
+                await self._rewrite(month, segments, erasure, fence)
+            except SegmentDamaged as damaged:
+                what = f"part {part} is damaged ({damaged})"
+                if await self._gave_up(month, what, erasure, fence):
+                    return set()
+                metrics.FAILED.labels(self._catalog.shard, "ERASE").inc()
+                waits.add(f"{month.name}, of which {what}")
+        return waits
+
+    async def _gave_up(self, month: Month, why: str, erasure: Erasure, fence: int) -> bool:
+        """Give the copy of a month up that is in its tables; what it had are strays from then on."""
+        given_up = await self._catalog.give_up_copy(
+            fence, erasure, month.archive_id, f"its copy was given up: {why}"
+        )
+        if given_up:
+            about_it = {"month": month.name, "erasure_id": str(erasure.erasure_id), "because": why}
+            log.warning("copy_given_up", shard=self._catalog.shard, **about_it)
+        return given_up
 
     async def _recall(self, erasure: Erasure, *, is_over: bool = False) -> set[str]:
         """Recall the user's statements; the shards that are to be told yet."""

@@ -20,6 +20,8 @@ from tests.conftest import DatabaseFactory
 from tests.inprocess_s3 import InProcessS3
 
 USER, ANOTHER = "user.7", "user.8"
+NOT_YET = "UPDATE ordermesh.archive_months SET not_before = '2100-01-01Z'"
+ORDERS, BOUNDS = "ordermesh.orders_2023_08", "FOR VALUES FROM ('2023-08-01Z') TO ('2023-09-01Z')"
 ORPHANS = (
     "SELECT count(*) FROM ordermesh.order_journal j "
     "WHERE NOT EXISTS (SELECT FROM ordermesh.orders o WHERE o.order_id = j.order_id)"
@@ -192,3 +194,88 @@ async def test_what_an_erasure_left_behind_is_of_the_copy_that_begins_anew(archi
         "SELECT count(*) FROM ordermesh.archive_replaced"
     )
     assert await archive.value(of_month) > 0
+
+
+async def damaged_when_back(archive: Archive, server: InProcessS3, which: int) -> tuple[set[str], set[str]]:
+    """The month comes back, and one of the segments of its copy that may have rows of the user is damaged;
+    their keys, and those of all others.
+    """
+    await moved(archive, State.RESTORED)
+    mine = [each for each in await archive.segments() if each.facts.groups_of(USER)]
+    assert len({each.part for each in mine}) > 1, "one is not the first or not the last"
+    body = server.buckets[archive.store.settings.bucket].objects[mine[which].stored.key][-1].body
+    body[len(body) // 2] ^= 1
+    keys = {each.stored.key for each in mine}
+    others = {each.stored.key for each in await archive.segments()} - keys
+    assert others
+    return keys, others
+
+
+@pytest.mark.parametrize(("state", "which"), [(State.RESTORED, 0), (State.RESTORED, -1), (State.WANTED, -1)])
+async def test_a_damaged_copy_that_nobody_reads_is_given_up(
+    shard_database: DatabaseFactory, server: InProcessS3, state: State, which: int
+) -> None:
+    async with opened(await shard_database(), Place.of(server), part_bytes=16 * 1024) as archive:
+        await fill(archive.database, 120, users=("user.1", USER, ANOTHER))
+        twin = Twin(archive)
+        await twin.remember()
+        await moved(archive, State.DROPPED)
+        mine, others = await damaged_when_back(archive, server, which)
+        if state is State.WANTED:
+            await archive.want(AUGUST)
+            await archive.shard.execute(NOT_YET)
+        before = await archive.month(AUGUST)
+        assert before.state is state
+        erasure = await asked(archive)
+        assert erasure.ended_at is not None, erasure.note
+        assert (erasure.orders > 0) == (which == -1), "parts before the damaged one are written anew"
+
+        objects = server.buckets[archive.store.settings.bucket].objects
+        month = await archive.month(AUGUST)
+        assert (month.state, month.manifest_key, await archive.segments()) == (state, "", [])
+        assert "is damaged" in await archive.value("SELECT note FROM ordermesh.archive_months")
+        assert not [key for key in objects if key.endswith(".json")]
+        assert (mine & objects.keys(), others - objects.keys()) == (set(), set())
+        assert USER not in users_in(server, archive)
+        left = "SELECT count(*) FROM ordermesh.archive_replaced WHERE deleted_at IS NULL OR erasure_id <> $1"
+        assert await archive.value(left, erasure.erasure_id) == 0
+        assert await twin.differences() == {}, "the tables have all of it"
+
+        # What is left of it are strays, and the month leaves as one that never did.
+        await archive.sweeps.want(uuid4(), "a test", "may they go", deletes=True)
+        await archive.work()
+        assert (await archive.store.list("order")).objects == ()
+        await archive.shard.execute("UPDATE ordermesh.archive_months SET not_before = 'epoch'")
+        await moved(archive, State.DROPPED)
+        assert await twin.differences(AUGUST) == {}
+
+
+async def test_no_other_copy_is_given_up(archive: Archive) -> None:
+    erasure = await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
+    await archive.shard.execute("UPDATE ordermesh.archive_erasures SET not_before = 'infinity'")
+
+    async def given_up(fence: int) -> bool:
+        month = await archive.month(AUGUST)
+        return await archive.catalog.give_up_copy(fence, erasure, month.archive_id, "why")
+
+    fence = await archive.fence()
+    for state in (State.VERIFIED, State.COMMITTED, State.GRACE, State.DROPPED):
+        await moved(archive, state)
+        assert not await given_up(fence), state
+    await moved(archive, State.RESTORED)
+    before = await archive.segments()
+    for user_id, month in ((USER, None), (None, AUGUST)):
+        await archive.holds.put(user_id, month, "a test", "case 7")
+        assert not await given_up(fence)
+        await archive.holds.lift(user_id, month, "a test", "over")
+    assert not await given_up(fence - 1)
+    quarantined = "UPDATE ordermesh.archive_months SET quarantined = $1"
+    await archive.shard.execute(quarantined, "why")
+    assert not await given_up(fence)
+    await archive.shard.execute(quarantined, "")
+    await archive.shard.execute(f"ALTER TABLE ordermesh.orders DETACH PARTITION {ORDERS}")
+    assert not await given_up(fence), "by hand; then it is all there is"
+    await archive.shard.execute(f"ALTER TABLE ordermesh.orders ATTACH PARTITION {ORDERS} {BOUNDS}")
+    assert before == await archive.segments() != []
+    assert await given_up(fence)
+    assert await archive.segments() == []
