@@ -137,11 +137,12 @@ class Eraser:
         if not waits:  # Once more: one that was under way when it was asked for may have come since.
             waits = await self._delete_amendments(erasure, fence)
         if not waits:
-            waits = await self._recall(erasure, is_over=True)
+            waits = await self._recall(erasure, is_last=True)
         if waits:
             await self._catalog.defer_erasure(fence, erasure, AGAIN, f"waits for {', '.join(sorted(waits))}")
             return
         await self._catalog.end_erasure(fence, erasure)
+        await self._recalls.end(erasure)
         log.info("user_erased", shard=self._catalog.shard, erasure_id=str(erasure.erasure_id))
 
     async def _rewrite_all(self, months: Mapping[UUID, Month], erasure: Erasure, fence: int) -> set[str]:
@@ -187,9 +188,15 @@ class Eraser:
             log.warning("copy_given_up", shard=self._catalog.shard, **about_it)
         return given_up
 
-    async def _recall(self, erasure: Erasure, *, is_over: bool = False) -> set[str]:
-        """Recall the user's statements; the shards that are to be told yet."""
-        until = None if is_over else await self._catalog.erased_until(erasure.erasure_id)
+    async def _recall(self, erasure: Erasure, *, is_last: bool = False) -> set[str]:
+        """Recall the user's statements; the shards that are to be told yet.
+
+        is_last: also those that were made since something went, up to now.
+        """
+        if is_last:
+            until = (await self._catalog.control()).at
+        else:
+            until = await self._catalog.erased_until(erasure.erasure_id)
         silent = await self._recalls.recall(self._catalog.shard, erasure, until)
         return {f"statements on {shard}" for shard in silent}
 

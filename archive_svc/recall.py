@@ -1,7 +1,8 @@
 """Recalls the statements of a user who is erased, on every shard: they stand on one, and read of all of them.
 
 What was taken out is out before a statement is recalled for it. So one that begins, or begins again, after
-that shows nothing of it, and none from before is left.
+that shows nothing of it, and none from before is left. That an erasure is over is noted only when it is:
+until then each shard has to answer, and whatever goes meanwhile is recalled wherever it may be shown.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class Recalls:
     def __init__(self, databases: Mapping[str, pg.Database]) -> None:
         self._databases = databases
 
-    async def recall(self, erasing: str, erasure: Erasure, until: datetime | None) -> set[str]:
+    async def recall(self, erasing: str, erasure: Erasure, until: datetime) -> set[str]:
         """Recall what may show something that a shard's archive lost by then; the shards that do not answer.
 
-        erasing: the shard whose archive it is. until: by its clock; None when the erasure is over.
+        erasing: the shard whose archive it is. until: by its clock.
         Idempotent: what was recalled for once, and asked for since, stays.
         """
         silent: set[str] = set()
@@ -55,3 +56,11 @@ class Recalls:
                     erasure_id=str(erasure.erasure_id),
                 )
         return silent
+
+    async def end(self, erasure: Erasure) -> None:
+        """Note where statements were recalled that the erasure is over; for the record alone."""
+        for shard, database in self._databases.items():
+            try:
+                await database.execute(QUERIES.end_recall, erasure.erasure_id)
+            except OrdermeshError as failed:
+                log.info("recall_not_ended", shard=shard, reason=failed.reason)

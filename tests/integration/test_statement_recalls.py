@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from archive_svc import lifecycle
 from archive_svc.entries import Erasure
 from archive_svc.recall import Recalls
 from archive_svc.retention import Retention
 from chassis import pg
+from chassis.errors import ShardUnavailable
 from ordermesh.archive.v1 import statement_service_pb2 as pb
-from tests.archiving import AUGUST, Archive, fill, opened
+from tests.archiving import AUGUST, SEPTEMBER, Archive, fill, opened
 from tests.buckets import Place
 from tests.conftest import DatabaseFactory
 from tests.inprocess_s3 import InProcessS3
@@ -49,6 +52,25 @@ async def archive(
         await ready.want(AUGUST)
         await ready.work()
         yield ready
+
+
+class Late(pg.Database):
+    """A shard that answers the first recall, not the next one, and all from then on."""
+
+    def __init__(self, shard: pg.Database) -> None:
+        self._shard = shard
+        self.calls = 0
+
+    async def fetchval(self, sql: str, *args: object, **options: Any) -> Any:
+        """As the shard says."""
+        self.calls += 1
+        if self.calls == 2:
+            raise ShardUnavailable(shard="s1")
+        return await self._shard.fetchval(sql, *args, **options)
+
+    async def execute(self, sql: str, *args: object, **options: Any) -> Any:
+        """As the shard says."""
+        return await self._shard.execute(sql, *args, **options)
 
 
 async def erased(archive: Archive) -> Erasure:
@@ -131,6 +153,30 @@ async def test_an_erasure_waits_for_a_shard_that_does_not_answer(
     archive.archiver._eraser._recalls = Recalls({"s1": archive.shard, HOME: statements.database})
     assert (await once_more(archive, erasure)).ended_at is not None
     assert told(await statements.wait(asked)).state == State.EXPIRED
+
+
+async def test_what_is_shown_when_the_last_recall_misses_one_shard_is_recalled_by_the_next(
+    statements: Statements, archive: Archive
+) -> None:
+    """The erasure is open until each shard has answered, and more may go meanwhile: of a month that left."""
+    late = Late(archive.shard)
+    archive.archiver._eraser._recalls = Recalls({HOME: statements.database, "s1": late})
+    erasure = await erased(archive)
+    assert (erasure.ended_at, erasure.note) == (None, "waits for statements on s1")
+    assert late.calls == 2, "it answered at first"
+    over = "SELECT until = 'infinity' FROM ordermesh.statement_recalls"
+    assert not await statements.value(over), "no shard takes it for over"
+
+    await fill(archive.database, 100, SEPTEMBER, seed=2, users=["alice", "bob"])
+    await archive.want(SEPTEMBER)
+    assert (await archive.work(month=SEPTEMBER)).state is lifecycle.State.DROPPED
+    shown = await statements.request()
+    assert await statements.worker.once()
+    assert told(await statements.wait(shown)).state == State.READY
+    assert (await once_more(archive, erasure)).ended_at is not None
+    assert told(await statements.wait(shown)).state == State.EXPIRED
+    assert await statements.value(over)
+    assert await archive.value(over)
 
 
 async def test_what_is_asked_for_while_an_erasure_waits_stays_until_it_is_over(
