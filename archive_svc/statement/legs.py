@@ -52,7 +52,6 @@ SESSION = {
     "idle_in_transaction_session_timeout": str(int(READ_S_MAX * 1000)),
 }
 """What differs in the sessions of a reader."""
-_EVER = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 _HOT = QUERIES.hot.format(columns=select_list("o"))
 
 
@@ -102,26 +101,38 @@ class ShardReader:
         mine = amendments.get(str(order_id), [])
         return (amended(found[0], mine), len(mine)) if found else None
 
-    async def archived_counts(self, user_id: str) -> dict[tuple[date, int], int]:
-        """How many orders of a user the segments have, by month and part; parts without any are left out.
+    async def archived_counts(self, user_id: str) -> dict[date, dict[int, int] | None]:
+        """How many orders of a user the copy of each month has, by part; what has none is left out.
 
-        Only row groups that other users share are read: there are two in a segment at most.
+        Also of copies that nobody reads since their month came back: None for one that is damaged. Not of
+        months in quarantine. Only row groups that other users share are read: there are two in a segment at
+        most.
         Raises: as `rows`.
         """
-        found: dict[tuple[date, int], int] = {}
+        found: dict[date, dict[int, int] | None] = {}
         try:
             async with self._sessions() as session, session.snapshot():
-                for month, archive_id in (await self._archived(session, *_EVER)).items():
-                    begins = datetime(month.year, month.month, 1, tzinfo=UTC)
-                    piece = Piece(month, begins, month_after(month), is_archived=True)
-                    for row in await session.fetch(
-                        QUERIES.segments, archive_id, user_id, piece.since, piece.until
-                    ):
-                        if count := await self._count(user_id, self._leg(user_id, piece, row)):
-                            found[month, row["part"]] = count
+                for copy in await session.fetch(QUERIES.copies):
+                    try:
+                        counts = await self._counts(session, user_id, copy["month"], copy["archive_id"])
+                    except (SegmentGone, StatementIncomplete):
+                        if copy["is_read"]:
+                            raise
+                        found[copy["month"]] = None
+                    else:
+                        found |= {copy["month"]: counts} if counts else {}
         except SegmentGone as gone:
             raise await self._why(gone) from gone
         return found
+
+    async def _counts(self, session: Session, user_id: str, month: date, archive_id: UUID) -> dict[int, int]:
+        begins = datetime(month.year, month.month, 1, tzinfo=UTC)
+        piece = Piece(month, begins, month_after(month), is_archived=True)
+        found = {
+            row["part"]: await self._count(user_id, self._leg(user_id, piece, row))
+            for row in await session.fetch(QUERIES.segments, archive_id, user_id, piece.since, piece.until)
+        }
+        return {part: count for part, count in found.items() if count}
 
     async def _count(self, user_id: str, leg: Leg) -> int:
         count = 0

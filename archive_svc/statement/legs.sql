@@ -10,6 +10,11 @@ LOCK TABLE ordermesh.orders IN ACCESS SHARE MODE;
 SELECT month, archive_id FROM ordermesh.archive_months
  WHERE committed_at IS NOT NULL AND ends_at > $1 AND begins_at < $2 ORDER BY month;
 
+-- name: copies
+-- The copies of months that are not in quarantine, the oldest first: which readers read, and which nobody does since the month came back.
+SELECT month, archive_id, committed_at IS NOT NULL AS is_read FROM ordermesh.archive_months
+ WHERE quarantined = '' AND (committed_at IS NOT NULL OR state IN ('RESTORED', 'WANTED')) ORDER BY month;
+
 -- name: segments
 -- The segments of a month that may hold orders of a user, in the order of their keys; those that are missing are told without a key.
 -- $1: archive_id; $2: user; $3: since; $4: until.

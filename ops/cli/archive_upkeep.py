@@ -155,7 +155,8 @@ def _would_go(answer: pb.EraseUserResponse, user: str, form: Format) -> None:
         for part in answer.shards
         for each in part.months
     ]
-    columns = ("shard", "month", "orders", "objects", "what it waits for")
+    columns = ("shard", "month", "orders", "objects", "what it waits for, or leaves")
     output.emit(form, answer, output.table(*columns, rows=rows))
     orders = sum(each.order_count for part in answer.shards for each in part.months)
-    output.note(f"nothing was erased; with --execute these {orders:,} orders of {user} would go for good")
+    would = f"these {orders:,} orders of {user} would go from the archive for good"
+    output.note(f"nothing was erased; with --execute {would}")

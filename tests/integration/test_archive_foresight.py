@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from archive_svc.foresee import Foreseen, foreseen
+from archive_svc.foresee import BACK, GIVEN_UP, Foreseen, foreseen
 from archive_svc.lifecycle import State
 from tests.archiving import AUGUST, SEPTEMBER, Archive, Twin, fill, opened
 from tests.buckets import Place
@@ -73,3 +73,69 @@ async def test_what_an_erasure_would_wait_for_is_said(archive: Archive) -> None:
     await archive.holds.put(None, AUGUST, "a test", "a court wants it")
     august, _ = await said(archive, "user.a")
     assert august.note == "LEGAL_HOLD of 2023-08 by a test: a court wants it"
+
+
+async def test_a_month_in_quarantine_is_named_and_nothing_of_it_is_read(archive: Archive) -> None:
+    """Else nothing could be said of any month as long as one is damaged."""
+    for month in (AUGUST, SEPTEMBER):
+        await archive.want(month)
+        assert (await archive.work(month=month)).state is State.DROPPED
+    for segment in await archive.segments(AUGUST):
+        await archive.store.delete(segment.stored)
+    await archive.shard.execute(
+        "UPDATE ordermesh.archive_months SET quarantined = 'why' WHERE month = $1", AUGUST
+    )
+    august, september = await said(archive, "user.a")
+    assert august == Foreseen(AUGUST, 0, 0, "it is quarantined")
+    assert (september.month, september.orders > 0, september.note) == (SEPTEMBER, True, "")
+    assert await said(archive, "user.z") == []
+    erasure = await archive.catalog.want_erasure(uuid4(), "user.a", "a test", "they asked for it")
+    await archive.work()
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, "user.a", "a test", "again")
+    assert (erasure.orders, erasure.note) == (september.orders, "waits for 2023-08, which is quarantined")
+
+
+@pytest.mark.parametrize("state", [State.VERIFIED, State.EXPORTED])
+async def test_a_copy_in_quarantine_that_did_not_count_yet_is_one(archive: Archive, state: State) -> None:
+    await archive.want(AUGUST, State.VERIFIED)
+    assert (await archive.work(until=state)).state is state
+    await archive.shard.execute(
+        "UPDATE ordermesh.archive_months SET quarantined = 'why' WHERE month = $1", AUGUST
+    )
+    assert await said(archive, "user.a") == [Foreseen(AUGUST, 0, 0, "it is quarantined")]
+
+
+async def test_the_copy_of_a_month_that_came_back_is_named(archive: Archive) -> None:
+    for reach in (State.DROPPED, State.RESTORED):
+        await archive.want(AUGUST, reach)
+        assert (await archive.work()).state is reach
+    orders = await archive.value(COUNTS, "user.b")
+    (month,) = await said(archive, "user.b")
+    assert (month.month, month.orders, month.note) == (AUGUST, orders, BACK)
+    assert await said(archive, "user.z") == []
+    await archive.holds.put(None, AUGUST, "a test", "a court wants it")
+    assert "a court wants it" in (await said(archive, "user.b"))[0].note
+    await archive.holds.lift(None, AUGUST, "a test", "over")
+
+    erasure = await archive.catalog.want_erasure(uuid4(), "user.b", "a test", "they asked for it")
+    await archive.work()
+    gone = await archive.rows("SELECT key FROM ordermesh.archive_replaced")
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, "user.b", "a test", "again")
+    assert erasure.ended_at is not None
+    assert (erasure.orders, len(gone)) == (month.orders, month.objects)
+    assert await archive.value(COUNTS, "user.b") == orders, "those in the tables stay"
+    assert await said(archive, "user.b") == []
+
+
+async def test_a_damaged_copy_of_a_month_that_came_back_would_be_given_up(archive: Archive) -> None:
+    for reach in (State.DROPPED, State.RESTORED):
+        await archive.want(AUGUST, reach)
+        assert (await archive.work()).state is reach
+    for segment in await archive.segments():
+        await archive.store.delete(segment.stored)
+    assert await said(archive, "user.b") == [Foreseen(AUGUST, 0, 0, GIVEN_UP)]
+    erasure = await archive.catalog.want_erasure(uuid4(), "user.b", "a test", "they asked for it")
+    await archive.work()
+    erasure = await archive.catalog.want_erasure(erasure.erasure_id, "user.b", "a test", "again")
+    assert (erasure.orders, erasure.ended_at is not None) == (0, True)
+    assert await said(archive, "user.b") == []

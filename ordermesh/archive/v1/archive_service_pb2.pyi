@@ -508,7 +508,9 @@ class EraseUserResponse(_message.Message):
         object_count: _builtins.int
         """Objects in S3 that would be written anew and deleted."""
         note: _builtins.str
-        """What an erasure would wait for; empty when for nothing."""
+        """What an erasure would wait for, or that nobody reads this copy; else empty. No orders are counted of a month that is being
+        copied or in quarantine, or of a copy that would be given up.
+        """
         def __init__(
             self,
             *,
