@@ -405,6 +405,10 @@ class Catalog:
         at: datetime = await self._database.fetchval(QUERIES.erased_until, erasure_id)
         return at
 
+    async def unname_bounds(self, fence: int, erasure: Erasure, archive_id: UUID) -> None:
+        """Let no part of a copy begin or end at an order of a user who is erased. Idempotent."""
+        await self._database.execute(QUERIES.unname_bounds, fence, archive_id, erasure.user_id)
+
     async def renew_manifest(self, fence: int, erasure: Erasure, archive_id: UUID, stored: Stored) -> None:
         """Note where a month's manifest is now. Raises: LeaseLost."""
         await self._must(

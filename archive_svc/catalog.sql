@@ -361,6 +361,31 @@ SELECT DISTINCT archive_id FROM ordermesh.archive_replaced WHERE erasure_id = $1
 SELECT GREATEST(created_at, (SELECT max(at) FROM ordermesh.archive_replaced WHERE erasure_id = $1))
   FROM ordermesh.archive_erasures WHERE erasure_id = $1;
 
+-- name: unname_bounds
+-- Let parts of a copy begin and end at orders that are left, where they did at one of a user: what is between the last order that is
+-- left of the parts before and the bound went with him, so that a part has the same orders as before. Only of copies that nothing is
+-- copied of by their bounds any more. $1: fence; $2: archive_id; $3: user.
+WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),
+copy AS (SELECT m.archive_id, m.begins_at FROM ordermesh.archive_months m, held
+          WHERE m.archive_id = $2 AND m.state IN ('DROPPED', 'RESTORED', 'WANTED') FOR UPDATE OF m),
+lasts AS (SELECT s.part, s.facts -> 'last' AS key FROM ordermesh.archive_segments s
+           WHERE s.archive_id = $2 AND s.of_table = 'orders' AND jsonb_typeof(s.facts -> 'last') = 'array'),
+bounds AS (SELECT p.part, CASE WHEN p.after_user = $3 THEN coalesce(a.key, f.key) END AS after,
+                  CASE WHEN p.until_user = $3 THEN coalesce(u.key, f.key) END AS until
+             FROM ordermesh.archive_parts p JOIN copy USING (archive_id)
+            CROSS JOIN LATERAL jsonb_build_array('', copy.begins_at, '00000000-0000-0000-0000-000000000000') AS f (key)
+             LEFT JOIN LATERAL (SELECT key FROM lasts l WHERE l.part < p.part ORDER BY l.part DESC LIMIT 1) AS a ON true
+             LEFT JOIN LATERAL (SELECT key FROM lasts l WHERE l.part <= p.part ORDER BY l.part DESC LIMIT 1) AS u ON true
+            WHERE $3 IN (p.after_user, p.until_user))
+UPDATE ordermesh.archive_parts p
+   SET after_user = coalesce(b.after ->> 0, p.after_user),
+       after_created_at = coalesce((b.after ->> 1)::timestamptz, p.after_created_at),
+       after_order = coalesce((b.after ->> 2)::uuid, p.after_order),
+       until_user = coalesce(b.until ->> 0, p.until_user),
+       until_created_at = coalesce((b.until ->> 1)::timestamptz, p.until_created_at),
+       until_order = coalesce((b.until ->> 2)::uuid, p.until_order)
+  FROM bounds b WHERE p.archive_id = $2 AND p.part = b.part;
+
 -- name: renew_manifest
 -- $1: fence; $2: erasure; $3: archive_id; $4: key; $5: version; $6: sha256. The old one is left behind.
 WITH held AS (SELECT FROM ordermesh.archive_lease WHERE fence = $1 FOR SHARE),

@@ -273,6 +273,7 @@ class Eraser:
 
     async def _renew_manifest(self, month: Month, erasure: Erasure, fence: int) -> None:
         """Write the manifest of a month as its catalog is now; the old one is left behind and deleted."""
+        await self._catalog.unname_bounds(fence, erasure, month.archive_id)
         stored = await store_manifest(self._catalog, self._store, self._retention, month, fence)
         await self._catalog.renew_manifest(fence, erasure, month.archive_id, stored)
 
