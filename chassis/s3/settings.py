@@ -17,6 +17,11 @@ class S3Settings(BaseModel):
 
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", description="The S3 bucket.")
     endpoint: str = Field("", description="http:// or https:// address; empty for that of AWS in the region.")
+    public_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[A-Za-z0-9.:\[\]_-]{1,250})?$",
+        description="Address under which those find the bucket who are given a link; empty for `endpoint`.",
+    )
     region: str = Field("us-east-1", description="Region, which is part of every signature.")
     access_key: str = Field("", description="Access key; empty for the chain of the AWS SDKs (role, file).")
     secret_key: SecretStr = Field(SecretStr(""), description="Secret of the access key.")

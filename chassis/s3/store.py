@@ -7,7 +7,7 @@ import hashlib
 import io
 import random
 import re
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,9 @@ class ObjectStore:
     mend, besides what it names; and Overloaded when too many calls wait for a connection.
     """
 
-    def __init__(self, client: Any, settings: S3Settings, calls: Calls) -> None:
+    def __init__(self, client: Any, settings: S3Settings, calls: Calls, *, links: Any | None = None) -> None:
         self._client = client
+        self._links = links or client
         self._settings = settings
         self._calls = calls
         self._parts = Parts(client, settings, calls, self)
@@ -251,7 +252,8 @@ class ObjectStore:
             raise
 
     async def link(self, meant: Stored, *, valid_s: int, filename: str, content_type: str = BINARY) -> str:
-        """An address from which whoever has it may fetch this object until it ends.
+        """An address from which whoever has it may fetch this object until it ends, at the public endpoint
+        when there is one. Nothing is asked of S3.
 
         valid_s:  1 to LINK_S_MAX.
         filename: under which a browser saves it; ASCII letters, digits and `._-`.
@@ -265,7 +267,7 @@ class ObjectStore:
             "ResponseContentDisposition": f'attachment; filename="{filename}"',
             "ResponseContentType": content_type,
         }
-        address: str = await self._client.generate_presigned_url("get_object", Params=what, ExpiresIn=valid_s)
+        address: str = await self._links.generate_presigned_url("get_object", Params=what, ExpiresIn=valid_s)
         return address
 
     async def uploads(self, prefix: str, *, after: str = "", limit: int = PAGE_MAX) -> Uploads:
@@ -439,16 +441,24 @@ async def open_store(
             "aws_access_key_id": settings.access_key,
             "aws_secret_access_key": settings.secret_key.get_secret_value(),
         }
-    client = _session().create_client(
-        "s3",
-        region_name=settings.region,
-        endpoint_url=settings.endpoint or None,
-        verify=str(settings.ca_file) if settings.ca_file else None,
-        config=config,
-        **credentials,
-    )
-    async with client as opened:
-        store = ObjectStore(opened, settings, Calls(settings, clock, jitter))
+
+    def client_at(endpoint: str) -> Any:
+        return _session().create_client(
+            "s3",
+            region_name=settings.region,
+            endpoint_url=endpoint or None,
+            verify=str(settings.ca_file) if settings.ca_file else None,
+            config=config,
+            **credentials,
+        )
+
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(client_at(settings.endpoint))
+        links = None
+        if settings.public_endpoint:
+            # The host is part of what a link's signature is of: this one signs and never calls.
+            links = await stack.enter_async_context(client_at(settings.public_endpoint))
+        store = ObjectStore(client, settings, Calls(settings, clock, jitter), links=links)
         try:
             yield store
         finally:

@@ -370,6 +370,24 @@ async def test_a_link_gives_one_object_for_a_while(store: ObjectStore):
             await store.link(made, valid_s=60, filename=name)
 
 
+async def test_a_link_leads_to_the_public_endpoint_and_calls_to_the_other(place: Place):
+    inside, outside = place.endpoint, place.endpoint.replace("127.0.0.1", "localhost")
+    assert inside != outside
+    async with place.store(public_endpoint=outside) as store:
+        await store.make_bucket()
+        made = await store.create(KEY, b"here")
+        address = await store.link(made, valid_s=60, filename="a.csv")
+        assert address.startswith(f"{outside}/")
+        async with httpx.AsyncClient(trust_env=False) as client:
+            assert (await client.get(address)).content == b"here"
+            assert (await client.get(address.replace(outside, inside))).status_code == 403, (
+                "the host is signed"
+            )
+    async with place.store(store.settings.bucket, public_endpoint="https://files.invalid") as store:
+        assert await store.read(made) == b"here"
+        assert (await store.link(made, valid_s=60, filename="a.csv")).startswith("https://files.invalid/")
+
+
 async def test_s3_keeps_only_what_its_sum_says(store: ObjectStore):
     """The port always gives the sum of what it sends; this is what the server makes of one that differs."""
     for sums in ({"ChecksumSHA256": "0" * 43 + "="}, {"ChecksumCRC32": "AAAAAA=="}):
