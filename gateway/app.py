@@ -15,7 +15,7 @@ from chassis.clock import SYSTEM_CLOCK
 from chassis.jwks import JwksKeeper, http_client
 from chassis.limits import Limiter
 from chassis.tls import TlsFiles
-from gateway import counting, docs, listener, openapi, orders, refusals, statements
+from gateway import counting, docs, landing, listener, openapi, orders, refusals, statements
 from gateway.clients import Mesh
 from gateway.edge import ALIVE_PATH, Edge
 from gateway.house import House
@@ -124,6 +124,7 @@ def application(house: House) -> ASGIApp:
     refusals.install(app)
     openapi.install(app)
     docs.install(app)
+    landing.install(app)
     counting.prepare((*orders.router.routes, *statements.router.routes))
     settings = house.settings
     in_flight = Limiter(settings.requests_in_flight_max, settings.requests_queue, name="requests")

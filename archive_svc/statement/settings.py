@@ -15,6 +15,8 @@ from archive_svc.statement.worker import Turns
 from chassis.mail import Mailbox, Smtp, SmtpSettings, Transport
 
 USER = "{user_id}"
+NOWHERE = "http://127.0.0.1"
+"""Where mails link to that nobody is sent."""
 MARGIN_S = 30.0
 """Of a mail's lease beyond a try: for the shard's answers, and for a process that was held up."""
 
@@ -37,15 +39,17 @@ class MailSettings(BaseModel):
     )
     reply_to: str = Field("", description="Whom an answer goes to; empty for the sender.")
     base_url: str = Field(
-        "http://127.0.0.1",
-        pattern=r"^https?://[A-Za-z0-9.:\[\]/_-]{1,200}$",
-        description="Mails link to `<base_url>/statements/<id>`, a page that needs the login.",
+        "",
+        pattern=r"^(https?://[A-Za-z0-9.:\[\]/_-]{1,200})?$",
+        description="Mails link to `<base_url>/statements/<id>`, where one logs in; needed with `smtp`.",
     )
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
         if (self.smtp is None) == (self.mailbox_dir is None):
             raise ValueError("give either smtp or mailbox_dir")
+        if self.smtp is not None and not self.base_url:
+            raise ValueError("base_url: needed with smtp, since mails link to `<base_url>/statements/<id>`")
         if self.to.partition("@")[0].count(USER) != 1 or self.to.count(USER) != 1:
             raise ValueError(f"to: needs {USER} once, before the @")
         try:
@@ -68,7 +72,7 @@ class MailSettings(BaseModel):
 
     def stationery(self) -> Stationery:
         """What stands on every mail."""
-        return Stationery(self.sender, self.to, self.base_url, self.reply_to)
+        return Stationery(self.sender, self.to, self.base_url or NOWHERE, self.reply_to)
 
 
 class StatementSettings(BaseModel):

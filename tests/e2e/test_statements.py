@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import httpx
 import pytest
 
 from chassis.testing import eventually
@@ -72,6 +73,9 @@ async def test_a_statement_of_real_orders_is_made_announced_and_fetched(world: W
     (mail,) = [each for each in mails if ready["statementId"] in each["name"]]
     assert mail["to"] == f"{user}@customers.invalid"
     assert f"{world.endpoints.gateway}/statements/{ready['statementId']}" in mail["text"]
+    async with httpx.AsyncClient(trust_env=False) as http:
+        page = await http.get(f"{world.endpoints.gateway}/statements/{ready['statementId']}")
+    assert (page.status_code, ready["statementId"] in page.text) == (200, True), "the link leads somewhere"
     assert not any(order.order_id in mail["text"] for order in orders)
     assert Places(world.state_dir).mails.is_dir()
 

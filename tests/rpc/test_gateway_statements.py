@@ -100,6 +100,17 @@ async def test_the_same_key_gives_the_same_statement_and_a_second_one_has_to_wai
     assert (await asked(rest, key=key)).status_code == 200
 
 
+async def test_the_link_of_a_mail_leads_to_a_page_that_says_how_to_go_on(rest):
+    made = (await asked(rest)).json()["statementId"]
+    page = await rest.http.get(f"/statements/{made}")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert f"$GATEWAY/v1/statements/{made}/download" in page.text
+    # Whether there is such a statement, it does not say.
+    other = str(uuid.uuid4())
+    assert (await rest.http.get(f"/statements/{other}")).text == page.text.replace(made, other)
+    assert (await rest.http.get("/statements/<b>")).status_code == 400
+
+
 async def test_nobody_sees_a_statement_of_somebody_else(rest):
     where = (await asked(rest)).headers["location"]
     for path in (where, f"{where}/download"):

@@ -14,7 +14,7 @@ from archive_svc.statement.settings import MailSettings, StatementSettings
 from chassis.mail import _QUIT_S, Mailbox, Smtp
 
 BOX = {"mailbox_dir": "mails"}
-SMTP = {"smtp": {"host": "mail.invalid"}}
+SMTP: dict[str, Any] = {"smtp": {"host": "mail.invalid"}, "base_url": "https://shop.invalid"}
 
 
 def test_mails_go_out_by_smtp_or_into_a_mailbox() -> None:
@@ -24,7 +24,7 @@ def test_mails_go_out_by_smtp_or_into_a_mailbox() -> None:
     assert over_smtp.smtp is not None
     assert over_smtp.smtp.security == "starttls"
     assert over_smtp.stationery() == Stationery(
-        "statements@ordermesh.invalid", "{user_id}@customers.invalid", "http://127.0.0.1"
+        "statements@ordermesh.invalid", "{user_id}@customers.invalid", "https://shop.invalid"
     )
     assert MailSettings(mailbox_dir=Path("mails")).mailbox_dir == Path("mails")
 
@@ -33,11 +33,18 @@ def test_mails_go_out_by_smtp_or_into_a_mailbox() -> None:
 def test_a_try_is_over_before_another_one_may_begin(send_s: float | None) -> None:
     """From the smallest to the largest that is taken; a try ends by the mail server being left, too."""
     changes = {} if send_s is None else {"send_s": send_s}
-    mail = MailSettings.model_validate({"smtp": {**SMTP["smtp"], **changes}})
+    mail = MailSettings.model_validate({**SMTP, "smtp": {**SMTP["smtp"], **changes}})
     assert mail.smtp is not None
     assert mail.rounds().lease.total_seconds() > mail.smtp.send_s + _QUIT_S + 10
     with pytest.raises(ValidationError):
-        MailSettings.model_validate({"smtp": {**SMTP["smtp"], "send_s": math.nextafter(300.0, 301.0)}})
+        MailSettings.model_validate(
+            {**SMTP, "smtp": {**SMTP["smtp"], "send_s": math.nextafter(300.0, 301.0)}}
+        )
+
+
+def test_mails_that_are_sent_link_to_a_place_that_somebody_named() -> None:
+    with pytest.raises(ValidationError, match="base_url: needed with smtp"):
+        MailSettings.model_validate({"smtp": SMTP["smtp"]})
 
 
 @pytest.mark.parametrize(
