@@ -44,7 +44,7 @@ class RequestStatement(Strict):
         "", max_length=64, description="IANA name; UTC without it.", examples=["Asia/Kolkata"]
     )
     formats: list[FormatName] = Field(
-        default_factory=list, max_length=2, description="CSV without it; a PDF holds up to 2,000 orders."
+        default_factory=list, max_length=2, description="CSV without it; a PDF lists up to 2,000 orders."
     )
     locale: str = Field("", max_length=16, description="`en` or `hi`; `en` without it.")
 
@@ -86,7 +86,7 @@ class Statement(Strict):
     size_bytes: int | None = None
     sha256: str | None = Field(None, description="Of the file, in hex.")
     totals: list[Total] | None = None
-    pdf_note: str | None = Field(None, description="Why there is no PDF although one was asked for.")
+    pdf_note: str | None = Field(None, description="Why the PDF lists no orders and has the totals alone.")
     error: Refusal | None = None
     mail: MailName | None = Field(
         None, description="What became of the mail that says that it is ready; DEAD_LETTER: it was given up."

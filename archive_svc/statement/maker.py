@@ -97,10 +97,17 @@ class _Making:
             raise DeadlineExceeded(limiter="statement") from late
         too_many = PDF in wanted.formats and tally.orders > PDF_ROWS_MAX
         note = WORDS[wanted.locale].too_many.format(most=f"{PDF_ROWS_MAX:,}") if too_many else ""
-        said = paper(wanted, tally, self._kept, archived_rows=read.archived_rows, archived=read.archived)
-        if PDF in wanted.formats and not too_many:
+        said = paper(
+            wanted,
+            tally,
+            self._kept,
+            archived_rows=read.archived_rows,
+            archived=read.archived,
+            note=note,
+        )
+        if PDF in wanted.formats:
             await _in_thread(self._file.add, PDF_NAME, await pdf_of(said))
-        text = summary(said, self._file.sha256, locale=wanted.locale, note=note)
+        text = summary(said, self._file.sha256, locale=wanted.locale)
         await _in_thread(self._file.add, SUMMARY_NAME, text.encode())
         size, sha256 = await _in_thread(self._file.close)
         return Bundle(self._file.path, size, sha256, tally.orders, tally.totals(), note)

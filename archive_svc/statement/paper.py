@@ -36,6 +36,7 @@ class Paper:
     facts:  names and values of the opening block.
     totals: a head, then a line for each currency and status.
     rows:   a head, then a line for each order: time, order, description, reference, status, amount.
+    note:   why orders have no lines; empty when they have.
     page:   with `{page}` and `{pages}`.
     """
 
@@ -46,6 +47,7 @@ class Paper:
     totals: tuple[tuple[str, ...], ...]
     rows: tuple[tuple[str, ...], ...]
     none: str
+    note: str
     page: str
     written_at: float
 
@@ -61,11 +63,13 @@ def paper(
     *,
     archived_rows: int,
     archived: Iterable[tuple[str, date]],
+    note: str = "",
 ) -> Paper:
     """What a statement says.
 
     rows:     those that get a line; tally: of all of them.
     archived: shards and months that came from the archive.
+    note:     why there are no lines of orders.
     """
     words, zone = WORDS[wanted.locale], ZoneInfo(wanted.time_zone)
     period = words.until.format(
@@ -101,12 +105,13 @@ def paper(
             *(_line(row, zone, words) for row in rows),
         ),
         none=words.none,
+        note=note,
         page=words.page,
         written_at=wanted.as_of.timestamp(),
     )
 
 
-def summary(said: Paper, sha256: Mapping[str, str], *, locale: str, note: str) -> str:
+def summary(said: Paper, sha256: Mapping[str, str], *, locale: str) -> str:
     """The opening and the totals as plain text, with the SHA-256 of the other files."""
     words = WORDS[locale]
     widths = [max(map(len, column)) for column in zip(*said.totals, strict=True)]
@@ -118,7 +123,7 @@ def summary(said: Paper, sha256: Mapping[str, str], *, locale: str, note: str) -
         said.title,
         "",
         *(f"{name}: {value}" for name, value in said.facts),
-        *([note] if note else []),
+        *([said.note] if said.note else []),
         "",
         said.totals_title,
         *(table if len(table) > 1 else [said.none]),

@@ -54,11 +54,13 @@ def lines_of(told: dict[str, Any]) -> list[Line]:
     found = [Line((told["title"],), (273.0,), 11.0, 16.0)]
     found += [Line(tuple(fact), (_FACT_WIDTH, 273.0 - _FACT_WIDTH), _FACT, 9.0) for fact in told["facts"]]
     found.append(Line((told["totals_title"],), (273.0,), _HEAD, 12.0))
-    if len(told["rows"]) == 1:
+    if len(told["totals"]) == 1:
         return [*found, Line((told["none"],), (273.0,), _FACT, 9.0)]
     for number, total in enumerate(told["totals"]):
         found.append(Line(tuple(total), _TOTAL_WIDTHS, _FACT, 9.0, is_head=not number, is_number=True))
     found.append(Line((), (), _HEAD, 9.0))
+    if told["note"]:
+        return [*found, Line((told["note"],), (273.0,), _FACT, 9.0)]
     for number, row in enumerate(told["rows"]):
         found.append(Line(tuple(row), _ROW_WIDTHS, _ROW, 7.5, is_head=not number, is_number=True))
     return found

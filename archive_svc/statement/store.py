@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 QUERIES = pg.queries("archive_svc.statement", "statements.sql")
 RUNNING = frozenset({"WAITING", "PLANNING", "READING", "RENDERING", "STORING"})
-SCHEMA = 1
+SCHEMA = 2
 """Of the documents; another one makes another file of the same wish."""
 SWEEP_MAX = 100
 

@@ -73,7 +73,7 @@ class Bundle:
     path:     a zip file; who made it leaves it, and who asked for it takes it away.
     sha256:   of the file, in hex.
     totals:   by currency and status, sorted.
-    pdf_note: why there is no PDF although one was wanted; empty when there is one, or none was.
+    pdf_note: why the PDF has no lines of orders; empty when it has, or none was wanted.
     """
 
     path: Path

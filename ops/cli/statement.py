@@ -249,7 +249,7 @@ def _one(operation: operations_pb2.Operation) -> Table:
         ("as of", output.when(said.as_of_time)),
         ("orders", f"{said.order_count:,}"),
         *totals,
-        ("no PDF", said.pdf_note),
+        ("PDF", said.pdf_note),
         ("bytes of the archive", f"{said.archive_bytes:,}" if said.archive_bytes else ""),
         ("file", f"{said.size_bytes:,} bytes, SHA-256 {said.sha256}" if said.size_bytes else ""),
         ("kept until", output.when(said.expire_time)),

@@ -116,16 +116,19 @@ async def test_without_orders_there_is_an_empty_statement(archive: Archive, tmp_
         assert "कोई ऑर्डर नहीं" in files.read("summary.txt").decode()
 
 
-@pytest.mark.parametrize(("most", "has_pdf"), [(0, True), (-1, False)])
-async def test_a_pdf_is_made_up_to_its_limit_and_a_note_says_when_it_is_not(
-    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, has_pdf: bool
+@pytest.mark.parametrize(("most", "has_lines"), [(0, True), (-1, False)])
+async def test_a_pdf_lists_orders_up_to_its_limit_and_a_note_says_when_it_does_not(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, has_lines: bool
 ) -> None:
     known = (await known_rows(archive))["user.c"]
     monkeypatch.setattr(making, "PDF_ROWS_MAX", len(known) + most)
     bundle = await maker(archive, tmp_path).make(wanted("user.c", formats=BOTH), nobody)
-    names = ZipFile(bundle.path).namelist()
-    assert ("statement.pdf" in names) is has_pdf
-    assert ("PDF" in bundle.pdf_note) is not has_pdf
+    pdf = pypdf.PdfReader(io.BytesIO(ZipFile(bundle.path).read("statement.pdf")))
+    text = " ".join(page.extract_text() for page in pdf.pages)
+    assert [row.order_id in text for row in known] == [has_lines] * len(known)
+    assert ("totals alone" in text) is not has_lines
+    assert all(f"{total.orders:,}" in text for total in bundle.totals)
+    assert ("PDF" in bundle.pdf_note) is not has_lines
     assert bundle.pdf_note in ZipFile(bundle.path).read("summary.txt").decode()
     assert bundle.orders == len(known)
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date, datetime
 from typing import Any
 
@@ -119,13 +120,14 @@ def test_what_is_no_paper_writes_nothing() -> None:
 
 
 def test_a_summary_has_the_totals_and_what_proves_the_other_files() -> None:
-    text = summary(said_of([row(1), row(2)]), {"orders.csv": "ab" * 32}, locale="en", note="No PDF.")
+    said = replace(said_of([row(1), row(2)]), note="No PDF.")
+    text = summary(said, {"orders.csv": "ab" * 32}, locale="en")
     assert "User: us***45\r\n" in text
     assert "Period: 2023-08-01 05:30 +05:30 until before 2023-11-01 05:30 +05:30 (Asia/Kolkata)" in text
     assert "EUR       successful  2       25.00\r\n" in text
     assert f"{'ab' * 32}  orders.csv\r\n" in text
     assert "No PDF." in text
-    assert "There are no orders" in summary(said_of([]), {}, locale="en", note="")
+    assert "There are no orders" in summary(said_of([]), {}, locale="en")
 
 
 @pytest.mark.parametrize(

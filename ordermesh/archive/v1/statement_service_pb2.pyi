@@ -39,7 +39,7 @@ class StatementWish(_message.Message):
         CSV: StatementWish._Format.ValueType  # 1
         """Comma-separated values, always there."""
         PDF: StatementWish._Format.ValueType  # 2
-        """A document for people; only up to 2,000 orders."""
+        """A document for people, which lists up to 2,000 orders; of more it has the totals alone."""
 
     class Format(_Format, metaclass=_FormatEnumTypeWrapper):
         """How it is written."""
@@ -49,7 +49,7 @@ class StatementWish(_message.Message):
     CSV: StatementWish.Format.ValueType  # 1
     """Comma-separated values, always there."""
     PDF: StatementWish.Format.ValueType  # 2
-    """A document for people; only up to 2,000 orders."""
+    """A document for people, which lists up to 2,000 orders; of more it has the totals alone."""
 
     FIRST_DAY_FIELD_NUMBER: _builtins.int
     LAST_DAY_FIELD_NUMBER: _builtins.int
@@ -206,7 +206,7 @@ class Statement(_message.Message):
     sha256: _builtins.str
     """The SHA-256 of the file, in hex."""
     pdf_note: _builtins.str
-    """Why there is no PDF although one was asked for; empty when there is one, or none was."""
+    """Why the PDF has the totals alone; empty when it lists the orders, or none was asked for."""
     mail: Global___Statement.Mail.ValueType
     """What became of its mail."""
     was_there: _builtins.bool
