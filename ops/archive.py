@@ -24,8 +24,8 @@ LOOK_EVERY_S = 0.3
 Month = pb.Month
 READY = frozenset({Month.HOT, Month.THAWED, Month.RESTORED})
 """States of months that are in their shard and could leave it."""
-_HOLDS_UP = READY | {Month.WANTED, Month.RESTORING}
-"""States of months that younger ones wait for."""
+_STAYS = READY | {Month.WANTED}
+"""States of months that younger ones wait for, besides of those that come back."""
 _WAY = (Month.VERIFIED, Month.COMMITTED, Month.DETACHING, Month.GRACE, Month.DROPPED)
 BEYOND = {goal: _WAY[_WAY.index(goal) + 1 :] for goal in _WAY}
 """By where a month is to be: where it went further already."""
@@ -52,6 +52,8 @@ def ready(shard: pb.ListMonthsResponse.Shard) -> list[Month]:
     found: list[Month] = []
     for month in shard.months:
         if month.state not in READY:
+            if _comes_back(month):
+                break
             continue
         blockers = [each for each in month.blockers if each != "OLDER_MONTH_FIRST"]
         if blockers:
@@ -60,14 +62,35 @@ def ready(shard: pb.ListMonthsResponse.Shard) -> list[Month]:
     return found
 
 
-def kept_by(shard: pb.ListMonthsResponse.Shard, month: Month, chosen: Collection[str]) -> list[str]:
-    """What keeps a month of a shard when the chosen ones go too."""
-    older = [
-        each
-        for each in shard.months
-        if each.month < month.month and each.month not in chosen and each.state in _HOLDS_UP
-    ]
-    return [each for each in month.blockers if each != "OLDER_MONTH_FIRST" or older]
+def kept(
+    shard: pb.ListMonthsResponse.Shard, chosen: Sequence[Month], goal: Month.State.ValueType
+) -> dict[str, list[str]]:
+    """What keeps each of the chosen months when all of them are asked for; nothing of those that go."""
+    found: dict[str, list[str]] = {}
+    going: set[str] = set()
+    # Tables are frozen and taken off; what is between only copies.
+    leaves = goal not in (Month.VERIFIED, Month.COMMITTED)
+    for month in sorted(chosen, key=lambda each: each.month):
+        holds_up = any(
+            each.month < month.month
+            and each.month not in going
+            and (each.state in _STAYS or _comes_back(each))
+            for each in shard.months
+        )
+        why = [each for each in month.blockers if each != "OLDER_MONTH_FIRST" or holds_up]
+        why += ["COMES_BACK"] if month.state == Month.RESTORING else []
+        why += ["HALTED"] if shard.halted and (leaves or month.state in _STAYS) else []
+        why += ["LEGAL_HOLD"] if month.legal_hold and leaves else []
+        if why:
+            found[month.month] = why
+        else:
+            going.add(month.month)
+    return found
+
+
+def _comes_back(month: Month) -> bool:
+    """Whether a month is on its way into the tables."""
+    return month.state == Month.RESTORING or (month.state != Month.RESTORED and month.reach == Month.RESTORED)
 
 
 def is_there(month: Month) -> bool:

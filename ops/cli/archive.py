@@ -147,8 +147,8 @@ def run(
 ) -> None:
     """Take months out of the shards: copied, read back, compared, and only then given up.
 
-    Exit code 1 when one waits for a person, or is not there in time; without --execute when something keeps
-    one of them, or no shard has it.
+    Exit code 1 when one waits for a person, is not there in time, or is in no shard, and when a shard does
+    not answer; without --execute also when something keeps one of them.
 
     \b
     Example:
@@ -156,15 +156,18 @@ def run(
     """
     goal = _reach(reach, Month.VERIFIED, Month.COMMITTED, Month.GRACE, Month.DROPPED)
     answer = ask(state_dir, lambda mesh: archive.listed(mesh, shard))
+    for name in answer.unreachable:
+        output.note(f"{name} does not answer; nothing was done, and --shard names one that does")
     if unknown := archive.not_there(answer, months):
-        output.note(f"no shard has {', '.join(unknown)}; nothing was done")
+        output.note(f"no shard that answers has {', '.join(unknown)}; nothing was done")
+    if answer.unreachable or unknown:
         raise typer.Exit(ExitCode.NO)
     chosen = [each for part in answer.shards for each in _chosen(part, months, oldest, goal)]
     if not chosen:
         output.note("no month can leave now; `ordermesh archive plan` says why")
         raise typer.Exit(ExitCode.NO)
     if not execute:
-        _foreseen(answer, chosen, reach, form)
+        _foreseen(answer, chosen, goal, form)
         return
     _moved(state_dir, chosen, goal, reason, actor, request_id, wait, form)
 
@@ -365,21 +368,23 @@ def _chosen(
     return archive.ready(part)[:oldest]
 
 
-def _foreseen(answer: pb.ListMonthsResponse, chosen: Sequence[Month], reach: str, form: Format) -> None:
+def _foreseen(
+    answer: pb.ListMonthsResponse,
+    chosen: Sequence[Month],
+    goal: Month.State.ValueType,
+    form: Format,
+) -> None:
     """Say what `run` would do, and what keeps it from that."""
     output.emit(form, chosen, _table(chosen))
-    kept = 0
+    waiting = 0
     for part in answer.shards:
         own = [each for each in chosen if each.shard == part.shard]
-        for each in own:
-            if why := archive.kept_by(part, each, [other.month for other in own]):
-                kept += 1
-                output.note(f"{each.shard} {each.month} would wait: {', '.join(why)}")
-    going = len(chosen) - kept
-    output.note(
-        f"nothing was done; with --execute {going} of these {len(chosen)} would go as far as {reach} now"
-    )
-    if kept:
+        for name, why in archive.kept(part, own, goal).items():
+            waiting += 1
+            output.note(f"{part.shard} {name} would wait: {', '.join(why)}")
+    going = f"{len(chosen) - waiting} of these {len(chosen)} would go as far as {_STATES[goal]} now"
+    output.note(f"nothing was done; with --execute {going}")
+    if waiting:
         raise typer.Exit(ExitCode.NO)
 
 
@@ -419,7 +424,9 @@ def _moved(
 
     months = ask(state_dir, work)
     _shown(months, form)
-    if wait and any(each.state != each.reach for each in months):
+    if any(each.quarantined for each in months) or (
+        wait and any(each.state != each.reach for each in months)
+    ):
         raise typer.Exit(ExitCode.NO)
 
 

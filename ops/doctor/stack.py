@@ -37,7 +37,8 @@ SKEW_WARN_S = 1.0
 SKEW_MAX_S = 5.0
 """Beyond this order_svc refuses to make ids."""
 AHEAD_MIN = {"outbox": timedelta(days=2)}
-AHEAD_MIN_MONTHLY = timedelta(days=28)
+AHEAD_MIN_MONTHLY = timedelta(days=59)
+"""With two months ahead of the current one it is never less; archive_svc keeps three."""
 QUERIES = pg.queries("ops.doctor")
 
 
@@ -172,8 +173,10 @@ def partitions(name: str, ends: Mapping[str, datetime | None], at: datetime) -> 
             return bad(name, f"{table} has no partition for now: creates fail", fix)
         if end - at < AHEAD_MIN.get(table, AHEAD_MIN_MONTHLY):
             return warn(name, f"{table} ends in {(end - at) / timedelta(days=1):.1f} days", fix)
-    nearest = min(end for end in ends.values() if end is not None)
-    return ok(name, f"partitions for {(nearest - at) / timedelta(days=1):.0f} days ahead")
+    ahead = {table: (end - at) / timedelta(days=1) for table, end in ends.items() if end is not None}
+    months = min((days for table, days in ahead.items() if table not in AHEAD_MIN), default=0.0)
+    days = min((days for table, days in ahead.items() if table in AHEAD_MIN), default=0.0)
+    return ok(name, f"partitions for {months:.0f} days ahead, of the outbox for {days:.0f}")
 
 
 async def map_version(endpoints: Endpoints) -> list[Finding]:

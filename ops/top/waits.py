@@ -29,7 +29,9 @@ NO_WORD: Final = frozenset(
 )
 """What an upstream says to a submission that leaves the order as it was."""
 ILL_SHARE: Final = 0.5
-"""Of what an upstream was asked; the alerts UpstreamFails and ProbesFail have the same."""
+"""Of what an upstream was asked. The alerts UpstreamFails and ProbesFail have the same, over minutes and
+from a least rate on; here one submission that fails is seen.
+"""
 
 
 @dataclass(frozen=True, slots=True)

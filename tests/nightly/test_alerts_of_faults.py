@@ -54,7 +54,7 @@ CASES = [
     ),
     case(
         "elasticsearch-down",
-        faults.held("elasticsearch"),
+        faults.elasticsearch_down,
         "ReadModelAway ReadModelBehind/s1 ReadModelBehind/s2 ReadModelBehind/v1",
     ),
     case("control-database-down", faults.held("postgres.control"), "ControlDatabaseAway"),

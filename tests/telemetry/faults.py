@@ -137,6 +137,14 @@ def held(*units: str) -> Fault:
 
 
 @asynccontextmanager
+async def elasticsearch_down(rig: Rig) -> AsyncIterator[None]:
+    """Elasticsearch is away, of which lists were served."""
+    await rig.until_searched()
+    async with stopped(rig, "elasticsearch"):
+        yield
+
+
+@asynccontextmanager
 async def archive_stuck(rig: Rig) -> AsyncIterator[None]:
     """The oldest month of shard s1 is to leave it, and S3 is away."""
     world = rig.world

@@ -46,6 +46,7 @@ OLDER_THAN_S: Final = 3 * 86_400
 FIRES_WITHIN_S: Final = 120.0
 CLEARS_WITHIN_S: Final = 150.0
 QUIET_S: Final = 4.0
+BUILT_WITHIN_S: Final = 300.0
 
 
 @dataclass
@@ -97,6 +98,15 @@ class Rig:
             await eventually(quiet, within_s=CLEARS_WITHIN_S, every_s=LOOK_EVERY_S)
         except AssertionError:
             raise AssertionError(f"not cleared: {sorted(now)}") from None
+
+    async def until_searched(self) -> None:
+        """Wait until lists of old orders come from the read model: every month of theirs has been built."""
+
+        async def searched() -> bool:
+            page = await self.world.mesh.history.ListOrders(_old(0), timeout=3.0)
+            return bool(page.read_info.read_model_asked)
+
+        await eventually(searched, within_s=BUILT_WITHIN_S, every_s=LOOK_EVERY_S)
 
     async def watch(self, lasts: asyncio.Event) -> set[str]:
         """Everything that is told from now until the event is set."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ops import archive
@@ -34,33 +36,69 @@ def test_how_many_orders_a_month_has_is_told_as_well_as_it_is_known(month: pb.Mo
     assert archive.orders_told(month) == told
 
 
-def month_of(name: str, state: pb.Month.State.ValueType, *blockers: str) -> pb.Month:
-    return pb.Month(shard="s1", month=name, state=state, blockers=blockers)
+def month_of(name: str, state: pb.Month.State.ValueType, *blockers: str, **more: Any) -> pb.Month:
+    return pb.Month(shard="s1", month=name, state=state, blockers=blockers, **more)
+
+
+def shard_of(*months: pb.Month, halted: bool = False) -> pb.ListMonthsResponse.Shard:
+    return pb.ListMonthsResponse.Shard(shard="s1", months=months, halted=halted)
+
+
+def kept(
+    shard: pb.ListMonthsResponse.Shard,
+    *chosen: str,
+    goal: pb.Month.State.ValueType = pb.Month.DROPPED,
+) -> dict[str, list[str]]:
+    return archive.kept(shard, [each for each in shard.months if each.month in chosen], goal)
+
+
+GONE = month_of("2023-07", pb.Month.DROPPED)
+FIRST = month_of("2023-08", pb.Month.HOT)
+SECOND = month_of("2023-09", pb.Month.HOT, "OLDER_MONTH_FIRST")
+YOUNG = month_of("2023-10", pb.Month.THAWED, "TOO_YOUNG", "OLDER_MONTH_FIRST")
 
 
 @pytest.mark.parametrize(
-    ("chosen", "kept"),
+    ("chosen", "why"),
     [
-        (["2023-08"], {"2023-08": []}),
-        (["2023-08", "2023-09"], {"2023-08": [], "2023-09": []}),
+        (["2023-08"], {}),
+        (["2023-08", "2023-09"], {}),
         (["2023-09"], {"2023-09": ["OLDER_MONTH_FIRST"]}),
-        (["2023-08", "2023-10"], {"2023-08": [], "2023-10": ["TOO_YOUNG", "OLDER_MONTH_FIRST"]}),
+        (["2023-08", "2023-10"], {"2023-10": ["TOO_YOUNG", "OLDER_MONTH_FIRST"]}),
     ],
 )
 def test_a_month_is_kept_by_what_the_other_chosen_ones_do_not_take_away(
-    chosen: list[str], kept: dict[str, list[str]]
+    chosen: list[str], why: dict[str, list[str]]
 ):
-    shard = pb.ListMonthsResponse.Shard(
-        shard="s1",
-        months=[
-            month_of("2023-07", pb.Month.DROPPED),
-            month_of("2023-08", pb.Month.HOT),
-            month_of("2023-09", pb.Month.HOT, "OLDER_MONTH_FIRST"),
-            month_of("2023-10", pb.Month.THAWED, "TOO_YOUNG", "OLDER_MONTH_FIRST"),
-        ],
-    )
-    of = {each.month: each for each in shard.months}
-    assert {name: archive.kept_by(shard, of[name], chosen) for name in chosen} == kept
+    assert kept(shard_of(GONE, FIRST, SECOND, YOUNG), *chosen) == why
+
+
+def test_a_month_waits_for_a_chosen_one_that_waits_itself():
+    open_one = month_of("2023-08", pb.Month.HOT, "UNSETTLED_ORDERS")
+    found = kept(shard_of(open_one, SECOND), "2023-08", "2023-09")
+    assert found == {"2023-08": ["UNSETTLED_ORDERS"], "2023-09": ["OLDER_MONTH_FIRST"]}
+
+
+def test_the_kill_switch_and_a_legal_hold_keep_months():
+    assert kept(shard_of(FIRST, halted=True), "2023-08") == {"2023-08": ["HALTED"]}
+    held = shard_of(month_of("2023-08", pb.Month.HOT, legal_hold="case 7"))
+    assert kept(held, "2023-08") == {"2023-08": ["LEGAL_HOLD"]}
+    assert kept(held, "2023-08", goal=pb.Month.COMMITTED) == {}
+    frozen = shard_of(month_of("2023-08", pb.Month.FROZEN), halted=True)
+    assert kept(frozen, "2023-08", goal=pb.Month.COMMITTED) == {}
+    assert kept(frozen, "2023-08") == {"2023-08": ["HALTED"]}
+
+
+def test_months_that_come_back_hold_younger_ones_up_and_are_not_turned_round():
+    coming = month_of("2023-07", pb.Month.RESTORING, reach=pb.Month.RESTORED)
+    assert kept(shard_of(coming, SECOND), "2023-07", "2023-09") == {
+        "2023-07": ["COMES_BACK"],
+        "2023-09": ["OLDER_MONTH_FIRST"],
+    }
+    asked_for = month_of("2023-07", pb.Month.GRACE, reach=pb.Month.RESTORED)
+    assert kept(shard_of(asked_for, SECOND), "2023-09") == {"2023-09": ["OLDER_MONTH_FIRST"]}
+    assert archive.ready(shard_of(asked_for, SECOND)) == []
+    assert archive.ready(shard_of(GONE, FIRST, SECOND, YOUNG)) == [FIRST, SECOND]
 
 
 def test_months_that_no_shard_has_are_named():

@@ -83,7 +83,8 @@ def test_a_clock_that_differs_is_a_warning_until_creates_are_refused() -> None:
 def test_partitions_must_reach_far_enough_ahead() -> None:
     far = {"orders": NOW + timedelta(days=95), "outbox": NOW + timedelta(days=7)}
     assert words(stack.partitions("s1", far, NOW)) == ["ok"]
-    assert words(stack.partitions("s1", far | {"orders": NOW + timedelta(days=20)}, NOW)) == ["warn"]
+    assert stack.partitions("s1", far, NOW).detail.endswith("for 95 days ahead, of the outbox for 7")
+    assert words(stack.partitions("s1", far | {"orders": NOW + timedelta(days=58)}, NOW)) == ["warn"]
     assert words(stack.partitions("s1", far | {"outbox": NOW + timedelta(days=1)}, NOW)) == ["warn"]
     for ends in (far | {"orders": NOW}, far | {"orders": None}, {}):
         assert words(stack.partitions("s1", ends, NOW)) == ["bad"]
