@@ -131,6 +131,17 @@ def test_links_of_alerts_begin_with_labels_that_the_server_has() -> None:
     assert set(wanted) == loaded("prometheus.yml")["global"]["external_labels"].keys()
 
 
+def test_what_links_begin_with_is_no_label_of_an_alert() -> None:
+    whole = loaded("prometheus.yml")
+    (dropped,) = whole["alerting"]["alert_relabel_configs"]
+    assert dropped.keys() == {"action", "regex"}
+    assert dropped["action"] == "labeldrop"
+    names = whole["global"]["external_labels"].keys()
+    assert [name for name in names if not re.fullmatch(dropped["regex"], name)] == []
+    kept = {"alertname", "severity", "promise", "instance", "shard", "job"}
+    assert [name for name in kept if re.fullmatch(dropped["regex"], name)] == []
+
+
 def test_the_local_stack_scrapes_the_jobs_of_production_and_what_a_laptop_has_besides() -> None:
     assert list(prometheus.jobs()) == jobs()
     admins = {name.partition(".")[0] for name in PORT_NAMES if name.endswith(".admin")}
