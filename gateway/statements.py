@@ -29,7 +29,8 @@ async def request_statement(
     """Begin to make a document of all your orders in a period. An e-mail says when it is ready; that it
     failed is said only where Location leads, and so is what became of the mail. A repeat with the same
     Idempotency-Key gives the first one, and so does the same wish while that is being made and when it was
-    asked for within an hour. One that failed is begun again by the same wish within a week.
+    first asked for within an hour; either begins one that failed again. `Idempotent-Replayed: true` says that
+    nothing was begun: the one that is meant was there, whichever key it was asked for with.
     """
     ask.visit.allowance = house.creates.admit(ask.who.user_id)
     body = bodies.read(wire.RequestStatement, await request.body(), request.headers.get("content-type"))

@@ -193,7 +193,8 @@ class Statements:
             "UPDATE ordermesh.statements SET ended_at = ended_at - $1::interval, "
             "expires_at = expires_at - $1::interval, asked_at = asked_at - $1::interval, "
             "created_at = created_at - $1::interval, clean_from = clean_from - $1::interval, "
-            "as_of = as_of - $1::interval, until = least(until, as_of - $1::interval)",
+            "as_of = as_of - $1::interval, until = least(until, as_of - $1::interval), "
+            "begun_before = ARRAY(SELECT b - $1::interval FROM unnest(begun_before) AS b)",
             timedelta(**by),
         )
 

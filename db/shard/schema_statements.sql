@@ -47,6 +47,7 @@ CREATE TABLE statements (
     clean_from     timestamptz NOT NULL DEFAULT 'epoch',
     clean_failures int         NOT NULL DEFAULT 0,
     is_large       boolean     NOT NULL DEFAULT false,
+    begun_before   timestamptz[] NOT NULL DEFAULT '{}',
     CONSTRAINT a_request_makes_one_statement UNIQUE (user_id, request_id),
     CONSTRAINT a_ready_statement_has_a_file CHECK (state <> 'READY' OR (object_key <> '' AND sha256 <> '' AND expires_at IS NOT NULL)),
     CONSTRAINT a_failed_statement_says_why CHECK (state <> 'FAILED' OR (error_code > 0 AND error_reason <> '')),
@@ -60,11 +61,11 @@ COMMENT ON COLUMN statements.fence IS 'Grows with each turn of a worker and with
 COMMENT ON COLUMN statements.is_clean IS 'Whether no object can be left in S3 but the one that the row names.';
 COMMENT ON COLUMN statements.clean_from IS 'When its objects are looked for again after some could not go; clean_failures: how often they could not, in a row.';
 COMMENT ON COLUMN statements.is_large IS 'Whether it takes so long that some worker is to be left to those that do not.';
-COMMENT ON COLUMN statements.asks IS 'How often it was begun for its user: once, and again after each failure; limits count them.';
+COMMENT ON COLUMN statements.asks IS 'How often it was begun for its user: once, and again after failures.';
+COMMENT ON COLUMN statements.begun_before IS 'When it was begun before asked_at, of the last 30 days; limits count both, each when it was.';
 
 CREATE UNIQUE INDEX one_running_statement ON statements (user_id)
     WHERE state IN ('WAITING', 'PLANNING', 'READING', 'RENDERING', 'STORING');
-CREATE INDEX statements_of_content ON statements (user_id, content_key) WHERE state NOT IN ('CANCELLED', 'EXPIRED');
 CREATE INDEX statements_of_user ON statements (user_id, created_at DESC, statement_id DESC);
 CREATE INDEX statements_to_make ON statements (asked_at) WHERE state IN ('WAITING', 'PLANNING', 'READING', 'RENDERING', 'STORING');
 CREATE INDEX statements_to_expire ON statements (expires_at) WHERE state = 'READY';
@@ -98,8 +99,9 @@ CREATE INDEX statement_requests_of_statement ON statement_requests (statement_id
 
 -- Begins a statement, or finds the one that is meant; all requests of one user one after the other.
 -- p_amended: what stands for the amendments that it would tell, NULL for none: after another one the same wish means another statement.
--- p_is_large: whether a worker that keeps to small ones leaves it. The same wish means one that is being made, one that is ready and was
--- asked for within the hour, or one that failed within the week: that is begun again, by another request as of now once the hour is over.
+-- p_is_large: whether a worker that keeps to small ones leaves it. The same wish means one that is being made, or that was first asked
+-- for within the hour: ready, or failed, which is begun again. A repeated request begins one that failed again whenever it comes. Either
+-- way it stays as of the moment that it was first asked for, which is as_of and created_at alike.
 -- Verdicts: NEW, AGAIN (it had failed), SAME, after which the request means this statement for ever; REUSED, FUTURE, RUNNING, LIMIT, which
 -- change nothing. retry_s: when to come back.
 CREATE FUNCTION ordermesh.request_statement(
@@ -113,7 +115,6 @@ DECLARE
     content bytea;
     found_one ordermesh.statements;
     is_known boolean;
-    stays boolean;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('statements of ' || p_user_id, 0));
     at := clock_timestamp();
@@ -129,18 +130,17 @@ BEGIN
         verdict := 'REUSED';
         RETURN;
     END IF;
+    content := sha256(convert_to(concat_ws(E'\x1f', p_user_id, p_first, p_last, p_time_zone, p_locale, p_formats::text, p_schema,
+                                           p_amended), 'UTF8'));
     IF NOT is_known THEN
         IF p_since >= at THEN
             verdict := 'FUTURE';
             RETURN;
         END IF;
-        content := sha256(convert_to(concat_ws(E'\x1f', p_user_id, p_first, p_last, p_time_zone, p_locale, p_formats::text, p_schema,
-                                               p_amended), 'UTF8'));
         SELECT s.* INTO found_one FROM ordermesh.statements s
          WHERE s.user_id = p_user_id AND s.content_key = content
-           AND CASE s.state WHEN 'READY' THEN s.as_of > at - interval '1 hour'
-                            WHEN 'FAILED' THEN s.asked_at > at - interval '7 days'
-                            ELSE s.state NOT IN ('CANCELLED', 'EXPIRED') END
+           AND (s.state IN ('WAITING', 'PLANNING', 'READING', 'RENDERING', 'STORING')
+                OR s.state IN ('READY', 'FAILED') AND s.created_at > at - interval '1 hour')
          ORDER BY s.state = 'FAILED', s.asked_at DESC LIMIT 1;
     END IF;
     statement := found_one.statement_id;
@@ -148,7 +148,7 @@ BEGIN
         IF NOT is_known THEN
             IF (SELECT count(*) FROM ordermesh.statement_requests r WHERE r.statement_id = statement) >= 100 THEN
                 verdict := 'LIMIT';
-                retry_s := greatest(extract(epoch FROM found_one.as_of + interval '1 hour' - at), 5);
+                retry_s := greatest(extract(epoch FROM found_one.created_at + interval '1 hour' - at), 5);
                 RETURN;
             END IF;
             INSERT INTO ordermesh.statement_requests (user_id, request_id, statement_id) VALUES (p_user_id, p_request_id, statement);
@@ -169,13 +169,12 @@ BEGIN
     END IF;
     IF statement IS NOT NULL THEN
         verdict := 'AGAIN';
-        stays := is_known OR found_one.as_of > at - interval '1 hour';
         UPDATE ordermesh.statements s
-           SET state = 'WAITING', placements = p_placements, asks = s.asks + 1, asked_at = at, ended_at = NULL, attempts = 0,
-               not_before = 'epoch', read_months = 0, months = 0, read_orders = 0, archive_bytes = 0,
-               error_code = 0, error_reason = '', error_message = '', actor = p_actor, is_large = p_is_large,
-               as_of = CASE WHEN stays THEN s.as_of ELSE at END,
-               until = CASE WHEN stays THEN s.until ELSE least(p_until, at) END
+           SET state = 'WAITING', content_key = content, placements = p_placements, asks = s.asks + 1, asked_at = at,
+               begun_before = ARRAY(SELECT b.begun_at FROM unnest(s.begun_before || s.asked_at) AS b (begun_at)
+                                     WHERE b.begun_at > at - interval '30 days'),
+               ended_at = NULL, attempts = 0, not_before = 'epoch', read_months = 0, months = 0, read_orders = 0, archive_bytes = 0,
+               error_code = 0, error_reason = '', error_message = '', actor = p_actor, is_large = s.is_large OR p_is_large
          WHERE s.statement_id = statement;
         IF NOT is_known THEN
             INSERT INTO ordermesh.statement_requests (user_id, request_id, statement_id) VALUES (p_user_id, p_request_id, statement);
@@ -190,19 +189,17 @@ BEGIN
             p_since, least(p_until, at), at, p_placements, p_actor, at, at, p_is_large);
 END $$;
 
--- In how many seconds a user may begin another statement; 0 for now. A statement counts as often as it was begun.
+-- In how many seconds a user may begin another statement; 0 for now. A statement counts as often as it was begun, each time when it was.
 CREATE FUNCTION ordermesh.statements_allowed_in(p_user_id text, p_at timestamptz, p_day_max int, p_month_max int)
     RETURNS double precision LANGUAGE sql STABLE
     RETURN COALESCE((
-        SELECT max(extract(epoch FROM b.asked_at + w.span - p_at))
+        SELECT max(extract(epoch FROM n.begun_at + w.span - p_at))
           FROM (VALUES (interval '1 day', p_day_max), (interval '30 days', p_month_max)) AS w (span, most)
           CROSS JOIN LATERAL (
               -- The youngest whose leaving the window makes room: with it and all younger ones the window is full.
-              SELECT n.asked_at
-                FROM (SELECT s.asked_at, sum(s.asks) OVER (ORDER BY s.asked_at DESC, s.statement_id) AS asks
-                        FROM ordermesh.statements s
-                       WHERE s.user_id = p_user_id AND s.asked_at > p_at - w.span) AS n
-               WHERE n.asks >= w.most
-               ORDER BY n.asked_at DESC LIMIT 1) AS b), 0);
+              SELECT b.begun_at
+                FROM ordermesh.statements s CROSS JOIN LATERAL unnest(s.begun_before || s.asked_at) AS b (begun_at)
+               WHERE s.user_id = p_user_id AND s.asked_at > p_at - w.span AND b.begun_at > p_at - w.span
+               ORDER BY b.begun_at DESC OFFSET w.most - 1 LIMIT 1) AS n), 0);
 
 INSERT INTO schema_migrations (name) VALUES ('0010_statements'), ('0020_amended_statements'), ('0024_known_requests'), ('0026_wishes_and_sizes');

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import grpc
 import httpx
@@ -176,39 +176,97 @@ async def test_a_request_that_found_a_statement_means_it_from_then_on(statements
     assert (await statements.request()).name != made.name
 
 
-@pytest.mark.parametrize("hours", [0, 26])
-async def test_one_that_failed_is_begun_again_by_the_same_wish_which_means_now_when_the_hour_is_over(
-    statements: Statements, hours: int
+async def test_one_that_failed_is_begun_again_by_the_same_wish_within_the_hour(
+    statements: Statements,
 ) -> None:
     first, second = uuid4(), uuid4()
-    made = await statements.request(first)
-    statements.maker.failures = [OrderArchived()]
-    assert await statements.worker.once()
-    failed = told(await statements.wait(made))
-    await statements.later(hours=hours)
+    failed = await failing(statements, first)
     again = told(await statements.request(second))
     assert (again.statement_id, again.state) == (failed.statement_id, State.WAITING)
-    moved = again.as_of_time.ToDatetime() - failed.as_of_time.ToDatetime()
-    assert moved >= timedelta(0)
-    assert (moved > timedelta(0)) == (hours > 0)
-    # Who repeats a request is shown what that was of, whenever it is begun again.
-    statements.maker.failures = [OrderArchived()]
+    assert again.as_of_time == failed.as_of_time
     assert await statements.worker.once()
     for request_id in (first, second):
-        repeated = told(await statements.request(request_id))
-        assert (repeated.statement_id, repeated.as_of_time) == (again.statement_id, again.as_of_time)
-    assert await statements.worker.once()
-    assert (await statements.wait(made)).done
-    assert [wanted.as_of for wanted in statements.maker.wishes][1:] == [statements.maker.wishes[1].as_of] * 2
+        assert told(await statements.request(request_id)).statement_id == failed.statement_id
     assert await statements.value("SELECT count(*) FROM ordermesh.statements") == 1
 
 
-async def test_one_that_failed_a_week_ago_is_let_lie(statements: Statements) -> None:
-    made = await statements.request()
+async def test_what_a_request_means_stays_of_its_moment_when_another_asks_for_the_same_after_the_hour(
+    statements: Statements,
+) -> None:
+    first, second = uuid4(), uuid4()
+    failed = await failing(statements, first)
+    await statements.later(minutes=61)
+    newer = told(await statements.request(second))
+    assert newer.statement_id != failed.statement_id
+    assert newer.as_of_time.ToDatetime() > failed.as_of_time.ToDatetime()
+    assert await statements.worker.once()
+    listed = await statements.call("ListStatements", pb.ListStatementsRequest(user_id="alice"))
+    assert [told(each).statement_id for each in listed.operations] == [
+        newer.statement_id,
+        failed.statement_id,
+    ], "the newest wish is found first"
+    # The first one is begun again by its own request alone, and is of the same moment, whenever that comes.
+    moved = timedelta(days=9)
+    await statements.later(days=moved.days)
+    again = told(await statements.request(first))
+    assert (again.statement_id, again.state) == (failed.statement_id, State.WAITING)
+    assert again.create_time == again.as_of_time
+    assert again.as_of_time.ToDatetime() == failed.as_of_time.ToDatetime() - timedelta(minutes=61) - moved
+    assert told(await statements.request(second)).statement_id == newer.statement_id
+
+
+async def test_one_begun_again_is_known_by_what_it_tells_then(statements: Statements) -> None:
+    request_id = uuid4()
+    await failing(statements, request_id)
+    await statements.database.execute("UPDATE ordermesh.statements SET content_key = sha256('amended since')")
+    again = await statements.request(request_id)
+    assert await statements.worker.once()
+    assert (await statements.request()).name == again.name
+
+
+async def test_one_that_was_found_to_be_large_is_large_when_it_is_begun_again(
+    statements: Statements,
+) -> None:
+    await failing(statements)
+    await statements.database.execute("UPDATE ordermesh.statements SET is_large = true")
+    await statements.request()
+    assert await statements.value("SELECT is_large AND state = 'WAITING' FROM ordermesh.statements")
+
+
+async def test_limits_count_each_begin_when_it_was(statements: Statements) -> None:
+    request_id = uuid4()
+    await failing(statements, request_id)
+    # Once a day is never five in 24 hours, and after twenty days twenty in 30.
+    for _ in range(19):
+        await statements.later(days=1)
+        await failing(statements, request_id)
+    with pytest.raises(grpc.aio.AioRpcError) as said:
+        await statements.request(request_id)
+    error = rpc.error_of(said.value)
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, Reason.STATEMENT_LIMIT)
+    assert error.retry_after_s is not None
+    assert 10 * 86_400 < error.retry_after_s <= 11 * 86_400, "the first one is 19 days ago"
+    # Once each eight days it goes on for ever, and what is older than 30 days is kept nowhere.
+    await statements.later(days=11)
+    for _ in range(4):
+        await failing(statements, request_id)
+        await statements.later(days=8)
+    assert await statements.value("SELECT asks FROM ordermesh.statements") == 24
+    for _ in range(5):
+        await failing(statements, request_id)
+    assert await statements.value("SELECT cardinality(begun_before) FROM ordermesh.statements") == 4 + 3
+    with refused(Code.RESOURCE_EXHAUSTED, Reason.STATEMENT_LIMIT):
+        await statements.request(request_id)
+
+
+async def failing(statements: Statements, request_id: UUID | None = None) -> pb.Statement:
+    """A statement that was asked for, and failed."""
+    asked = await statements.request(request_id)
     statements.maker.failures = [OrderArchived()]
     assert await statements.worker.once()
-    await statements.later(days=7)
-    assert (await statements.request()).name != made.name
+    failed = told(await statements.wait(asked))
+    assert failed.state == State.FAILED
+    return failed
 
 
 async def test_the_same_wish_means_one_that_is_made_for_hours_and_one_that_is_ready_for_one(

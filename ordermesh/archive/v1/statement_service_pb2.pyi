@@ -112,7 +112,7 @@ class Statement(_message.Message):
         READY: Statement._State.ValueType  # 6
         """It can be downloaded."""
         FAILED: Statement._State.ValueType  # 7
-        """It was given up; the operation's error says why. The same wish begins it again, within a week."""
+        """It was given up; the operation's error says why. The same request begins it again, and so does the same wish within the hour."""
         CANCELLED: Statement._State.ValueType  # 8
         """Somebody ended it."""
         EXPIRED: Statement._State.ValueType  # 9
@@ -136,7 +136,7 @@ class Statement(_message.Message):
     READY: Statement.State.ValueType  # 6
     """It can be downloaded."""
     FAILED: Statement.State.ValueType  # 7
-    """It was given up; the operation's error says why. The same wish begins it again, within a week."""
+    """It was given up; the operation's error says why. The same request begins it again, and so does the same wish within the hour."""
     CANCELLED: Statement.State.ValueType  # 8
     """Somebody ended it."""
     EXPIRED: Statement.State.ValueType  # 9

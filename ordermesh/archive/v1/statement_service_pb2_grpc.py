@@ -87,8 +87,8 @@ class StatementServiceServicer:
         """Asks for a statement; returns at once, with the operation that makes it.
 
         A repeat with the same `request_id` returns the first operation; so does the same wish within the hour, until an archived order that it
-        tells is amended, and while it is being made. One that failed is begun again by the same wish within a week. Nothing is shown that was
-        created after the wish.
+        tells is amended, and while it is being made. Either way one that failed is begun again, as of the same moment. Nothing is shown that
+        was created after the wish.
         Refuses with INVALID_FIELD, REQUEST_ID_REUSED, STATEMENT_RUNNING, STATEMENT_LIMIT or TOO_LARGE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,8 +42,8 @@ class StatementServiceStub:
     """Asks for a statement; returns at once, with the operation that makes it.
 
     A repeat with the same `request_id` returns the first operation; so does the same wish within the hour, until an archived order that it
-    tells is amended, and while it is being made. One that failed is begun again by the same wish within a week. Nothing is shown that was
-    created after the wish.
+    tells is amended, and while it is being made. Either way one that failed is begun again, as of the same moment. Nothing is shown that
+    was created after the wish.
     Refuses with INVALID_FIELD, REQUEST_ID_REUSED, STATEMENT_RUNNING, STATEMENT_LIMIT or TOO_LARGE.
     """
     WaitStatement: _grpc.UnaryUnaryMultiCallable[_statement_service_pb2.WaitStatementRequest, _operations_pb2.Operation]
@@ -92,8 +92,8 @@ class StatementServiceAsyncStub(StatementServiceStub):
     """Asks for a statement; returns at once, with the operation that makes it.
 
     A repeat with the same `request_id` returns the first operation; so does the same wish within the hour, until an archived order that it
-    tells is amended, and while it is being made. One that failed is begun again by the same wish within a week. Nothing is shown that was
-    created after the wish.
+    tells is amended, and while it is being made. Either way one that failed is begun again, as of the same moment. Nothing is shown that
+    was created after the wish.
     Refuses with INVALID_FIELD, REQUEST_ID_REUSED, STATEMENT_RUNNING, STATEMENT_LIMIT or TOO_LARGE.
     """
     WaitStatement: _aio.UnaryUnaryMultiCallable[_statement_service_pb2.WaitStatementRequest, _operations_pb2.Operation]  # type: ignore[assignment]
@@ -145,8 +145,8 @@ class StatementServiceServicer(metaclass=_abc_1.ABCMeta):
         """Asks for a statement; returns at once, with the operation that makes it.
 
         A repeat with the same `request_id` returns the first operation; so does the same wish within the hour, until an archived order that it
-        tells is amended, and while it is being made. One that failed is begun again by the same wish within a week. Nothing is shown that was
-        created after the wish.
+        tells is amended, and while it is being made. Either way one that failed is begun again, as of the same moment. Nothing is shown that
+        was created after the wish.
         Refuses with INVALID_FIELD, REQUEST_ID_REUSED, STATEMENT_RUNNING, STATEMENT_LIMIT or TOO_LARGE.
         """
 
