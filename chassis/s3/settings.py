@@ -8,6 +8,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 MIB = 1024 * 1024
+PUBLIC_ENDPOINT = (
+    r"^(https://[A-Za-z0-9.:\[\]_-]{1,250}|http://(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?)?$"
+)
+"""A link is all that its file takes, so it is to be read by nobody on the way."""
 
 
 class S3Settings(BaseModel):
@@ -19,8 +23,9 @@ class S3Settings(BaseModel):
     endpoint: str = Field("", description="http:// or https:// address; empty for that of AWS in the region.")
     public_endpoint: str = Field(
         "",
-        pattern=r"^(https?://[A-Za-z0-9.:\[\]_-]{1,250})?$",
-        description="Address under which those find the bucket who are given a link; empty for `endpoint`.",
+        pattern=PUBLIC_ENDPOINT,
+        description="https:// address under which those find the bucket who are given a link, on loopback "
+        "http:// too; empty for `endpoint`.",
     )
     region: str = Field("us-east-1", description="Region, which is part of every signature.")
     access_key: str = Field("", description="Access key; empty for the chain of the AWS SDKs (role, file).")
