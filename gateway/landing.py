@@ -23,7 +23,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding
 pre{font:14px/1.4 ui-monospace,monospace;background:#f3f5f8;padding:.8rem;overflow:auto}
 </style>
 <h1>Your statement</h1>
-<p>Log in to the app to look at it and to download it. It is kept for a week; after that, ask for it anew.</p>
+<p>Log in to the app to look at it and to download it. It is not kept for ever; when it is gone, ask anew.</p>
 <p>With a token of yours, <code>TOKEN=$(ordermesh token --user alice)</code> on a local stack, and
 <code>GATEWAY</code> as this page's address up to its port, this shows where it stands, and fetches it:</p>
 <pre>LINES</pre>

@@ -26,7 +26,7 @@ such as `2.5` or `800ms`; it is 5 s otherwise, to which `Prefer: wait=N` adds, a
 paged by `pageToken`, also given as `Link: rel=next`.
 
 A statement is a document of all of a user's orders in a period, also of those that are archived. It is asked
-for, made, announced by e-mail, and can be downloaded for a week.
+for, made, announced by e-mail, and can be downloaded until its `expireTime`.
 
 Every write of an order is answered with `Ordermesh-Consistency-Token`, and with the same in a cookie that
 lives for a minute. A list that is asked for with either shows that write, whichever store answers. The token

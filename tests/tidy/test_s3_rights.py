@@ -6,14 +6,17 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.session import Session
 from botocore.validate import ParamValidator
+from pydantic import ValidationError
 
 from archive_svc.statement import files
+from archive_svc.statement.settings import StatementSettings
 
 ROOT = Path(__file__).parents[2]
 READS = {"s3:GetObject", "s3:GetObjectVersion"}
@@ -97,6 +100,19 @@ def test_the_rules_of_the_bucket_are_rules_and_touch_no_month() -> None:
     assert [rule["Filter"] for rule in deletes] == [
         {"Prefix": files.statements_prefix("s1").partition("/")[0] + "/"}
     ]
+
+
+def test_no_rule_of_the_bucket_removes_a_statement_that_can_be_downloaded() -> None:
+    (days,) = (
+        rule["Expiration"]["Days"]
+        for rule in of_the_bucket("lifecycle.json")["Rules"]
+        if "Expiration" in rule
+    )
+    assert StatementSettings(keep_days=90).turns().kept < timedelta(days=days)
+    with pytest.raises(ValidationError):
+        StatementSettings(keep_days=days - 1)
+    for page in ("archive-old-months.md", "ask-for-a-statement.md"):
+        assert f"after {days}" in (ROOT / "docs/howto" / page).read_text(encoding="utf-8"), page
 
 
 @pytest.mark.parametrize("source", ["self._client.get_object_acl()", "x._client.copy_object(Key=key)"])
