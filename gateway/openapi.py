@@ -63,7 +63,7 @@ _ANSWERS: dict[str, dict[int, tuple[type[BaseModel] | None, str]]] = {
     "read_journal": {200: (wire.Journal, "A page of the journal")},
     "request_statement": {
         202: (statement_wire.Statement, "It is being made; look again where Location says"),
-        200: (statement_wire.Statement, "What the first try asked for is over"),
+        200: (statement_wire.Statement, "What is meant was there, and is over"),
     },
     "get_statement": {200: (statement_wire.Statement, "The statement")},
     "list_statements": {200: (statement_wire.StatementPage, "A page of statements")},

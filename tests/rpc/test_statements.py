@@ -183,6 +183,7 @@ async def test_one_that_failed_is_begun_again_by_the_same_wish_within_the_hour(
     failed = await failing(statements, first)
     again = told(await statements.request(second))
     assert (again.statement_id, again.state) == (failed.statement_id, State.WAITING)
+    assert not again.was_there, "it was begun"
     assert again.as_of_time == failed.as_of_time
     assert await statements.worker.once()
     for request_id in (first, second):

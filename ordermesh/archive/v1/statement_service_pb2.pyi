@@ -210,7 +210,7 @@ class Statement(_message.Message):
     mail: Global___Statement.Mail.ValueType
     """What became of its mail."""
     was_there: _builtins.bool
-    """Said by RequestStatement alone: the request began nothing, as it came before, or the same wish did."""
+    """Said by RequestStatement alone: the request began nothing, as it came before, or the same wish did. One that had failed was begun again."""
     @_builtins.property
     def wish(self) -> Global___StatementWish:
         """What was asked for."""

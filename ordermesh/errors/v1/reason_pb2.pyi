@@ -121,7 +121,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_STATEMENT_NOT_FOUND: _Reason.ValueType  # 48
     """The user has no such statement."""
     REASON_STATEMENT_NOT_READY: _Reason.ValueType  # 49
-    """The statement cannot be downloaded: it is not ready, failed, was ended, or is gone."""
+    """The statement cannot be downloaded: it is not ready, failed, was ended, or is gone. On REST one that is gone is 410, the others 409."""
     REASON_STATEMENT_RUNNING: _Reason.ValueType  # 50
     """Another statement of the user is being made; come back after the given delay."""
     REASON_STATEMENT_LIMIT: _Reason.ValueType  # 51
@@ -239,7 +239,7 @@ REASON_STORAGE_UNAVAILABLE: Reason.ValueType  # 47
 REASON_STATEMENT_NOT_FOUND: Reason.ValueType  # 48
 """The user has no such statement."""
 REASON_STATEMENT_NOT_READY: Reason.ValueType  # 49
-"""The statement cannot be downloaded: it is not ready, failed, was ended, or is gone."""
+"""The statement cannot be downloaded: it is not ready, failed, was ended, or is gone. On REST one that is gone is 410, the others 409."""
 REASON_STATEMENT_RUNNING: Reason.ValueType  # 50
 """Another statement of the user is being made; come back after the given delay."""
 REASON_STATEMENT_LIMIT: Reason.ValueType  # 51
