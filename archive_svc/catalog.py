@@ -31,7 +31,7 @@ from chassis.s3 import Stored
 from chassis.store_spans import traced
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import date, datetime, timedelta
     from uuid import UUID
 
@@ -223,9 +223,12 @@ class Catalog:
         """Note that every byte was read and compared. Raises: LeaseLost."""
         await self._note(QUERIES.verified, fence, archive_id, segment, enough_for)
 
-    async def due_check(self) -> tuple[date, UUID, CataloguedSegment] | None:
-        """The segment to read once more, with its month and archive_id; None when none is due."""
-        row = await self._database.fetchrow(QUERIES.due_check)
+    async def due_check(self, last: Collection[str] = ()) -> tuple[date, UUID, CataloguedSegment] | None:
+        """The segment to read once more, with its month and archive_id; None when none is due.
+
+        last: keys of objects that come after all others.
+        """
+        row = await self._database.fetchrow(QUERIES.due_check, [*last])
         return None if row is None else (row["month"], row["archive_id"], segment_of(row))
 
     async def check_month(self, month: date, actor: str) -> None:

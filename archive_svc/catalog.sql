@@ -138,11 +138,11 @@ UPDATE ordermesh.archive_segments s
 
 -- name: due_check
 -- The segment that is to be read once more before all others, of months that readers read from their copies. Of those in quarantine
--- only when somebody asked for it.
+-- only when somebody asked for it. $1: keys of objects that come after all others.
 SELECT s.*, m.month FROM ordermesh.archive_segments s JOIN ordermesh.archive_months m USING (archive_id)
  WHERE m.committed_at IS NOT NULL AND s.check_from <= clock_timestamp()
    AND (m.quarantined = '' OR EXISTS (SELECT FROM ordermesh.archive_releases r WHERE r.archive_id = m.archive_id AND r.ended_at IS NULL))
- ORDER BY s.check_from, s.key LIMIT 1;
+ ORDER BY s.key = ANY($1), s.check_from, s.key LIMIT 1;
 
 -- name: check_month
 -- Let a month's segments be read once more now; one in quarantine is let go when all are whole. $1: month; $2: actor.

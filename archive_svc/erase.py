@@ -4,7 +4,8 @@ The new segment is read back and compared before it takes the old one's place, i
 notes who asked, why, and how many rows went; then the month's manifest is written anew, and the old objects
 are deleted. Only of months that are in S3 alone, and of copies that nobody reads since their month came back:
 while a month leaves, or comes back, its rows are in both places, so it is waited for; one in quarantine, too.
-A copy that nobody reads and that is damaged is given up, as its month is in the tables. What nothing names
+A copy that nobody reads and that is damaged, or lies in cold storage, is given up, as its month is in the
+tables; one that is read is waited for, and holds up no other part. What nothing names
 any more, of copies before and of tries that were killed, goes as well if it may hold such rows, however young
 it is. Amendments go at once, whatever else there is to wait for; those of a month below a legal hold go when
 it is lifted. What went is recalled from the user's statements, on every shard (see `recall`).
@@ -35,7 +36,7 @@ from archive_svc.retention import NOT_LOCKED
 from archive_svc.segment import SegmentDamaged
 from chassis import faults
 from chassis.errors import OrdermeshError
-from chassis.s3 import ObjectLocked, ObjectNotFound, S3Error
+from chassis.s3 import ObjectCold, ObjectLocked, ObjectNotFound, S3Error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -163,15 +164,16 @@ class Eraser:
     async def _rewrite_month(
         self, month: Month, parts: Mapping[int, Sequence[CataloguedSegment]], erasure: Erasure, fence: int
     ) -> set[str]:
-        """Write parts of a copy anew. One that is damaged is waited for, and holds up no other; where nobody
-        reads the copy, this is given up instead.
+        """Write parts of a copy anew. One that is damaged, or in cold storage, is waited for, and holds up no
+        other; where nobody reads the copy, this is given up instead.
         """
         waits: set[str] = set()
         for part, segments in parts.items():
             try:
                 await self._rewrite(month, segments, erasure, fence)
-            except SegmentDamaged as damaged:
-                what = f"part {part} is damaged ({damaged})"
+            except (SegmentDamaged, ObjectCold) as failed:
+                is_cold = isinstance(failed, ObjectCold)
+                what = f"part {part} is {'in cold storage' if is_cold else 'damaged'} ({failed})"
                 if await self._gave_up(month, what, erasure, fence):
                     return set()
                 metrics.FAILED.labels(self._catalog.shard, "ERASE").inc()
@@ -191,13 +193,15 @@ class Eraser:
     async def _recall(self, erasure: Erasure, *, is_last: bool = False) -> set[str]:
         """Recall the user's statements; the shards that are to be told yet.
 
-        is_last: also those that were made since something went, up to now.
+        is_last: also those that were made since something went, up to now; or up to when this was done first,
+        if nothing went since.
         """
+        shard = self._catalog.shard
+        until = await self._catalog.erased_until(erasure.erasure_id)
         if is_last:
-            until = (await self._catalog.control()).at
-        else:
-            until = await self._catalog.erased_until(erasure.erasure_id)
-        silent = await self._recalls.recall(self._catalog.shard, erasure, until)
+            before = await self._recalls.recalled_until(shard, erasure)
+            until = before if before and before > until else (await self._catalog.control()).at
+        silent = await self._recalls.recall(shard, erasure, until, is_last=is_last)
         return {f"statements on {shard}" for shard in silent}
 
     async def _kept(self, month: Month | None) -> str:
@@ -216,7 +220,11 @@ class Eraser:
     async def _rewrite(
         self, month: Month, segments: Sequence[CataloguedSegment], erasure: Erasure, fence: int
     ) -> None:
-        """Write the segments of one part anew; they count at once: orders never go without their journal."""
+        """Write the segments of one part anew; they count at once: orders never go without their journal.
+
+        Raises: SegmentDamaged; ObjectCold; LegalHold; LeaseLost; S3Error; what chassis.pg raises.
+        """
+        await self._verifier.must_be_warm(segments)
         swaps = [swap for each in segments if (swap := await self._without(month, each, erasure)) is not None]
         if not swaps:
             return
@@ -230,7 +238,10 @@ class Eraser:
         await faults.point(points.AFTER_SWAP)
 
     async def _without(self, month: Month, old: CataloguedSegment, erasure: Erasure) -> _Swap | None:
-        """Store a segment without the user's rows, read back; None without any. Raises: SegmentDamaged."""
+        """Store a segment without the user's rows, read back; None without any.
+
+        Raises: SegmentDamaged; S3Error.
+        """
         from archive_svc.codec.erasing import without
 
         shape, shard = SHAPES[old.table], self._catalog.shard

@@ -11,6 +11,7 @@ is left is the reader itself, which loses nothing; the twin that is never archiv
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from archive_svc.editions import newest_edition
 from archive_svc.lifecycle import mismatches
 from archive_svc.segment import SegmentDamaged, Step
 from chassis import faults
-from chassis.s3 import ObjectChanged, ObjectDamaged, ObjectNotFound, stream
+from chassis.s3 import ObjectChanged, ObjectCold, ObjectDamaged, ObjectNotFound, stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("verify")
 READ_AT_ONCE = 2
 """Segments that are in memory, whole: one is compared while the next is fetched."""
+COLD_MAX = 10_000
+"""Segments in cold storage that checks put last."""
 
 
 class Mismatch(Exception):
@@ -59,6 +62,7 @@ class Verifier:
         self._store = store
         self._throttle = throttle
         self._enough_for = enough_for
+        self._cold: set[str] = set()
 
     async def verify(self, month: Month, fence: int) -> bool:
         """Read back what was not yet, and note it; False when segments were damaged and are to be made anew.
@@ -144,25 +148,49 @@ class Verifier:
         metrics.READ_BACK_BYTES.labels(self._catalog.shard).inc(len(whole))
         return whole
 
+    async def must_be_warm(self, segments: Sequence[CataloguedSegment]) -> None:
+        """See that none lies in cold storage, before anything is stored because of them; nothing else.
+
+        Raises: ObjectCold; S3Error.
+        """
+        for segment in segments:
+            with suppress(ObjectDamaged, ObjectNotFound, ObjectChanged):  # Told by who reads it whole.
+                await self._store.read(segment.stored, size_bytes=1)
+
     async def check_one(self, fence: int) -> tuple[date, str] | None:
         """Read the segment that is most due once more; the month and what is wrong, None when none was due.
 
-        Raises: LeaseLost; S3Error; what chassis.pg raises.
+        One in cold storage stays due, and is read again when all others were.
+        Raises: LeaseLost; ObjectCold; S3Error; what chassis.pg raises.
         """
         for month, actor in await self._catalog.release(fence):
             log.info("month_released", shard=self._catalog.shard, month=f"{month:%Y-%m}", actor=actor)
-        due = await self._catalog.due_check()
+        due = await self._catalog.due_check(last=self._cold)
         if due is None:
             return None
         month, archive_id, segment = due
         try:
-            await self.read_back(segment)
-        except SegmentDamaged as damaged:
-            if not await self._was_put_back(fence, archive_id, segment):
-                return month, f"{segment.stored.key}: {damaged}"
+            wrong = await self._wrong_with(fence, archive_id, segment)
+        except ObjectCold:
+            if segment.stored.key in self._cold or len(self._cold) >= COLD_MAX:
+                self._cold.clear()  # No other is due: each of them has its turn again.
+            self._cold.add(segment.stored.key)
+            raise
+        self._cold.discard(segment.stored.key)
+        if wrong:
+            return month, wrong
         await self._catalog.note_verified(fence, archive_id, segment, self._enough_for)
         metrics.CHECKED.labels(self._catalog.shard).inc()
         return month, ""
+
+    async def _wrong_with(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> str:
+        """What is wrong with a segment; empty when it is whole, or was put back as another version."""
+        try:
+            await self.read_back(segment)
+        except SegmentDamaged as damaged:
+            if not await self._was_put_back(fence, archive_id, segment):
+                return f"{segment.stored.key}: {damaged}"
+        return ""
 
     async def _was_put_back(self, fence: int, archive_id: UUID, segment: CataloguedSegment) -> bool:
         """Whether the object's newest version has the very bytes of one that is damaged; it counts then."""

@@ -57,6 +57,8 @@ class Version:
     version_id: str
     retain_until: datetime | None = None
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    is_cold: bool = False
+    """Whether it has to be restored before it can be read, as in GLACIER; a look at it does not say so."""
 
 
 @dataclass
@@ -360,6 +362,8 @@ class InProcessS3:
             headers |= found.checksums
         if "response-content-disposition" in asked.query:
             headers["Content-Disposition"] = asked.query["response-content-disposition"]
+        if found.is_cold and asked.operation == "GetObject":
+            raise Refusal(403, "InvalidObjectState")
         body, status = bytes(found.body), 200
         wanted = asked.headers.get("range")
         if wanted:

@@ -11,11 +11,12 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from archive_svc import damage
-from archive_svc.errors import OrdersMoved, StatementIncomplete
+from archive_svc.errors import ArchiveCold, OrdersMoved, StatementIncomplete
 from archive_svc.segment import Facts, Step
 from archive_svc.statement.amendments import Amendment, amended, by_order
 from archive_svc.statement.fetching import Leg, Read, SegmentGone
@@ -53,6 +54,13 @@ SESSION = {
 }
 """What differs in the sessions of a reader."""
 _HOT = QUERIES.hot.format(columns=select_list("o"))
+
+
+class Unreadable(StrEnum):
+    """Why nobody can say what a copy has of a user."""
+
+    DAMAGED = "DAMAGED"
+    COLD = "COLD"
 
 
 class ShardReader:
@@ -101,15 +109,15 @@ class ShardReader:
         mine = amendments.get(str(order_id), [])
         return (amended(found[0], mine), len(mine)) if found else None
 
-    async def archived_counts(self, user_id: str) -> dict[date, dict[int, int] | None]:
+    async def archived_counts(self, user_id: str) -> dict[date, dict[int, int] | Unreadable]:
         """How many orders of a user the copy of each month has, by part; what has none is left out.
 
-        Also of copies that nobody reads since their month came back: None for one that is damaged. Not of
-        months in quarantine. Only row groups that other users share are read: there are two in a segment at
-        most.
-        Raises: as `rows`.
+        Also of copies that nobody reads since their month came back: why not, of one that is damaged. So of
+        every one that lies in cold storage. Not of months in quarantine. Only row groups that other users
+        share are read: there are two in a segment at most.
+        Raises: as `rows`, but for ArchiveCold.
         """
-        found: dict[date, dict[int, int] | None] = {}
+        found: dict[date, dict[int, int] | Unreadable] = {}
         try:
             async with self._sessions() as session, session.snapshot():
                 for copy in await session.fetch(QUERIES.copies):
@@ -118,7 +126,9 @@ class ShardReader:
                     except (SegmentGone, StatementIncomplete):
                         if copy["is_read"]:
                             raise
-                        found[copy["month"]] = None
+                        found[copy["month"]] = Unreadable.DAMAGED
+                    except ArchiveCold:
+                        found[copy["month"]] = Unreadable.COLD
                     else:
                         found |= {copy["month"]: counts} if counts else {}
         except SegmentGone as gone:

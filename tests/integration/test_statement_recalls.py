@@ -68,6 +68,10 @@ class Late(pg.Database):
             raise ShardUnavailable(shard="s1")
         return await self._shard.fetchval(sql, *args, **options)
 
+    async def fetchrow(self, sql: str, *args: object, **options: Any) -> Any:
+        """As the shard says, at any time."""
+        return await self._shard.fetchrow(sql, *args, **options)
+
     async def execute(self, sql: str, *args: object, **options: Any) -> Any:
         """As the shard says."""
         return await self._shard.execute(sql, *args, **options)
@@ -177,6 +181,25 @@ async def test_what_is_shown_when_the_last_recall_misses_one_shard_is_recalled_b
     assert told(await statements.wait(shown)).state == State.EXPIRED
     assert await statements.value(over)
     assert await archive.value(over)
+
+
+async def test_what_is_made_after_the_last_recall_stays_when_another_shard_is_told_later(
+    statements: Statements, archive: Archive
+) -> None:
+    late = Late(archive.shard)
+    others = {"s1": archive.shard, HOME: statements.database, "s3": late}
+    archive.archiver._eraser._recalls = Recalls(others)
+    before = await statements.request()
+    assert await statements.worker.once()
+    erasure = await erased(archive)
+    assert (erasure.ended_at, erasure.note) == (None, "waits for statements on s3")
+    assert told(await statements.wait(before)).state == State.EXPIRED
+
+    shown = await statements.request()
+    assert shown.name != before.name
+    assert await statements.worker.once()
+    assert (await once_more(archive, erasure)).ended_at is not None
+    assert told(await statements.wait(shown)).state == State.READY
 
 
 async def test_what_is_asked_for_while_an_erasure_waits_stays_until_it_is_over(
