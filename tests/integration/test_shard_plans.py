@@ -91,7 +91,7 @@ async def past(databases: Databases) -> AsyncIterator[Past]:
     async with opened(database) as shard:
         for back in range(MONTHS):
             await shard.db.execute(
-                "SELECT ordermesh.ensure_month(now() - $1::interval)", timedelta(days=30.5 * back)
+                "SELECT ordermesh.ensure_month(date_trunc('month', now()) - $1 * interval '1 month')", back
             )
         # No cache: explain() deallocates what the driver would keep.
         connection = await asyncpg.connect(database.dsn, server_settings=SETTINGS, statement_cache_size=0)
