@@ -250,6 +250,33 @@ async def test_a_damaged_copy_that_nobody_reads_is_given_up(
         assert await twin.differences(AUGUST) == {}
 
 
+async def test_a_copy_that_was_given_up_just_before_the_process_died_goes_with_the_next_one(
+    shard_database: DatabaseFactory, server: InProcessS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dies = True
+
+    async def die(name: str) -> None:
+        if dies and name == points.BEFORE_RECALL:
+            raise faults.FaultFired(name)
+
+    async with opened(await shard_database(), Place.of(server), part_bytes=16 * 1024) as archive:
+        await fill(archive.database, 120, users=("user.1", USER, ANOTHER))
+        await moved(archive, State.DROPPED)
+        await damaged_when_back(archive, server, -1)
+        monkeypatch.setattr(faults, "point", die)
+        with pytest.raises(faults.FaultFired):
+            await asked(archive)
+        assert (await archive.month(AUGUST)).manifest_key == "", "the copy is nobody's already"
+        assert USER in users_in(server, archive)
+        dies = False
+        await archive.shard.execute("UPDATE ordermesh.archive_lease SET lease_until = 'epoch'")
+        erasure = await asked(
+            archive, await archive.value("SELECT erasure_id FROM ordermesh.archive_erasures")
+        )
+        assert erasure.ended_at is not None, erasure.note
+        assert USER not in users_in(server, archive)
+
+
 async def test_no_other_copy_is_given_up(archive: Archive) -> None:
     erasure = await archive.catalog.want_erasure(uuid4(), USER, "a test", "he asked for it")
     await archive.shard.execute("UPDATE ordermesh.archive_erasures SET not_before = 'infinity'")

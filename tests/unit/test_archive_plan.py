@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from ops import archive
+from ops.cli import app
+from ops.cli import archive as command
 from ordermesh.archive.v1 import archive_service_pb2 as pb
 
 
@@ -115,3 +118,19 @@ def test_what_is_saved_is_the_disk_without_what_s3_costs():
     month = pb.Month(table_bytes=4 * 1024**3)
     assert archive.stored_usd(month) == pytest.approx(0.0245)
     assert archive.saved_usd(month) == pytest.approx(4 * 0.115 * 3 - 0.0245)
+
+
+@pytest.mark.parametrize("words", [["--month", "2023-08"], ["--oldest", "1"], ["--oldest", "1", "--execute"]])
+def test_nothing_is_asked_for_while_a_shard_does_not_answer(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[Any] = []
+
+    def ask(*call: Any) -> pb.ListMonthsResponse:
+        asked.append(call)
+        return pb.ListMonthsResponse(shards=[shard_of(FIRST)], unreachable=["shards/s2"])
+
+    monkeypatch.setattr(command, "ask", ask)
+    ended = CliRunner().invoke(app, ["archive", "run", *words, "--reason", "a test"])
+    assert (ended.exit_code, len(asked)) == (1, 1), ended.output
+    assert "shards/s2 does not answer" in ended.output
